@@ -1,0 +1,1 @@
+"""A run's state on disk: slices of every parameter, published atomically, readable under any layout."""

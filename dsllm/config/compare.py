@@ -1,0 +1,43 @@
+"""Compares the run that is asked for with the run that was saved: what may change on resume, and what may not."""
+
+import dataclasses
+from typing import Any
+
+from dsllm.config.run import RunConfig
+
+_MISSING = "(absent)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """One field that differs."""
+
+    field: str
+    saved: Any
+    asked: Any
+    changeable: bool
+
+    def __str__(self) -> str:
+        return f"{self.field}: saved {self.saved!r}, now {self.asked!r}"
+
+
+def differences(saved: RunConfig, asked: RunConfig) -> list[Difference]:
+    """Every field in which two runs differ, in the order of the tree."""
+    return _compare(saved, asked, "", False)
+
+
+def _compare(saved: Any, asked: Any, path: str, may_change: bool) -> list[Difference]:
+    if dataclasses.is_dataclass(saved) and type(saved) is type(asked):
+        found = []
+        for f in dataclasses.fields(saved):
+            inner = may_change or bool(f.metadata.get("changeable"))
+            found += _compare(getattr(saved, f.name), getattr(asked, f.name), f"{path}.{f.name}".lstrip("."), inner)
+        return found
+    if isinstance(saved, tuple) and isinstance(asked, tuple):
+        found = []
+        for i in range(max(len(saved), len(asked))):
+            left = saved[i] if i < len(saved) else _MISSING
+            right = asked[i] if i < len(asked) else _MISSING
+            found += _compare(left, right, f"{path}.{i}", may_change)
+        return found
+    return [] if saved == asked else [Difference(path, saved, asked, may_change)]

@@ -1,0 +1,28 @@
+"""Where files named in a run are looked for: the working directory, the YAML's folder, the shipped presets."""
+
+from pathlib import Path
+
+import dsllm
+
+DEFAULT_RECIPE = "launch/recipes/pydocs.yaml"
+
+
+def presets_directory() -> Path:
+    """Folder that holds ds_configs/ and launch/: the checkout, or the copy inside an installed wheel."""
+    package = Path(dsllm.__file__).resolve().parent
+    checkout = package.parent
+    return checkout if (checkout / "setup.py").is_file() and (checkout / "ds_configs").is_dir() else package / "presets"
+
+
+def find_file(name: str, beside: Path | None = None) -> Path | None:
+    """The first existing file of that name in the working directory, in `beside`, and among the presets; else None."""
+    places = [Path.cwd(), *([beside] if beside else []), presets_directory()]
+    return next((place / name for place in places if (place / name).is_file()), None)
+
+
+def searched(name: str, beside: Path | None = None) -> str:
+    """A phrase for error messages: where `find_file` looked."""
+    if Path(name).is_absolute():
+        return name
+    places = ["the working directory", *([str(beside)] if beside else []), str(presets_directory())]
+    return f"{name} (looked in {', '.join(places)})"

@@ -1,0 +1,55 @@
+"""The whole run as one typed, frozen value."""
+
+from dataclasses import dataclass, field
+
+from dsllm.config.data import DataConfig, TokenizerConfig
+from dsllm.config.fields import FORBID_UNKNOWN_KEYS, changeable
+from dsllm.config.model import ModelConfig
+from dsllm.config.train import CheckpointConfig, LogConfig, TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSection:
+    """What the run is called and where it lives."""
+
+    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+
+    name: str
+    """Name of the run; nothing: the YAML file's name."""
+    directory: str = changeable("")
+    """Folder of the run; nothing: runs/NAME."""
+    seed: int = 1234
+    """Decides the initial weights, the order of the data and dropout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A run: everything that decides what it computes, and how it is carried out."""
+
+    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+
+    run: RunSection
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    deepspeed: str = changeable("ds_configs/zero1.json")
+    """DeepSpeed JSON: ZeRO, offload and communication. Batch sizes, precision, clipping, optimizer and schedule belong to
+    the run."""
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens per optimizer step."""
+        return self.train.global_batch_sequences * self.data.sequence_length
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run: the token budget, rounded up to whole steps."""
+        return -(-self.train.total_tokens // self.tokens_per_step)
+
+    @property
+    def context_length(self) -> int:
+        """Longest sequence that the model is made for, in tokens."""
+        return self.model.context_length or self.data.sequence_length

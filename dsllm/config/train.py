@@ -1,0 +1,124 @@
+"""The training branch of a run: how many tokens, in what batches, precision, optimizer and schedule."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dsllm.config.fields import FORBID_UNKNOWN_KEYS, changeable
+
+Precision = Literal["fp32", "fp32_compute_bf16", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov and Hutter 2019), decay on matrices only."""
+
+    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+
+    learning_rate: float = 3e-4
+    """Peak learning rate."""
+    beta1: float = 0.9
+    """Decay of the first moment, per step."""
+    beta2: float = 0.95
+    """Decay of the second moment, per step."""
+    epsilon: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.1
+    """Decoupled decay of matrices, as a share of the learning rate per step; norms and biases are not decayed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """Learning rate over the run: linear warm-up, then a shape down to end_ratio x peak."""
+
+    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+
+    shape: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    """cosine and linear decay from the warm-up's end to the last step; wsd stays at the peak and decays linearly at the
+    end (warm-up, stable, decay); constant stays at the peak."""
+    warmup_steps: int | None = None
+    """Optimizer steps of warm-up; give this or warmup_tokens; neither: no warm-up."""
+    warmup_tokens: int | None = None
+    """Tokens of warm-up, rounded up to whole steps."""
+    decay_steps: int | None = None
+    """wsd: optimizer steps of the final decay; give this or decay_tokens; neither: a tenth of the run."""
+    decay_tokens: int | None = None
+    """wsd: tokens of the final decay, rounded up to whole steps."""
+    end_ratio: float = 0.1
+    """Learning rate at the end, as a share of the peak."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossScaleConfig:
+    """Scaling of the loss in fp16, so that small gradients do not vanish; not used by the other precisions."""
+
+    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+
+    static: float = 0.0
+    """A fixed scale; 0: dynamic."""
+    initial_power: int = 16
+    """Dynamic: start at 2 to this power."""
+    window_steps: int = 1000
+    """Dynamic: double the scale after this many steps without overflow."""
+    hysteresis: int = 2
+    """Dynamic: overflows to endure before the scale is halved."""
+    minimum: float = 1.0
+    """Dynamic: never scale by less."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run, independent of how many ranks carry it out."""
+
+    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+
+    total_tokens: int = changeable(10_000_000)
+    """Token budget of the run; rounded up to whole steps."""
+    global_batch_sequences: int = 32
+    """Sequences per optimizer step, over all ranks and micro-batches."""
+    micro_batch_sequences: int = changeable(4)
+    """Sequences per rank and forward pass; gradient accumulation follows from it."""
+    precision: Literal["auto", "fp32", "fp32_compute_bf16", "bf16", "fp16"] = "auto"
+    """fp32; fp32_compute_bf16: fp32 parameters, bf16 inside the layers; bf16, fp16: DeepSpeed's, with fp32 masters.
+    auto: bf16 on GPUs, fp32_compute_bf16 on CPU."""
+    gradient_clipping: float = 1.0
+    """Largest gradient norm; larger gradients are scaled down to it; 0: off."""
+    activation_checkpointing: Literal["none", "full"] | int = changeable("none")
+    """none; full: keep only each block's input and recompute the rest; k: the same in every k-th block."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    loss_scale: LossScaleConfig = field(default_factory=LossScaleConfig)
+    validate_every_steps: int = changeable(0)
+    """Validation loss every so many steps; 0: only at the end."""
+    validation_sequences: int = changeable(256)
+    """At most this many held-out sequences per validation; 0: all of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When the run's state is saved, and what is kept."""
+
+    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+
+    every_steps: int = changeable(500)
+    """Save every so many steps; 0: not by steps. The end of the run and an interrupt always save."""
+    every_minutes: float = changeable(0.0)
+    """Save when this many minutes have passed since the last save; 0: not by time."""
+    keep_last: int = changeable(2)
+    """How many of the newest checkpoints to keep."""
+    keep_every_steps: int = changeable(0)
+    """Also keep for ever every checkpoint whose step is a multiple of this; 0: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """What is reported on the way."""
+
+    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+
+    every_steps: int = changeable(10)
+    """A line on the terminal every so many steps; metrics.jsonl has every step."""
+    tensorboard: bool = changeable(True)
+    """Write TensorBoard event files into the run directory."""
+    peak_tflops: float | None = changeable(None)
+    """Peak of one device, in TFLOP/s, against which MFU is reported; nothing: the data sheet's for known GPUs,
+    measured at the start on CPU."""

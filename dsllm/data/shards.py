@@ -1,0 +1,284 @@
+"""Token shards in Megatron's .bin/.idx format, version 1: one stream of token ids, and where its documents begin.
+
+PREFIX.bin holds the ids and nothing else. PREFIX.idx, little endian: magic (9 bytes), version u64, code of the id's type
+u8, number of sequences S u64, number of document starts D u64 (documents + 1), then i32[S] lengths in tokens, i64[S] byte
+offsets into the .bin, i64[D] the sequence at which each document starts. Source: megatron-core 0.16.1,
+core/datasets/indexed_dataset.py. Here a document is one sequence; files in which it is several are read as well.
+"""
+
+import hashlib
+import os
+import struct
+import weakref
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from dsllm import files
+from dsllm.errors import DataError
+
+MAGIC = b"MMIDIDX\x00\x00"
+VERSION = 1
+HEADER = struct.Struct("<9sQBQQ")  # 34 bytes
+DTYPE_OF_CODE = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float64", 7: "float32", 8: "uint16"}
+CODE_OF_DTYPE = {name: code for code, name in DTYPE_OF_CODE.items()}
+MOST_UINT16_VOCAB = 65500  # as Megatron: room for ids that are added later
+MOST_DOCUMENT_TOKENS = 2**31 - 1  # lengths are int32
+
+
+def shard_dtype(vocab_size: int) -> np.dtype:
+    """The type of a token id on disk: uint16 where the vocabulary fits, else int32 (Megatron's rule)."""
+    return np.dtype(np.uint16 if vocab_size < MOST_UINT16_VOCAB else np.int32)
+
+
+def bin_path(prefix: Path) -> Path:
+    """The file of token ids. (with_suffix would cut a prefix such as en.v2.)"""
+    return prefix.with_name(prefix.name + ".bin")
+
+
+def idx_path(prefix: Path) -> Path:
+    """The file of document boundaries."""
+    return prefix.with_name(prefix.name + ".idx")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardInfo:
+    """What was written."""
+
+    num_tokens: int
+    num_documents: int
+    bin_bytes: int
+    idx_bytes: int
+    bin_sha256: str
+
+
+class ShardWriter:
+    """Writes one shard aside and publishes it at `close`, the .idx last: a shard with an .idx is whole.
+
+    As a context manager it closes on success and leaves nothing behind on an exception.
+    """
+
+    def __init__(self, prefix: Path, dtype: np.dtype):
+        self.prefix = prefix
+        self.dtype = np.dtype(dtype)
+        self._range = np.iinfo(self.dtype)
+        self._lengths = array("i")
+        self._digest = hashlib.sha256()
+        self._path = bin_path(prefix)
+        try:
+            prefix.parent.mkdir(parents=True, exist_ok=True)
+            self._file = files.partial(self._path).open("wb")
+        except OSError as error:
+            raise _not_written(self._path, error) from error
+
+    def add_document(self, token_ids: np.ndarray | Sequence[int]) -> None:
+        """Append one document, its end-of-text token included.
+
+        Args:
+            token_ids: 1-D, at least one id.
+
+        Raises:
+            DataError: an id does not fit the shard's type, the document is too long for the format, or the disk is full.
+        """
+        ids = np.asarray(token_ids)
+        assert ids.ndim == 1 and ids.size > 0, "a document has at least its end-of-text token"
+        low, high = int(ids.min()), int(ids.max())
+        if low < self._range.min or high > self._range.max:
+            raise DataError(
+                f"{self._path}: token ids {low} to {high} do not fit {self.dtype.name} "
+                f"({self._range.min} to {self._range.max}): choose the type by shard_dtype(vocab_size)"
+            )
+        if ids.size > MOST_DOCUMENT_TOKENS:
+            raise DataError(f"{self._path}: a document of {ids.size} tokens; the format's most is {MOST_DOCUMENT_TOKENS}")
+        content = ids.astype(self.dtype).tobytes()
+        try:
+            self._file.write(content)
+        except OSError as error:
+            raise _not_written(self._path, error) from error
+        self._digest.update(content)
+        self._lengths.append(ids.size)
+
+    def close(self) -> ShardInfo:
+        """Publish both files.
+
+        Raises:
+            DataError: the files could not be written; nothing is left.
+        """
+        lengths = np.frombuffer(self._lengths, dtype=np.int32)
+        index = _index_bytes(lengths, self.dtype)
+        try:
+            self._file.close()
+            # An .idx of an earlier attempt must not vouch for the new .bin.
+            idx_path(self.prefix).unlink(missing_ok=True)
+            files.publish(self._path)
+            files.write_whole(idx_path(self.prefix), index)
+        except OSError as error:
+            self.discard()
+            self._path.unlink(missing_ok=True)
+            raise _not_written(self._path, error) from error
+        num_tokens = int(lengths.sum(dtype=np.int64))
+        return ShardInfo(
+            num_tokens=num_tokens,
+            num_documents=len(lengths),
+            bin_bytes=num_tokens * self.dtype.itemsize,
+            idx_bytes=len(index),
+            bin_sha256=self._digest.hexdigest(),
+        )
+
+    def discard(self) -> None:
+        """Give up: remove what was written aside."""
+        try:
+            self._file.close()
+        finally:
+            files.partial(self._path).unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
+
+
+class Shard:
+    """One shard, open for reading. Opening reads 46 bytes of it, whatever its size."""
+
+    def __init__(self, prefix: Path):
+        """Open PREFIX.bin and PREFIX.idx and compare both sizes with the header.
+
+        Raises:
+            DataError: a file is missing, is not such a shard, or is not as long as it should be.
+        """
+        self.prefix = prefix
+        self.path = bin_path(prefix)
+        self._index_path = idx_path(prefix)
+        header = _read_header(self._index_path)
+        self.dtype = header.dtype
+        self.num_documents = header.num_documents
+        self._num_sequences = header.num_sequences
+        try:
+            # Plain reads, not a memory map: a file cut short under a running job is then an error that can be named
+            # instead of a SIGBUS, and resident memory does not grow with what was read.
+            self._descriptor = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be opened ({error.strerror}); its .idx is there: bring both") from error
+        weakref.finalize(self, os.close, self._descriptor)
+        found = os.fstat(self._descriptor).st_size
+        if found != header.bin_bytes:
+            raise DataError(
+                f"{self.path}: {found} bytes, but {self._index_path.name} describes {header.bin_bytes}: "
+                "truncated or not of this pair; copy or prepare it again"
+            )
+        self.num_tokens = found // self.dtype.itemsize
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """The token ids [start, stop) as int64.
+
+        Raises:
+            DataError: the file has become shorter since it was opened, or the device fails.
+        """
+        assert 0 <= start <= stop <= self.num_tokens, f"tokens [{start}, {stop}) of {self.num_tokens}"
+        size = self.dtype.itemsize
+        try:
+            content = _read_exactly(self._descriptor, start * size, (stop - start) * size)
+        except OSError as error:
+            raise DataError(f"{self.path}: tokens {start} to {stop} cannot be read: {error.strerror}") from error
+        if len(content) != (stop - start) * size:
+            raise DataError(f"{self.path}: ends at token {start + len(content) // size}, it had {self.num_tokens} when opened")
+        return np.frombuffer(content, dtype=self.dtype).astype(np.int64)
+
+    @cached_property
+    def document_offsets(self) -> np.ndarray:
+        """Where each document starts in the stream, in tokens, and the end: int64[num_documents + 1]; reads the .idx."""
+        count = self._num_sequences
+        starts = np.zeros(count + 1, dtype=np.int64)
+        with self._index_path.open("rb") as file:
+            file.seek(HEADER.size)
+            np.cumsum(np.fromfile(file, dtype="<i4", count=count), dtype=np.int64, out=starts[1:])
+            file.seek(8 * count, os.SEEK_CUR)
+            documents = np.fromfile(file, dtype="<i8", count=self.num_documents + 1)
+        return starts[documents]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Header:
+    """What an .idx says about its pair, without its arrays."""
+
+    dtype: np.dtype
+    num_sequences: int
+    num_documents: int
+    bin_bytes: int
+
+
+def _read_header(path: Path) -> _Header:
+    """Read the header and the last sequence's place, whose end is the .bin's size: constant time.
+
+    Raises:
+        DataError: the file is missing, is not a Megatron index of version 1, or has the wrong size.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(HEADER.size)
+            if not content.startswith(MAGIC):
+                raise DataError(f"{path}: not a Megatron .idx: begins with {content[:9]!r} instead of {MAGIC!r}")
+            if len(content) < HEADER.size:
+                raise DataError(f"{path}: {len(content)} bytes, shorter than its header ({HEADER.size}): truncated")
+            _, version, code, num_sequences, num_starts = HEADER.unpack(content)
+            found = os.fstat(file.fileno()).st_size
+            _check_header(path, version, code, 12 * num_sequences + 8 * num_starts, found)
+            bin_bytes = 0
+            if num_sequences > 0:
+                file.seek(HEADER.size + 4 * (num_sequences - 1))
+                (last_length,) = struct.unpack("<i", file.read(4))
+                file.seek(HEADER.size + 4 * num_sequences + 8 * (num_sequences - 1))
+                (last_offset,) = struct.unpack("<q", file.read(8))
+                bin_bytes = last_offset + last_length * np.dtype(DTYPE_OF_CODE[code]).itemsize
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); a shard is a pair PREFIX.bin, PREFIX.idx") from error
+    dtype = np.dtype(DTYPE_OF_CODE[code]).newbyteorder("<")
+    return _Header(dtype=dtype, num_sequences=num_sequences, num_documents=num_starts - 1, bin_bytes=bin_bytes)
+
+
+def _check_header(path: Path, version: int, code: int, array_bytes: int, found: int) -> None:
+    """Refuse what we cannot read, by name."""
+    if version != VERSION:
+        raise DataError(f"{path}: Megatron index version {version}; this reads version {VERSION}")
+    name = DTYPE_OF_CODE.get(code)
+    if name is None or name.startswith("float"):
+        raise DataError(f"{path}: ids of type {name or f'code {code}'}: token ids are integers")
+    expected = HEADER.size + array_bytes
+    if found != expected:
+        why = "truncated" if found < expected else "longer than its header says (multimodal shards are not read)"
+        raise DataError(f"{path}: {found} bytes, its header asks for {expected}: {why}; copy or prepare it again")
+
+
+def _index_bytes(lengths: np.ndarray, dtype: np.dtype) -> bytes:
+    """The whole .idx of documents that are one sequence each."""
+    count = len(lengths)
+    offsets = np.zeros(count, dtype="<i8")
+    np.cumsum(lengths[:-1], dtype=np.int64, out=offsets[1:])
+    offsets *= dtype.itemsize
+    header = HEADER.pack(MAGIC, VERSION, CODE_OF_DTYPE[dtype.name], count, count + 1)
+    return b"".join([header, lengths.astype("<i4").tobytes(), offsets.tobytes(), np.arange(count + 1, dtype="<i8").tobytes()])
+
+
+def _read_exactly(descriptor: int, offset: int, num_bytes: int) -> bytes:
+    """Read at a place; one call may return less than asked for, only the end of the file ends it."""
+    parts: list[bytes] = []
+    while num_bytes > 0 and (part := os.pread(descriptor, num_bytes, offset)):
+        parts.append(part)
+        offset += len(part)
+        num_bytes -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _not_written(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path}: could not be written: {error.strerror}; nothing was published")

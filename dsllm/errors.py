@@ -1,0 +1,59 @@
+"""What can go wrong for a user, by name. Everything else is a bug of ours and keeps its traceback."""
+
+from collections.abc import Sequence
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 75  # "saved, start me again" (EX_TEMPFAIL of sysexits.h)
+
+
+class DsllmError(Exception):
+    """A problem that the user can solve: the message names the field or file, the value, why, and what to do."""
+
+    exit_code = EXIT_FAILED
+
+
+class ConfigError(DsllmError):
+    """The run as written cannot work. Collects every problem, so that one reading mends all."""
+
+    exit_code = EXIT_USAGE
+
+    def __init__(self, problems: Sequence[str] | str):
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        count = len(self.problems)
+        head = "" if count == 1 else f"{count} problems:\n"
+        super().__init__(head + "\n".join(f"- {p}" if count > 1 else p for p in self.problems))
+
+
+class DataError(DsllmError):
+    """A source, a tokenizer or a token shard is missing, damaged or does not fit."""
+
+
+class CheckpointError(DsllmError):
+    """A checkpoint is missing, damaged, belongs to another run, or could not be written."""
+
+
+class LaunchError(DsllmError):
+    """The processes of a run do not fit together: ranks, hosts, devices, process groups."""
+
+
+class RunError(DsllmError):
+    """A run directory cannot be used: alive elsewhere, not shared by all hosts, or of another format."""
+
+
+class MissingExtra(DsllmError):
+    """An optional library is not installed."""
+
+
+def require(module: str, extra: str):
+    """Import an optional library, or say which extra brings it.
+
+    Raises:
+        MissingExtra: the module is not installed.
+    """
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtra(f"this needs '{module}' ({error}): pip install 'dsllm[{extra}]'") from error

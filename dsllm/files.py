@@ -1,0 +1,61 @@
+"""Files that are either there whole or not there at all: written aside, flushed to the disk, renamed."""
+
+import hashlib
+import os
+from pathlib import Path
+
+
+def partial(path: Path) -> Path:
+    """Where a file is written before it is published: beside its place, on the same file system."""
+    return path.with_name(path.name + ".partial")
+
+
+def publish(path: Path) -> None:
+    """Give a file that was written to `partial(path)` its name; it survives a power cut from here on."""
+    aside = partial(path)
+    descriptor = os.open(aside, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    os.replace(aside, path)
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Flush the names in a directory to the disk: without it a rename may be lost in a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a small file atomically: a reader sees the old content or the new, never a part.
+
+    Raises:
+        OSError: the file could not be written; the old one is untouched and nothing is left aside.
+    """
+    aside = partial(path)
+    try:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+        publish(path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+def sha256_of_file(path: Path) -> str:
+    """Checksum of a whole file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_folder(directory: Path) -> str:
+    """Checksum of the files directly in a folder: their names and contents, in the order of the names."""
+    digest = hashlib.sha256()
+    for path in sorted(directory.iterdir()):
+        if path.is_file():
+            digest.update(f"{path.name}\0{sha256_of_file(path)}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,45 @@
+"""`linear(x, weight, bias)`: the one function behind every matrix product with a parameter."""
+
+import torch
+from torch import Tensor
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x @ weight^T + bias, computed in x's dtype; gradients come in the parameters' dtype.
+
+    Only x and the *parameter* are kept for the backward pass, and the parameter is cast to x's dtype again there: no
+    low-precision copy of the weights outlives the layer, and ZeRO-3 can release a gathered weight between the passes
+    (what torch saves by itself, a cast or transposed view, would keep the gathered storage alive).
+
+    Args:
+        x: [..., inputs]
+        weight: [outputs, inputs], of any floating dtype
+        bias: [outputs]
+    Returns:
+        [..., outputs], in x's dtype
+    """
+    return _Linear.apply(x, weight, bias)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        rows = x.reshape(-1, x.shape[-1])
+        transposed = weight.to(x.dtype).t()
+        out = rows @ transposed if bias is None else torch.addmm(bias.to(x.dtype), rows, transposed)
+        return out.view(*x.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        grad_x = grad_weight = grad_bias = None
+        grad_rows = grad.reshape(-1, grad.shape[-1])
+        if ctx.needs_input_grad[0]:
+            grad_x = (grad_rows @ weight.to(grad.dtype)).view(x.shape)
+        if ctx.needs_input_grad[1]:
+            grad_weight = (grad_rows.t() @ x.reshape(-1, x.shape[-1])).to(weight.dtype)
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad_rows.sum(0, dtype=ctx.bias_dtype)
+        return grad_x, grad_weight, grad_bias

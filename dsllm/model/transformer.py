@@ -1,0 +1,302 @@
+"""The decoder-only transformer, top to bottom: norm, rotary positions, attention, MLP, block, model.
+
+- RMSNorm or LayerNorm before each branch; rotary (with Llama-3 scaling) or learned positions
+- multi-head or grouped-query attention, optionally with RMSNorm on queries and keys
+- SwiGLU or GELU; branches one after the other, or in parallel (GPT-NeoX); biases where the config asks for them
+- the head is part of forward: with targets it returns per-token losses, never full fp32 logits
+
+Parameters are created uninitialised; model/initial.py says what they start from.
+"""
+
+# B sequences, T tokens, d hidden size, H query heads, K key and value heads, D width of a head, V padded vocabulary.
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from dsllm.config.model import ModelConfig
+from dsllm.model.attention import cached_attention, causal_attention
+from dsllm.model.linear import linear
+from dsllm.model.loss import token_losses
+
+
+class Linear(nn.Module):
+    """A weight [outputs, inputs] and perhaps a bias [outputs]."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+class RMSNorm(nn.Module):
+    """x / root mean square(x) * weight over the last dimension, in fp32 inside (Zhang and Sennrich 2019)."""
+
+    def __init__(self, width: int, epsilon: float):
+        super().__init__()
+        self.epsilon = epsilon
+        self.weight = nn.Parameter(torch.empty(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.epsilon).to(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / standard deviation * weight + bias over the last dimension, in fp32 inside (Ba et al. 2016)."""
+
+    def __init__(self, width: int, epsilon: float):
+        super().__init__()
+        self.epsilon = epsilon
+        self.weight = nn.Parameter(torch.empty(width))
+        self.bias = nn.Parameter(torch.empty(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = F.layer_norm(x.float(), self.weight.shape, self.weight.float(), self.bias.float(), self.epsilon)
+        return wide.to(x.dtype)
+
+
+def build_norm(config: ModelConfig) -> nn.Module:
+    """The norm over the residual stream."""
+    kind = RMSNorm if config.norm == "rmsnorm" else LayerNorm
+    return kind(config.hidden_size, config.norm_epsilon)
+
+
+class RotaryTable:
+    """Cosines and sines of the rotation angles per position (RoPE: Su et al. 2021), made when first needed.
+
+    A plain object and not a module with buffers: DeepSpeed casts buffers to bf16, in which positions past 256 collide.
+    """
+
+    def __init__(self, config: ModelConfig):
+        self.width = 2 * int(config.head_width * config.rope_fraction / 2)  # rotated part of each head
+        self.frequencies = rotary_frequencies(config, self.width)
+        self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+
+    def at(self, start: int, stop: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [stop - start, width / 2] on the device and in the dtype of `like`."""
+        key = (like.device, like.dtype)
+        table = self._tables.get(key)
+        if table is None or len(table[0]) < stop:
+            frequencies = torch.tensor(self.frequencies, dtype=torch.float32)
+            angles = torch.outer(torch.arange(stop, dtype=torch.float32), frequencies)
+            table = (angles.cos().to(like), angles.sin().to(like))
+            self._tables[key] = table
+        return table[0][start:stop], table[1][start:stop]
+
+
+def rotary_frequencies(config: ModelConfig, width: int) -> list[float]:
+    """Radians per position of each rotated pair, stretched as in Llama 3 where asked (Llama 3 herd of models, 2024)."""
+    frequencies = [config.rope_theta ** (-i / width) for i in range(0, width, 2)]
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    stretched = []
+    for frequency in frequencies:
+        turns = scaling.original_context_length * frequency / (2 * math.pi)  # in the original context
+        span = scaling.high_frequency_factor - scaling.low_frequency_factor
+        kept = min(1.0, max(0.0, (turns - scaling.low_frequency_factor) / span))
+        stretched.append(kept * frequency + (1 - kept) * frequency / scaling.factor)
+    return stretched
+
+
+def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """Rotate each pair (i, i + width/2) of the first `width` entries of each head by its angle.
+
+    Args:
+        x: [B, T, heads, D]
+        cosines, sines: [T, width / 2]
+    """
+    half = cosines.shape[-1]
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    cosines, sines = cosines[:, None], sines[:, None]
+    return torch.cat((first * cosines - second * sines, second * cosines + first * sines, rest), -1)
+
+
+class KeyValueCache:
+    """Keys and values of the tokens seen so far, per layer, for generation."""
+
+    def __init__(self, num_layers: int):
+        self.layers: list[tuple[Tensor, Tensor] | None] = [None] * num_layers
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens seen so far."""
+        first = self.layers[0]
+        return 0 if first is None else first[0].shape[2]
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Append [B, K, S, D] of new tokens; returns those of all tokens, [B, K, T, D]."""
+        seen = self.layers[layer]
+        if seen is not None:
+            key, value = torch.cat((seen[0], key), 2), torch.cat((seen[1], value), 2)
+        self.layers[layer] = (key, value)
+        return key, value
+
+
+class Attention(nn.Module):
+    """Causal self-attention, multi-head or grouped-query (Ainslie et al. 2023)."""
+
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        self.layer = layer
+        self.head_width = config.head_width
+        self.dropout = config.dropout
+        queries, keys = config.num_heads * config.head_width, config.kv_heads * config.head_width
+        self.q = Linear(config.hidden_size, queries, config.attention_bias)
+        self.k = Linear(config.hidden_size, keys, config.attention_bias)
+        self.v = Linear(config.hidden_size, keys, config.attention_bias)
+        self.output = Linear(queries, config.hidden_size, config.attention_output_bias)
+        self.q_norm = RMSNorm(config.head_width, config.norm_epsilon) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(config.head_width, config.norm_epsilon) if config.qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: KeyValueCache | None) -> Tensor:
+        batch, num_tokens, _ = x.shape
+        query = self.q_norm(self.q(x).view(batch, num_tokens, -1, self.head_width))  # [B, T, H, D]
+        key = self.k_norm(self.k(x).view(batch, num_tokens, -1, self.head_width))  # [B, T, K, D]
+        value = self.v(x).view(batch, num_tokens, -1, self.head_width).transpose(1, 2)  # [B, K, T, D]
+        if rotary is not None:
+            query, key = rotate(query, *rotary), rotate(key, *rotary)
+        query, key = query.transpose(1, 2), key.transpose(1, 2)
+        if cache is None:
+            mixed = causal_attention(query, key, value, self.dropout if self.training else 0.0)
+        else:
+            mixed = cached_attention(query, *cache.extend(self.layer, key, value))
+        return self.output(mixed.transpose(1, 2).reshape(batch, num_tokens, -1))
+
+
+class MLP(nn.Module):
+    """SwiGLU (Shazeer 2020), or two matrices with GELU between them."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.kind = config.mlp
+        if config.mlp == "swiglu":
+            self.gate = Linear(config.hidden_size, config.mlp_width, config.mlp_bias)
+        self.up = Linear(config.hidden_size, config.mlp_width, config.mlp_bias)
+        self.down = Linear(config.mlp_width, config.hidden_size, config.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "swiglu":
+            return self.down(F.silu(self.gate(x)) * self.up(x))
+        return self.down(F.gelu(self.up(x), approximate="tanh" if self.kind == "gelu_tanh" else "none"))
+
+
+class Block(nn.Module):
+    """One decoder layer: attention and MLP, each on a normed copy of the residual stream, each added back to it."""
+
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        self.parallel_residual = config.parallel_residual
+        self.dropout = config.dropout
+        self.attention_norm = build_norm(config)
+        self.attention = Attention(config, layer)
+        self.mlp_norm = build_norm(config)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: KeyValueCache | None) -> Tensor:
+        mixed = x + self._drop(self.attention(self.attention_norm(x), rotary, cache))
+        return mixed + self._drop(self.mlp(self.mlp_norm(x if self.parallel_residual else mixed)))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+
+
+class Embedding(nn.Module):
+    """One learned vector per token id or position."""
+
+    def __init__(self, num_rows: int, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_rows, width))
+
+    def forward(self, indices: Tensor) -> Tensor:
+        return F.embedding(indices, self.weight)
+
+
+class Head(nn.Module):
+    """Hidden states to logits over the vocabulary, or straight to losses."""
+
+    def __init__(self, config: ModelConfig, tied_weight: nn.Parameter | None):
+        super().__init__()
+        assert config.vocab_size is not None, "vocab_size is resolved from the tokenizer before a model is built"
+        self.vocab_size = config.vocab_size
+        # A tied weight is registered here as well, so that whoever gathers parameters per module (ZeRO-3) sees it;
+        # named_parameters() lists it once, as embed.weight.
+        self.weight = (
+            nn.Parameter(torch.empty(config.padded_vocab_size, config.hidden_size))
+            if tied_weight is None
+            else tied_weight
+        )
+
+    def forward(self, hidden: Tensor, targets: Tensor | None) -> Tensor:
+        if targets is None:
+            return linear(hidden, self.weight)[..., : self.vocab_size]
+        return token_losses(hidden, self.weight, targets, self.vocab_size)
+
+
+class Transformer(nn.Module):
+    """The whole decoder.
+
+    Args:
+        config: its shape; vocab_size must be resolved
+        context_length: longest sequence it is made for, in tokens (rows of learned positions)
+        compute_dtype: dtype of the residual stream and of all matrix products; nothing: that of the parameters
+        checkpoint_every: recompute the inside of every k-th block in the backward pass instead of keeping it; 0: none
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        context_length: int,
+        compute_dtype: torch.dtype | None = None,
+        checkpoint_every: int = 0,
+    ):
+        super().__init__()
+        self.config = config
+        self.context_length = context_length
+        self.compute_dtype = compute_dtype
+        self.checkpoint_every = checkpoint_every
+        self.embed = Embedding(config.padded_vocab_size, config.hidden_size)
+        self.positions = Embedding(context_length, config.hidden_size) if config.positions == "learned" else None
+        self.rotary = RotaryTable(config) if config.positions == "rope" else None
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.norm = build_norm(config)
+        self.head = Head(config, self.embed.weight if config.tie_embeddings else None)
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None, cache: KeyValueCache | None = None) -> Tensor:
+        """Per-token losses, or logits.
+
+        Args:
+            tokens: [B, T] token ids
+            targets: [B, T] the ids to predict
+            cache: keys and values of the tokens before these; extended by these
+        Returns:
+            with targets the cross-entropy of each, fp32 [B, T]; without, logits [B, T, vocab_size]
+        """
+        start = 0 if cache is None else cache.num_tokens
+        stop = start + tokens.shape[1]
+        assert stop <= self.context_length, f"{stop} tokens do not fit the model's context of {self.context_length}"
+        x = self.embed(tokens)  # [B, T, d]
+        if self.positions is not None:
+            x = x + self.positions(torch.arange(start, stop, device=tokens.device))
+        x = x.to(self.compute_dtype or x.dtype)
+        x = F.dropout(x, self.config.dropout, self.training)
+        rotary = None if self.rotary is None else self.rotary.at(start, stop, x)
+        for index, block in enumerate(self.layers):
+            if self.training and self.checkpoint_every and index % self.checkpoint_every == 0:
+                x = checkpoint(block, x, rotary, cache, use_reentrant=False)
+            else:
+                x = block(x, rotary, cache)
+        return self.head(self.norm(x), targets)
+
+
+def parameter_shapes(config: ModelConfig, context_length: int) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter by name, in the model's order, without memory for any."""
+    with torch.device("meta"):
+        model = Transformer(config, context_length)
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
