@@ -2,6 +2,8 @@
 
 # B sequences, H query heads, K key and value heads (H a multiple of K), T tokens, D width of a head.
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -55,7 +57,7 @@ def block_causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 class _BlockCausal(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
         out = torch.empty_like(query)
         for start, stop in _blocks(query.shape[2]):
@@ -66,7 +68,7 @@ class _BlockCausal(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         query, key, value = ctx.saved_tensors
         scale = query.shape[3] ** -0.5
         grad_query = torch.empty_like(query)
