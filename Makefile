@@ -1,0 +1,83 @@
+# From a clone to a trained model, and all checks. Needs python3 (3.11 or newer) with pip, and make; it builds its own .venv.
+#
+#   make pretrain    set up, then train, evaluate, sample and export the embedded corpus: on all GPUs, or on 2 CPU ranks
+#   make test        set up, then everything: check and test-slow
+#   make check       lint, types, import contracts, quick tests
+#   make bench       throughput beside other training loops, into bench/RESULTS.md
+#
+# Another torch than the pinned one (an older driver, say): make setup TORCH="torch==2.9.1 --index-url URL"
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?=
+EXTRAS ?= dev
+RUN ?= runs/pydocs
+EXPORT ?= out/hf
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/stamp
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+# GPUs that torch sees, else two processes on the CPU
+RANKS ?= $$($(BIN)/python -c "import torch; print(torch.cuda.device_count() or 2)")
+
+export DS_BUILD_OPS = 0# DeepSpeed's own C++ operators are not used, so none is compiled
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: help setup pretrain test check lint types contracts test-quick test-slow bench constraints clean
+help:
+	@sed -n '/^#   make/s/^# *//p' Makefile
+
+setup: $(STAMP)
+
+# Without ensurepip (Debian's python3 without python3-venv) the venv starts empty and the outer pip fills it.
+$(STAMP): setup.py constraints.txt
+	@echo "Setting up $(VENV): once, a few minutes"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) 2> /dev/null || \
+		{ $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
+	@sed $(if $(TORCH),'/^torch==/d','') constraints.txt > $(VENV)/constraints.txt
+	@$(PIP) --upgrade pip
+	@$(if $(TORCH),$(PIP) $(TORCH))
+	@$(PIP) --constraint $(VENV)/constraints.txt --editable '.[$(EXTRAS)]'
+	@touch $@
+
+pretrain: $(STAMP)
+	deepspeed --num_gpus $(RANKS) launch/pretrain.py
+	dsllm evaluate $(RUN)
+	dsllm generate $(RUN) --prompt "def "
+	dsllm export $(RUN) --to $(EXPORT)
+	@echo "Run, loss curve and checkpoints: $(RUN)   exported model: $(EXPORT)"
+
+test: check test-slow
+
+check: lint types contracts test-quick
+
+lint: $(STAMP)
+	ruff check .
+
+types: $(STAMP)
+	mypy
+
+contracts: $(STAMP)
+	lint-imports --no-logo
+
+test-quick: $(STAMP)
+	python -m pytest -m "not slow"
+
+test-slow: $(STAMP)
+	python -m pytest -m slow
+
+bench: $(STAMP)
+	python bench/throughput.py
+
+# Rewrites the pins: what a fresh environment resolves today. The header stays.
+constraints: $(STAMP)
+	@sed '/^#/!d' constraints.txt > constraints.new
+	@$(PIP) --dry-run --ignore-installed --report $(VENV)/resolved.json $(or $(TORCH),torch==2.13.0) \
+		'.[mpi,prepare,eval,align,track,dev]'
+	@python -c "import json; found = [i['metadata'] for i in json.load(open('$(VENV)/resolved.json'))['install']]; \
+		print(*sorted((m['name'] + '==' + m['version'].split('+')[0] for m in found if m['name'] != 'dsllm'), key=str.lower), sep='\n')" \
+		>> constraints.new
+	@mv constraints.new constraints.txt
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
