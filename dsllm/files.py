@@ -31,8 +31,8 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a small file atomically: a reader sees the old content or the new, never a part.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a small file: a reader sees the old content or the new, never a part of it.
 
     Raises:
         OSError: the file could not be written; the old one is untouched and nothing is left aside.
@@ -44,6 +44,20 @@ def write_whole(path: Path, content: str | bytes) -> None:
     except OSError:
         aside.unlink(missing_ok=True)
         raise
+
+
+write_whole = write_atomically  # the same by its older name, until nothing uses that
+
+
+def publish_directory(aside: Path, final: Path) -> None:
+    """Rename a finished folder into place. Its files must be flushed already; `final` must not exist.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    sync_directory(aside)
+    os.rename(aside, final)
+    sync_directory(final.parent)
 
 
 def sha256_of_file(path: Path) -> str:

@@ -117,7 +117,7 @@ class ShardWriter:
             # An .idx of an earlier attempt must not vouch for the new .bin.
             idx_path(self.prefix).unlink(missing_ok=True)
             files.publish(self._path)
-            files.write_whole(idx_path(self.prefix), index)
+            files.write_atomically(idx_path(self.prefix), index)
         except OSError as error:
             self.discard()
             self._path.unlink(missing_ok=True)
