@@ -1,0 +1,102 @@
+"""Builds the engine: a model, the final DeepSpeed config and an optimizer become something that takes steps."""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from dsllm.config.train import OptimizerConfig, Precision
+from dsllm.engine.deepspeed_library import deepspeed
+from dsllm.engine.process_group import World, bound_all_groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """A model under DeepSpeed, with what the step and the state need to know about it."""
+
+    deepspeed: Any
+    """The DeepSpeedEngine."""
+    world: World
+    precision: Precision
+    stage: int
+    """ZeRO stage."""
+    gradient_clipping: float
+    """Largest gradient norm; 0: off."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The model itself. Under ZeRO-3 its parameters are empty between calls."""
+        return self.deepspeed.module
+
+    @property
+    def optimizer(self) -> Any:
+        """DeepSpeed's wrapper of the optimizer; torch's AdamW itself in fp32 at ZeRO stage 0."""
+        return self.deepspeed.optimizer
+
+    @property
+    def wraps_nothing(self) -> bool:
+        """True where DeepSpeed hands the step straight to AdamW, and checks neither norm nor finiteness."""
+        return self.stage == 0 and self.precision in ("fp32", "fp32_compute_bf16")
+
+
+def parameter_dtype(precision: Precision) -> torch.dtype:
+    """The type in which the layers see their weights."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+
+
+def compute_dtype(precision: Precision) -> torch.dtype:
+    """The type of the activations between layers."""
+    return torch.bfloat16 if precision == "fp32_compute_bf16" else parameter_dtype(precision)
+
+
+def build_engine(
+    make_model: Callable[[], nn.Module],
+    decay_groups: Callable[[nn.Module], tuple[list[str], list[str]]],
+    optimizer: OptimizerConfig,
+    precision: Precision,
+    config: Mapping[str, Any],
+    gradient_clipping: float,
+    world: World,
+) -> Engine:
+    """Model -> DeepSpeed engine. The weights are whatever memory held: `load_state` gives them their values.
+
+    Args:
+        make_model: builds the module with uninitialised fp32 parameters; called once, inside ZeRO-3's partitioning.
+        decay_groups: names of the parameters that weight decay applies to, and of the others.
+        config: the final DeepSpeed config.
+        gradient_clipping: largest gradient norm; 0: off.
+    """
+    stage = config["zero_optimization"]["stage"]
+    with _construction(stage, config, precision):
+        model = make_model()
+    if stage < 3:
+        model.to(device=world.device)
+    engine, *_ = deepspeed.initialize(
+        model=model, config=dict(config), optimizer=_adamw(model, decay_groups(model), optimizer), dist_init_required=False
+    )
+    bound_all_groups()
+    return Engine(deepspeed=engine, world=world, precision=precision, stage=stage, gradient_clipping=gradient_clipping)
+
+
+def _construction(stage: int, config: Mapping[str, Any], precision: Precision) -> contextlib.AbstractContextManager:
+    """ZeRO-3 shards each module as soon as it is constructed, so that no rank ever holds the whole model."""
+    if stage < 3:
+        return contextlib.nullcontext()
+    return deepspeed.zero.Init(config_dict_or_path=dict(config), dtype=parameter_dtype(precision))
+
+
+def _adamw(model: nn.Module, names: tuple[list[str], list[str]], config: OptimizerConfig) -> torch.optim.AdamW:
+    """torch's own AdamW: as fast as DeepSpeed's, nothing to compile, and the one that ZeRO was tested with."""
+    parameters = dict(model.named_parameters())
+    decayed, free = ([parameters[name] for name in group] for group in names)
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        eps=config.epsilon,
+        fused=True,
+    )

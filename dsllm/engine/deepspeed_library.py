@@ -1,0 +1,21 @@
+"""Imports DeepSpeed with its surprises switched off: no probing of devices, no compiler runs, no chatter."""
+
+import logging
+import os
+
+import torch
+
+if not torch.accelerator.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed  # noqa: E402 - the accelerator must be chosen first
+
+# An empty table of operators: otherwise init_distributed probes every builder with the compiler and, on CPU, builds a
+# shared-memory operator for a minute that training never uses and that stays in /dev/shm.
+deepspeed.ops.__compatible_ops__ = {}
+deepspeed.utils.logger.setLevel(logging.WARNING)
+
+TESTED_VERSIONS = "0.19.8"
+"""The private attributes that state.py reads were tried with these versions."""
+
+__all__ = ["deepspeed"]
