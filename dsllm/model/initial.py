@@ -39,11 +39,13 @@ def fill_initial(model: torch.nn.Module, config: ModelConfig, seed: int) -> None
 def decay_groups(model: torch.nn.Module) -> tuple[list[str], list[str]]:
     """Names of the parameters to decay (matrices) and of those not to (norms and biases), each in the model's order.
 
-    By name and not by dimension: a partitioned parameter (ZeRO-3) has lost its shape.
+    By name and not by shape: a partitioned parameter (ZeRO-3) has lost its own.
     """
-    names = [name for name, _ in model.named_parameters()]
-    decayed = [name for name in names if not name.endswith(".bias") and "norm" not in name]
-    return decayed, [name for name in names if name not in set(decayed)]
+    decayed: list[str] = []
+    free: list[str] = []
+    for name, _ in model.named_parameters():
+        (free if name.endswith(".bias") or "norm" in name else decayed).append(name)
+    return decayed, free
 
 
 def _generator(name: str, seed: int) -> torch.Generator:
