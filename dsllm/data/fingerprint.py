@@ -1,7 +1,7 @@
 """What the loaders really delivered, as one 64-bit number: the same whatever the number of ranks and micro-batches.
 
-Every delivered sequence is hashed with its sample number and place; the hashes of a step are summed modulo 2^64, over the
-sequences of a rank and then over ranks, so their order and grouping do not matter; the sums are chained step by step.
+Every delivered sequence is hashed with its sample number and place; the hashes of a step are summed modulo 2^64, over
+the sequences of a rank and then over ranks, so that order and grouping do not matter; the sums are chained by step.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ def add(*sums: int) -> int:
 
 
 def chain(previous: int, step_sum: int) -> int:
-    """Fingerprint of a run up to a step: that of the steps before (0 at the start) and the step's sum over all ranks."""
+    """Fingerprint of a run up to a step: that of the steps before it (at first 0), and the step's sum over ranks."""
     digest = hashlib.blake2b(struct.pack("<QQ", previous, step_sum), digest_size=8)
     return int.from_bytes(digest.digest(), "little")
 

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from itertools import accumulate
 from math import isqrt
 
-from dsllm.errors import ConfigError
-
 MASK64 = 2**64 - 1
 GOLDEN64 = 0x9E3779B97F4A7C15
 NUM_ROUNDS = 8
@@ -23,8 +21,8 @@ POINTS = 2**POINT_BITS  # as many samples as a run may have: 2.8e14
 def permute(index: int, size: int, key: int) -> int:
     """A keyed shuffle of range(size), one element at a time: constant time and memory for any size up to 2^64.
 
-    A generalised Feistel network over pairs (x, y) with x < a, y < b and a x b just above size; a pair that lands beyond
-    size is sent round again (cycle walking), which at most one in sqrt(size) is. Black and Rogaway, "Ciphers with
+    A generalised Feistel network over pairs (x, y) with x < a, y < b and a b just above size; a pair that lands beyond
+    size goes round again (cycle walking), which hardly one in sqrt(size) does. Black and Rogaway, "Ciphers with
     arbitrary finite domains", CT-RSA 2002, sections 4 and 5.
 
     Args:
@@ -58,8 +56,8 @@ def _mix(value: int, key: int) -> int:
 class Mixture:
     """Deterministic choice of a source per sample, in proportion to weights.
 
-    Sample n lies at the van der Corput point u_n (n's bits mirrored behind the point), and takes the source in whose part
-    of [0, 1) that is. After n samples a source of weight w has had n w of them, to within log2(n) / 3 + 1
+    Sample n lies at the van der Corput point u_n (n's bits mirrored behind the point), and takes the source in whose
+    part of [0, 1) that is. After n samples a source of weight w has had n w of them, to within log2(n) / 3 + 1
     (Bejian and Faure 1977).
     """
 
@@ -92,8 +90,8 @@ def _mirror(value: int) -> int:
 def _points_below(bound: int, num_points: int) -> int:
     """How many of the first van der Corput points lie below bound (both in units of 1 / POINTS).
 
-    [0, num_points) is cut into one run of 2^i numbers per binary digit. The numbers of a run share their higher digits, so
-    their points are equally spaced: start, start + POINTS / 2^i, ... and those below bound are counted by a division.
+    [0, num_points) is cut into one run of 2^i numbers per binary digit. The numbers of a run share their higher digits,
+    so their points are equally spaced: start, start + POINTS / 2^i, ... and those below bound are counted by a shift.
     """
     below = 0
     start = 0
@@ -121,24 +119,19 @@ class Sample:
 class SampleOrder:
     """Sample number -> block, for as many epochs as asked for.
 
-    With weights each source is a pool of its own, repeated as often as its weight wants. Without, all sources are one pool,
-    so that every block comes exactly once per epoch.
+    With weights each source is a pool of its own, repeated as often as its weight wants. Without, all sources are one
+    pool, so that every block comes exactly once per epoch.
     """
 
     def __init__(self, names: Sequence[str], sizes: Sequence[int], weights: Sequence[float] | None, seed: int):
         """
         Args:
             names: of the sources; the order depends on them, so that equally large sources are shuffled differently.
-            sizes: blocks of each source.
+            sizes: blocks of each source; with weights at least one.
             weights: share of the samples, relative; None: in proportion to the sizes.
             seed: of the run.
-
-        Raises:
-            ConfigError: a source that has a weight has not a single block.
         """
-        empty = [name for name, size, weight in zip(names, sizes, weights or sizes, strict=True) if weight and not size]
-        if empty:
-            raise ConfigError([f"data.sources: {name} has a weight but not one whole sequence of tokens" for name in empty])
+        assert all(sizes) if weights else sum(sizes), f"sources {list(names)} of {list(sizes)} blocks"
         self._names = list(names)
         self._sizes = list(sizes)
         self._seed = seed
@@ -162,7 +155,7 @@ class SampleOrder:
             return {name: num_samples / self._starts[-1] for name in self._names}
         counts = self._mixture.counts(num_samples)
         sizes = zip(self._names, counts, self._sizes, strict=True)
-        return {name: count / size if size else 0.0 for name, count, size in sizes}
+        return {name: count / size for name, count, size in sizes}
 
     def _key(self, name: str, epoch: int) -> int:
         digest = hashlib.blake2b(f"order\0{self._seed}\0{name}\0{epoch}".encode(), digest_size=8)

@@ -1,8 +1,8 @@
 """Token shards in Megatron's .bin/.idx format, version 1: one stream of token ids, and where its documents begin.
 
-PREFIX.bin holds the ids and nothing else. PREFIX.idx, little endian: magic (9 bytes), version u64, code of the id's type
-u8, number of sequences S u64, number of document starts D u64 (documents + 1), then i32[S] lengths in tokens, i64[S] byte
-offsets into the .bin, i64[D] the sequence at which each document starts. Source: megatron-core 0.16.1,
+PREFIX.bin holds the ids and nothing else. PREFIX.idx, little endian: magic (9 bytes), version u64, code of the type
+u8, number of sequences S u64, number of document starts D u64 (documents + 1), then i32[S] lengths in tokens, i64[S]
+byte offsets into the .bin, i64[D] the sequence at which each document starts. Source: megatron-core 0.16.1,
 core/datasets/indexed_dataset.py. Here a document is one sequence; files in which it is several are read as well.
 """
 
@@ -84,7 +84,7 @@ class ShardWriter:
             token_ids: 1-D, at least one id.
 
         Raises:
-            DataError: an id does not fit the shard's type, the document is too long for the format, or the disk is full.
+            DataError: an id does not fit the shard's type, the document is too long for the format, the disk is full.
         """
         ids = np.asarray(token_ids)
         assert ids.ndim == 1 and ids.size > 0, "a document has at least its end-of-text token"
@@ -95,7 +95,7 @@ class ShardWriter:
                 f"({self._range.min} to {self._range.max}): choose the type by shard_dtype(vocab_size)"
             )
         if ids.size > MOST_DOCUMENT_TOKENS:
-            raise DataError(f"{self._path}: a document of {ids.size} tokens; the format's most is {MOST_DOCUMENT_TOKENS}")
+            raise DataError(f"{self._path}: a document of {ids.size} tokens; the format allows {MOST_DOCUMENT_TOKENS}")
         content = ids.astype(self.dtype).tobytes()
         try:
             self._file.write(content)
@@ -141,7 +141,9 @@ class ShardWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self.close()
         else:
@@ -169,7 +171,7 @@ class Shard:
             # instead of a SIGBUS, and resident memory does not grow with what was read.
             self._descriptor = os.open(self.path, os.O_RDONLY)
         except OSError as error:
-            raise DataError(f"{self.path}: cannot be opened ({error.strerror}); its .idx is there: bring both") from error
+            raise DataError(f"{self.path}: cannot be opened ({error.strerror}), but its .idx is there") from error
         weakref.finalize(self, os.close, self._descriptor)
         found = os.fstat(self._descriptor).st_size
         if found != header.bin_bytes:
@@ -192,12 +194,13 @@ class Shard:
         except OSError as error:
             raise DataError(f"{self.path}: tokens {start} to {stop} cannot be read: {error.strerror}") from error
         if len(content) != (stop - start) * size:
-            raise DataError(f"{self.path}: ends at token {start + len(content) // size}, it had {self.num_tokens} when opened")
+            end = start + len(content) // size
+            raise DataError(f"{self.path}: ends at token {end}, but had {self.num_tokens} when it was opened")
         return np.frombuffer(content, dtype=self.dtype).astype(np.int64)
 
     @cached_property
     def document_offsets(self) -> np.ndarray:
-        """Where each document starts in the stream, in tokens, and the end: int64[num_documents + 1]; reads the .idx."""
+        """Where each document starts, in tokens, and the end: int64[num_documents + 1]. Reads the whole .idx."""
         count = self._num_sequences
         starts = np.zeros(count + 1, dtype=np.int64)
         with self._index_path.open("rb") as file:
@@ -242,7 +245,7 @@ def _read_header(path: Path) -> _Header:
                 (last_offset,) = struct.unpack("<q", file.read(8))
                 bin_bytes = last_offset + last_length * np.dtype(DTYPE_OF_CODE[code]).itemsize
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); a shard is a pair PREFIX.bin, PREFIX.idx") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror}); a shard is a PREFIX.bin and PREFIX.idx") from error
     dtype = np.dtype(DTYPE_OF_CODE[code]).newbyteorder("<")
     return _Header(dtype=dtype, num_sequences=num_sequences, num_documents=num_starts - 1, bin_bytes=bin_bytes)
 
@@ -266,8 +269,9 @@ def _index_bytes(lengths: np.ndarray, dtype: np.dtype) -> bytes:
     offsets = np.zeros(count, dtype="<i8")
     np.cumsum(lengths[:-1], dtype=np.int64, out=offsets[1:])
     offsets *= dtype.itemsize
-    header = HEADER.pack(MAGIC, VERSION, CODE_OF_DTYPE[dtype.name], count, count + 1)
-    return b"".join([header, lengths.astype("<i4").tobytes(), offsets.tobytes(), np.arange(count + 1, dtype="<i8").tobytes()])
+    starts = np.arange(count + 1, dtype="<i8")
+    header = HEADER.pack(MAGIC, VERSION, CODE_OF_DTYPE[dtype.name], count, len(starts))
+    return b"".join([header, lengths.astype("<i4").tobytes(), offsets.tobytes(), starts.tobytes()])
 
 
 def _read_exactly(descriptor: int, offset: int, num_bytes: int) -> bytes:

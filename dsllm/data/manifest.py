@@ -1,0 +1,239 @@
+"""The contract between preparing and training: which token shards there are, made how, and with which tokenizer."""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from dsllm import files
+from dsllm.config.fields import FORBID_UNKNOWN_KEYS
+from dsllm.config.run import RunConfig
+from dsllm.data.shards import Shard, bin_path, idx_path
+from dsllm.errors import DataError
+
+FORMAT_VERSION = 1
+FILE_NAME = "manifest.json"
+POLL_SECONDS = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRecord:
+    """One shard, or the part of it that belongs to one split."""
+
+    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+
+    prefix: str
+    """Path without .bin and .idx: relative to the manifest's folder; absolute for shards used where they lie."""
+    first_token: int = 0
+    """Where the split's part begins in the .bin, in tokens."""
+    num_tokens: int
+    """Length of the split's part."""
+    num_documents: int
+    """Documents in the split's part."""
+    text_bytes: int | None
+    """UTF-8 bytes of these documents; None where the text is not known (shards that were not prepared here)."""
+    bin_bytes: int
+    """Size of the whole .bin."""
+    idx_bytes: int
+    """Size of the whole .idx."""
+    bin_sha256: str | None
+    """Checksum of the whole .bin; None: not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceRecord:
+    """The shards of one named source."""
+
+    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+
+    name: str
+    train: tuple[ShardRecord, ...]
+    validation: tuple[ShardRecord, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerRecord:
+    """The tokenizer that made the ids."""
+
+    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+
+    directory: str
+    """Its folder, relative to the manifest's."""
+    sha256: str
+    """dsllm.files.sha256_of_folder of it."""
+    vocab_size: int
+    """Largest token id + 1."""
+    end_of_text_id: int
+    """The id that ends every document."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything that training must know about a prepared directory."""
+
+    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+
+    format_version: int = FORMAT_VERSION
+    settings: dict[str, Any]
+    """What decided the content (`settings_of`)."""
+    settings_sha256: str
+    """`hash_of(settings)`, to compare at a glance."""
+    tokenizer: TokenizerRecord
+    sources: tuple[SourceRecord, ...]
+    dtype: str
+    """Type of the ids in the shards that were prepared here: uint16 or int32."""
+
+    def records(self) -> Iterator[ShardRecord]:
+        """Every record of every split."""
+        for source in self.sources:
+            yield from source.train
+            yield from source.validation
+
+
+_ADAPTER = TypeAdapter(Manifest)
+
+
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """What of a run decides the content of its token shards, as plain JSON values.
+
+    The sources' weights and the sequence length are left out: they are applied when the shards are read.
+    """
+    sources = [dataclasses.asdict(source) for source in config.data.sources]
+    for source in sources:
+        del source["weight"]
+    settings = {
+        "sources": sources,
+        "tokenizer": dataclasses.asdict(config.tokenizer),
+        "validation_share": config.data.validation_share,
+        "deduplicate": config.data.deduplicate,
+        "shard_megabytes": config.data.shard_megabytes,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(settings))  # tuples become lists, as they will be when read back
+    return plain
+
+
+def hash_of(settings: dict[str, Any]) -> str:
+    """SHA-256 of settings, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def load_manifest(directory: Path) -> Manifest:
+    """The manifest of a prepared directory.
+
+    Raises:
+        DataError: there is none, or it is not one that this version reads.
+    """
+    path = directory / FILE_NAME
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(f"{directory}: no prepared data (no {FILE_NAME}): run `dsllm prepare CONFIG`") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        version = json.loads(content)["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not a manifest of token shards ({error!r}): prepare the data again") from error
+    if version != FORMAT_VERSION:
+        raise DataError(f"{path}: format version {version}; this dsllm reads {FORMAT_VERSION}: prepare the data again")
+    try:
+        return _ADAPTER.validate_json(content)
+    except ValidationError as error:
+        raise DataError(f"{path}: damaged: {error}") from error
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Publish a prepared directory: the manifest is written last, whole, once everything it names is on the disk.
+
+    Raises:
+        DataError: it could not be written.
+    """
+    path = directory / FILE_NAME
+    try:
+        files.write_atomically(path, _ADAPTER.dump_json(manifest, indent=1) + b"\n")
+    except OSError as error:
+        raise DataError(f"{path}: could not be written: {error.strerror}") from error
+
+
+def wait_for_manifest(directory: Path, settings: dict[str, Any], seconds: float) -> Manifest:
+    """Wait until another rank has prepared the directory with these settings.
+
+    Raises:
+        DataError: it has not after so many seconds; says whether nothing is there or something else.
+    """
+    deadline = time.monotonic() + seconds
+    wanted = hash_of(settings)
+    while True:
+        present = (directory / FILE_NAME).exists()
+        if present and (manifest := load_manifest(directory)).settings_sha256 == wanted:
+            return manifest
+        if time.monotonic() >= deadline:
+            found = "was prepared with other settings" if present else "has no manifest.json"
+            raise DataError(
+                f"{directory}: after {seconds:.0f} s it still {found}. Rank 0 prepares the data while the others wait: "
+                "see its log, check that all hosts share this directory, or run `dsllm prepare CONFIG` beforehand"
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def check_shards(directory: Path, manifest: Manifest, full: bool = False) -> None:
+    """Compare every shard with the manifest: headers and sizes; with `full` also checksums, which reads everything.
+
+    Raises:
+        DataError: with one line per shard that is missing, damaged or another than the manifest means.
+    """
+    by_prefix: dict[str, list[ShardRecord]] = {}
+    for record in manifest.records():
+        by_prefix.setdefault(record.prefix, []).append(record)
+    problems: list[str] = []
+    for prefix, records in by_prefix.items():
+        # Shards that lie elsewhere may be of another type than those prepared here.
+        dtype = None if Path(prefix).is_absolute() else manifest.dtype
+        problems += _problems(directory / prefix, records, dtype, full)
+    if problems:
+        raise DataError("\n".join(problems))
+
+
+def _problems(prefix: Path, records: list[ShardRecord], dtype: str | None, full: bool) -> Iterator[str]:
+    """What is wrong with one shard, given the parts of it that the splits use."""
+    try:
+        shard = Shard(prefix)
+    except DataError as error:
+        yield str(error)
+        return
+    found = (shard.num_tokens * shard.dtype.itemsize, idx_path(prefix).stat().st_size)
+    expected = (records[0].bin_bytes, records[0].idx_bytes)
+    if found != expected:
+        yield f"{prefix}: .bin and .idx have {found} bytes, the manifest says {expected}: another shard than prepared"
+    if dtype is not None and shard.dtype.name != dtype:
+        yield f"{prefix}: ids of type {shard.dtype.name}, the manifest says {dtype}: another shard than prepared"
+    end = max(record.first_token + record.num_tokens for record in records)
+    if end > shard.num_tokens:
+        yield f"{prefix}: {shard.num_tokens} tokens, but the manifest uses it up to token {end}"
+    known = records[0].bin_sha256
+    if full and known is not None and known != files.sha256_of_file(bin_path(prefix)):
+        yield f"{bin_path(prefix)}: its content has changed (another SHA-256 than in the manifest): copy it again"
+
+
+def check_tokenizer(directory: Path, manifest: Manifest) -> None:
+    """Refuse a tokenizer that is not the one the shards were made with.
+
+    Raises:
+        DataError: it is missing, or its files differ.
+    """
+    folder = directory / manifest.tokenizer.directory
+    try:
+        found = files.sha256_of_folder(folder)
+    except OSError as error:
+        raise DataError(f"{folder}: the tokenizer of these shards cannot be read: {error.strerror}") from error
+    if found != manifest.tokenizer.sha256:
+        raise DataError(
+            f"{folder}: this tokenizer does not match the shards (SHA-256 {found[:12]}, theirs is "
+            f"{manifest.tokenizer.sha256[:12]}): put the tokenizer back, or prepare the data again"
+        )

@@ -1,0 +1,75 @@
+"""The tokens of one source and split as one stream, whatever shards they lie in."""
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+
+from dsllm.data.manifest import ShardRecord
+from dsllm.data.shards import Shard
+from dsllm.errors import DataError
+
+OpenShard = Callable[[Path], Shard]
+
+
+class TokenStream:
+    """Shards in a row; nothing is opened or read before it is asked for."""
+
+    def __init__(self, name: str, directory: Path, records: Sequence[ShardRecord], open_shard: OpenShard):
+        """
+        Args:
+            name: of the source, for messages.
+            directory: the prepared directory.
+            records: the part of each shard that belongs to the stream.
+            open_shard: opens a shard, or finds it still open.
+        """
+        self.name = name
+        self._directory = directory
+        self._records = records
+        self._open_shard = open_shard
+        self._starts = [0, *accumulate(record.num_tokens for record in records)]
+        self.num_tokens = self._starts[-1]
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """The token ids [start, stop) as int64; touches only the shards that hold them.
+
+        Raises:
+            DataError: a shard cannot be read.
+        """
+        assert 0 <= start < stop <= self.num_tokens, f"tokens [{start}, {stop}) of {self.num_tokens} in {self.name}"
+        parts = []
+        index = bisect_right(self._starts, start) - 1
+        while start < stop:
+            end = min(stop, self._starts[index + 1])
+            record = self._records[index]
+            shift = record.first_token - self._starts[index]
+            parts.append(self._open_shard(self._directory / record.prefix).read(start + shift, end + shift))
+            start, index = end, index + 1
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def num_blocks(self, sequence_length: int) -> int:
+        """Whole training sequences in the stream.
+
+        Block i is the tokens [i T, i T + T + 1): T inputs and, one later, T targets. Blocks share one token, so that
+        every token but the stream's first is predicted exactly once; fewer than T tokens at the end are left over.
+        """
+        return max(self.num_tokens - 1, 0) // sequence_length
+
+    def read_block(self, block: int, sequence_length: int) -> np.ndarray:
+        """The tokens of a block: int64[sequence_length + 1]."""
+        return self.read(block * sequence_length, (block + 1) * sequence_length + 1)
+
+    def check_ids(self, tokens: np.ndarray, vocab_size: int) -> None:
+        """Refuse ids that the tokenizer does not have: on a GPU the embedding would fail without a name.
+
+        Raises:
+            DataError: the shards were made with another tokenizer, or are damaged.
+        """
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= vocab_size:
+            raise DataError(
+                f"source {self.name}: token ids {low} to {high}, but the tokenizer has {vocab_size}: "
+                "the shards were made with another tokenizer, or are damaged"
+            )
