@@ -4,6 +4,8 @@ import hashlib
 import os
 from pathlib import Path
 
+READ_BYTES = 2**20
+
 
 def partial(path: Path) -> Path:
     """Where a file is written before it is published: beside its place, on the same file system."""
@@ -62,8 +64,11 @@ def publish_directory(aside: Path, final: Path) -> None:
 
 def sha256_of_file(path: Path) -> str:
     """Checksum of a whole file, in hexadecimal."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while part := file.read(READ_BYTES):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def sha256_of_folder(directory: Path) -> str:

@@ -152,7 +152,7 @@ class SampleOrder:
     def epochs(self, num_samples: int) -> dict[str, float]:
         """How many times the first samples go through each source."""
         if self._mixture is None:
-            return {name: num_samples / self._starts[-1] for name in self._names}
+            return dict.fromkeys(self._names, num_samples / self._starts[-1])
         counts = self._mixture.counts(num_samples)
         sizes = zip(self._names, counts, self._sizes, strict=True)
         return {name: count / size for name, count, size in sizes}

@@ -6,6 +6,7 @@ byte offsets into the .bin, i64[D] the sequence at which each document starts. S
 core/datasets/indexed_dataset.py. Here a document is one sequence; files in which it is several are read as well.
 """
 
+import contextlib
 import hashlib
 import os
 import struct
@@ -16,7 +17,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 import numpy as np
 
@@ -71,6 +71,7 @@ class ShardWriter:
         self._lengths = array("i")
         self._digest = hashlib.sha256()
         self._path = bin_path(prefix)
+        self._info: ShardInfo | None = None
         try:
             prefix.parent.mkdir(parents=True, exist_ok=True)
             self._file = files.partial(self._path).open("wb")
@@ -105,11 +106,13 @@ class ShardWriter:
         self._lengths.append(ids.size)
 
     def close(self) -> ShardInfo:
-        """Publish both files.
+        """Publish both files; once closed, it says again what was written.
 
         Raises:
             DataError: the files could not be written; nothing is left.
         """
+        if self._info is not None:
+            return self._info
         lengths = np.frombuffer(self._lengths, dtype=np.int32)
         index = _index_bytes(lengths, self.dtype)
         try:
@@ -123,22 +126,22 @@ class ShardWriter:
             self._path.unlink(missing_ok=True)
             raise _not_written(self._path, error) from error
         num_tokens = int(lengths.sum(dtype=np.int64))
-        return ShardInfo(
+        self._info = ShardInfo(
             num_tokens=num_tokens,
             num_documents=len(lengths),
             bin_bytes=num_tokens * self.dtype.itemsize,
             idx_bytes=len(index),
             bin_sha256=self._digest.hexdigest(),
         )
+        return self._info
 
     def discard(self) -> None:
         """Give up: remove what was written aside."""
-        try:
+        with contextlib.suppress(OSError):  # on a full disk the buffered rest cannot be written either
             self._file.close()
-        finally:
-            files.partial(self._path).unlink(missing_ok=True)
+        files.partial(self._path).unlink(missing_ok=True)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "ShardWriter":
         return self
 
     def __exit__(
