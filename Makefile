@@ -4,6 +4,7 @@
 #   make test        set up, then everything: check and test-slow
 #   make check       lint, types, import contracts, quick tests
 #   make bench       throughput beside other training loops, into bench/RESULTS.md
+#   make docs        write the generated pages anew
 #
 # Another torch than the pinned one (an older driver, say): make setup TORCH="torch==2.9.1 --index-url URL"
 
@@ -23,7 +24,7 @@ RANKS ?= $$($(BIN)/python -c "import torch; print(torch.cuda.device_count() or 2
 export DS_BUILD_OPS = 0# DeepSpeed's own C++ operators are not used, so none is compiled
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup pretrain test check lint types contracts test-quick test-slow bench constraints clean
+.PHONY: help setup pretrain test check lint types contracts test-quick test-slow bench docs constraints clean
 help:
 	@sed -n '/^#   make/s/^# *//p' Makefile
 
@@ -32,7 +33,7 @@ setup: $(STAMP)
 # Without ensurepip (Debian's python3 without python3-venv) the venv starts empty and the outer pip fills it.
 $(STAMP): setup.py constraints.txt
 	@echo "Setting up $(VENV): once, a few minutes"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) 2> /dev/null || \
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv $(VENV) 2> /dev/null || \
 		{ $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
 	@sed $(if $(TORCH),'/^torch==/d','') constraints.txt > $(VENV)/constraints.txt
 	@$(PIP) --upgrade pip
@@ -68,6 +69,9 @@ test-slow: $(STAMP)
 
 bench: $(STAMP)
 	python bench/throughput.py
+
+docs: $(STAMP)
+	python docs/generate.py
 
 # Rewrites the pins: what a fresh environment resolves today. The header stays.
 constraints: $(STAMP)

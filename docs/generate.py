@@ -1,0 +1,103 @@
+"""Writes the pages that repeat the code: the maps of packages and files, and the reference of every knob. `make docs`."""
+
+import ast
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("cli", "prepare", "data", "model", "engine", "train", "checkpoint", "evaluate", "config")
+"""In the order in which a run passes through them."""
+
+CONFIG_FILES = ("run", "data", "model", "train")
+BEGIN, END = "<!-- map: begin (written by `make docs`) -->", "<!-- map: end -->"
+
+
+def first_line(file: Path) -> str:
+    """What a file says it is for."""
+    return (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+
+
+def python_files(package: str) -> list[Path]:
+    """The files of a package, its __init__ left out."""
+    return [f for f in sorted((ROOT / "dsllm" / package).rglob("*.py")) if f.name != "__init__.py"]
+
+
+def words() -> list[Path]:
+    """The files that belong to no package."""
+    return [f for f in sorted((ROOT / "dsllm").glob("*.py")) if not f.name.startswith("__")]
+
+
+def package_map() -> str:
+    """One line per package, for the README."""
+    rows = [f"| [`dsllm/{p}/`](dsllm/{p}) | {first_line(ROOT / 'dsllm' / p / '__init__.py')} |" for p in PACKAGES]
+    rows += [f"| [`dsllm/{f.name}`](dsllm/{f.name}) | {first_line(f)} |" for f in words()]
+    return "\n".join(["| where | what |", "|---|---|", *rows])
+
+
+def file_map() -> str:
+    """docs/map.md: one line per file."""
+    parts = ["# Map", "", "Every file of the package, in the order in which a run passes through them. Written by `make docs`."]
+    for package in PACKAGES:
+        parts += ["", f"## dsllm/{package}", "", first_line(ROOT / "dsllm" / package / "__init__.py"), ""]
+        parts += [f"- `{f.relative_to(ROOT / 'dsllm' / package)}`: {first_line(f)}" for f in python_files(package)]
+    parts += ["", "## Words that all of them share", ""]
+    return "\n".join([*parts, *(f"- `dsllm/{f.name}`: {first_line(f)}" for f in words()), ""])
+
+
+def configuration() -> str:
+    """docs/configuration.md: every knob with its type, default and unit, read from the config's own files."""
+    parts = [
+        "# Configuration",
+        "",
+        "A run is one YAML file; `key.path=value` on the command line changes a field of it. Written by `make docs` from",
+        "`dsllm/config/`. Fields marked † may differ when a run is resumed; every other difference is refused.",
+    ]
+    for name in CONFIG_FILES:
+        tree = ast.parse((ROOT / "dsllm" / "config" / f"{name}.py").read_text(encoding="utf-8"))
+        for branch in [node for node in tree.body if isinstance(node, ast.ClassDef)]:
+            parts += ["", f"## {branch.name}", "", ast.get_docstring(branch) or "", ""]
+            parts += [*_fields(branch)]
+    return "\n".join([*parts, ""])
+
+
+def _fields(branch: ast.ClassDef) -> list[str]:
+    """One line per field; the string under a field describes it."""
+    lines = []
+    for field, after in zip(branch.body, [*branch.body[1:], None], strict=True):
+        if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
+            continue
+        value = ast.unparse(field.value) if field.value else "required"
+        mark = " †" if value.startswith("changeable(") else ""
+        default = value.removeprefix("changeable(").removesuffix(")") if mark else value
+        about = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
+        described = " ".join(str(about).split())
+        shown = "" if "default_factory" in default or default == "required" else f", default `{default}`"
+        lines.append(f"- **{field.target.id}**{mark} (`{ast.unparse(field.annotation)}`{shown}) {described}".rstrip())
+    return lines
+
+
+def pages() -> dict[Path, str]:
+    """Every generated page with the content that it should have."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    before, _, rest = readme.partition(BEGIN)
+    after = rest.partition(END)[2]
+    return {
+        ROOT / "README.md": f"{before}{BEGIN}\n{package_map()}\n{END}{after}",
+        ROOT / "docs" / "map.md": file_map(),
+        ROOT / "docs" / "configuration.md": configuration(),
+    }
+
+
+def stale() -> list[str]:
+    """Names of the pages that do not say what the code says."""
+    return [
+        str(path.relative_to(ROOT))
+        for path, text in pages().items()
+        if not path.is_file() or path.read_text(encoding="utf-8") != text
+    ]
+
+
+if __name__ == "__main__":
+    for page, content in pages().items():
+        page.write_text(content, encoding="utf-8")
+    sys.exit(0)

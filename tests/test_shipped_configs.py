@@ -1,0 +1,46 @@
+"""Every recipe and every DeepSpeed JSON that ships is one that works."""
+
+from pathlib import Path
+
+import pytest
+
+from dsllm.config.load import load_run, run_from_dict, run_to_dict
+from dsllm.config.paths import DEFAULT_RECIPE, find_file, presets_directory
+from dsllm.engine.deepspeed_config import Layout, final_config, read_deepspeed_json
+
+RECIPES = sorted((presets_directory() / "launch" / "recipes").glob("*.yaml"))
+JSONS = sorted((presets_directory() / "ds_configs").glob("*.json"))
+
+
+def stem(path: Path) -> str:
+    return path.stem
+
+
+def test_there_is_something_to_ship() -> None:
+    assert find_file(DEFAULT_RECIPE) in RECIPES
+    assert {"zero0", "zero1", "zero2", "zero3"} <= {path.stem for path in JSONS}
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=stem)
+def test_recipe_loads_and_survives_saving(recipe: Path) -> None:
+    config = load_run(str(recipe))
+    assert run_from_dict(run_to_dict(config), "saved") == config
+    assert find_file(config.deepspeed, beside=recipe.parent), f"{config.deepspeed} is not shipped"
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("recipe", RECIPES, ids=stem)
+def test_recipe_has_a_final_deepspeed_config(recipe: Path, world_size: int) -> None:
+    config = load_run(str(recipe))
+    layout = Layout(world_size=world_size, device="cpu", precision="fp32_compute_bf16")
+    final = final_config(config, read_deepspeed_json(config.deepspeed), layout)
+    assert final["train_batch_size"] == config.train.global_batch_sequences
+
+
+@pytest.mark.parametrize("device, precision", [("cpu", "fp32"), ("cpu", "fp32_compute_bf16"), ("cuda", "bf16")])
+@pytest.mark.parametrize("path", JSONS, ids=stem)
+def test_json_joins_the_default_run(path: Path, device: str, precision: str) -> None:
+    layout = Layout(world_size=2, device=device, precision=precision)
+    final = final_config(load_run(None), read_deepspeed_json(str(path)), layout)
+    assert "auto" not in str(final), "everything that the JSON leaves open is decided"
+    assert final["zero_optimization"]["stage"] == int(path.stem.removeprefix("zero")[0])
