@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 
 import torch
 
@@ -14,6 +15,8 @@ import deepspeed  # noqa: E402 - the accelerator must be chosen first
 # shared-memory operator for a minute that training never uses and that stays in /dev/shm.
 deepspeed.ops.__compatible_ops__ = {}
 deepspeed.utils.logger.setLevel(logging.WARNING)
+# deepspeed 0.19 calls collectives by names that torch 2.13 has renamed
+warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
 
 TESTED_VERSIONS = "0.19.8"
 """The private attributes that state.py reads were tried with these versions."""

@@ -181,10 +181,13 @@ def _refresh_weights(engine: Engine) -> None:
     """Copy the masters to the weights that the layers see."""
     optimizer, kind = engine.optimizer, type(engine.optimizer).__name__
     if kind == "DeepSpeedZeroOptimizer_Stage3":
+        small = optimizer.persistent_parameters  # whole on every rank
+        if small:  # let go of the old values first: gathering passes over what is already there
+            small[0].partition(small)
         for group in range(len(optimizer.fp16_groups)):
             optimizer._reassign_or_swap_out_partitioned_parameters(group)
-        if optimizer.persistent_parameters:  # small parameters are whole on every rank
-            optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
+        if small:
+            small[0].all_gather(small)
     elif kind in ("DeepSpeedZeroOptimizer", "BF16_Optimizer"):
         optimizer.update_lp_params()
     elif kind == "FP16_UnfusedOptimizer":

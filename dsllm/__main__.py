@@ -1,0 +1,7 @@
+"""python -m dsllm"""
+
+import sys
+
+from dsllm.cli import main
+
+sys.exit(main())

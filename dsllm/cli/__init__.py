@@ -1,0 +1,48 @@
+"""The command table: `dsllm COMMAND ...` loads that command alone, so that help needs neither torch nor DeepSpeed."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from dsllm import __version__
+from dsllm.errors import EXIT_USAGE, DsllmError
+
+COMMANDS = {
+    "prepare": "sources -> documents -> tokenizer -> token shards, with a data card",
+    "train": "pretrain a model; started by python, deepspeed, torchrun, srun or mpirun",
+    "evaluate": "loss, perplexity and bits per byte on held-out text",
+    "generate": "continue a prompt",
+    "export": "write a Hugging Face folder",
+}
+
+HELP = f"""dsllm {__version__}: pretrain decoder-only language models with DeepSpeed
+
+usage: dsllm COMMAND ...
+
+{chr(10).join(f"  {name:10} {text}" for name, text in COMMANDS.items())}
+
+`dsllm COMMAND --help` tells more."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the process's exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP)
+        return 0 if words else EXIT_USAGE
+    if words[0] in ("-V", "--version"):
+        print(__version__)
+        return 0
+    if words[0] not in COMMANDS:
+        print(f"dsllm: unknown command '{words[0]}'; there are: {', '.join(COMMANDS)}", file=sys.stderr)
+        return EXIT_USAGE
+    return run_command(words[0], words[1:])
+
+
+def run_command(name: str, arguments: Sequence[str]) -> int:
+    """Load a command and run it; what the user can mend is told in words, the rest keeps its traceback."""
+    try:
+        return int(importlib.import_module(f"dsllm.cli.{name}").main(list(arguments)))
+    except DsllmError as error:
+        print(f"dsllm {name}: error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code

@@ -1,0 +1,77 @@
+"""dsllm train --dry-run: the resolved run, the final DeepSpeed JSON, parameters, memory and steps. Starts nothing."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dsllm import counts
+from dsllm.config.load import run_to_dict
+from dsllm.config.run import RunConfig
+from dsllm.config.train import Precision
+from dsllm.config.yaml_file import write_yaml
+from dsllm.data.manifest import load_manifest
+from dsllm.engine.deepspeed_config import Layout, final_config
+
+GIB = 2**30
+
+
+def show(config: RunConfig, given: Mapping[str, Any], world_size: int) -> int:
+    """Print everything that is known of a run before it starts; the exit code."""
+    config, vocabulary = _with_some_vocabulary(config)
+    precision, device = _guess_device(config)
+    final = final_config(config, given, Layout(world_size=world_size, device=device, precision=precision))
+    print("# run\n" + write_yaml(run_to_dict(config)))
+    print("# final DeepSpeed config\n" + json.dumps(final, indent=2))
+    print("\n# " + "\n# ".join(_summary(config, final, world_size, precision, device, vocabulary)))
+    return 0
+
+
+def _summary(
+    config: RunConfig, final: Mapping[str, Any], world_size: int, precision: Precision, device: str, vocabulary: str
+) -> list[str]:
+    count = counts.parameter_count(config.model, config.context_length)
+    stage = final["zero_optimization"]["stage"]
+    state = counts.model_state_bytes(count.total, stage, precision, world_size)
+    length, micro = config.data.sequence_length, config.train.micro_batch_sequences
+    every = checkpoint_every(config)
+    activations = counts.activation_bytes(config.model, length, micro, precision, every)
+    per_token = counts.flops_per_token(config.model, length)
+    total_tokens = config.num_steps * config.tokens_per_step
+    return [
+        f"parameters   {count.total:,} ({count.embedding + count.head:,} of them embedding and head; {vocabulary})",
+        f"layout       {world_size} ranks on {device}, ZeRO stage {stage}, {precision}",
+        f"batch        {config.train.global_batch_sequences} sequences of {length} = {config.tokens_per_step:,} tokens a step: "
+        f"{final['gradient_accumulation_steps']} micro-batches of {micro} on each rank",
+        f"steps        {config.num_steps:,} for {total_tokens:,} tokens",
+        f"compute      {per_token / 1e6:,.1f} MFLOP a token, {per_token * total_tokens:.3g} FLOP in all",
+        f"memory       per rank {state / GIB:.2f} GiB of model states and about {activations / GIB:.2f} GiB of activations",
+        f"directories  run {config.run.directory}, data {config.data.directory}",
+    ]
+
+
+def checkpoint_every(config: RunConfig) -> int:
+    """train.activation_checkpointing as a number: every k-th block, 0 for none."""
+    return {"none": 0, "full": 1}.get(config.train.activation_checkpointing, config.train.activation_checkpointing)  # type: ignore[call-overload,no-any-return]
+
+
+def _with_some_vocabulary(config: RunConfig) -> tuple[RunConfig, str]:
+    """A vocabulary size to count with: the run's, the prepared tokenizer's, or what will be trained."""
+    if config.model.vocab_size is not None:
+        return config, "vocabulary as given"
+    directory = Path(config.data.directory or "")
+    if (directory / "manifest.json").is_file():
+        size, origin = load_manifest(directory).tokenizer.vocab_size, f"vocabulary of {directory}"
+    else:
+        size, origin = config.tokenizer.vocab_size, "vocabulary as it will be trained; the data is not prepared yet"
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size)), origin
+
+
+def _guess_device(config: RunConfig) -> tuple[Precision, str]:
+    """The device that this machine would train on, found without importing torch: NVIDIA's driver leaves a file."""
+    device = "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"
+    asked = config.train.precision
+    if asked == "auto":
+        return ("bf16" if device == "cuda" else "fp32_compute_bf16"), device
+    return asked, device

@@ -1,0 +1,138 @@
+"""What a run reports on the way: metrics.jsonl (the truth), TensorBoard, and a line on the terminal. Rank 0 only."""
+
+import json
+import math
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from dsllm.config.run import RunConfig
+from dsllm.engine.step import StepResult
+from dsllm.train.progress import Progress
+from dsllm.train.run_directory import METRICS_FILE
+
+_RECENT_STEPS = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """What throughput is measured against."""
+
+    flops_per_token: float
+    """Model FLOPs of forward and backward, by formula."""
+    peak_flops: float
+    """FLOP/s of all devices together; 0: unknown."""
+    peak_origin: str
+    """Where that number comes from."""
+
+
+@dataclass
+class Metrics:
+    """Writes one row per step. A tracker's failure never stops a run: it is told once and the tracker left out."""
+
+    directory: Path
+    config: RunConfig
+    speed: Speed
+    attempt: int
+    tell: Callable[[str], None]
+    file: IO[str] = field(init=False)
+    board: SummaryWriter | None = field(init=False, default=None)
+    recent_seconds: deque[float] = field(init=False, default_factory=lambda: deque(maxlen=_RECENT_STEPS))
+
+    def open(self, first_step: int) -> None:
+        """Start appending; a last line that a kill has cut short is ended first."""
+        path = self.directory / METRICS_FILE
+        cut = path.is_file() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+        self.file = path.open("a", encoding="utf-8", buffering=1)
+        if cut:
+            self.file.write("\n")
+        if self.config.log.tensorboard:
+            try:
+                self.board = SummaryWriter(str(self.directory / "tensorboard"), purge_step=first_step)
+            except OSError as error:
+                self.tell(f"TensorBoard is switched off: {error}")
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        self.file.close()
+        if self.board is not None:
+            self.board.close()
+
+    def row(self, result: StepResult, progress: Progress, learning_rate: float, seconds: float, memory_gib: float) -> dict[str, Any]:
+        """The row of one step."""
+        self.recent_seconds.append(seconds)
+        per_second = result.tokens / seconds
+        peak = self.speed.peak_flops
+        return {
+            "step": progress.step,
+            "tokens": progress.tokens,
+            "loss": result.loss,
+            "gradient_norm": result.gradient_norm,
+            "learning_rate": learning_rate,
+            "loss_scale": result.loss_scale,
+            "skipped_steps": progress.skipped_steps,
+            "tokens_per_second": per_second,
+            "mfu": per_second * self.speed.flops_per_token / peak if peak else None,
+            "memory_gib": memory_gib,
+            "seconds": seconds,
+            "eta_seconds": statistics.median(self.recent_seconds) * (self.config.num_steps - progress.step),
+            "time": time.time(),
+            "attempt": self.attempt,
+        }
+
+    def record(self, row: Mapping[str, Any]) -> None:
+        """Write a step's row to the file and to TensorBoard. Numbers that are not finite become null: JSON has none."""
+        clean = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
+        self.file.write(json.dumps(clean) + "\n")
+        if self.board is None:
+            return
+        try:
+            for key, value in clean.items():
+                if key not in ("step", "time", "attempt") and value is not None:
+                    self.board.add_scalar(key, value, row["step"])
+        except OSError as error:
+            self.board = None
+            self.tell(f"TensorBoard is switched off: {error}")
+
+
+def step_line(row: Mapping[str, Any], config: RunConfig) -> str:
+    """One step as a line for the terminal."""
+    parts = [
+        f"step {row['step']}/{config.num_steps}",
+        f"tokens {short(row['tokens'])}/{short(config.num_steps * config.tokens_per_step)}",
+        f"loss {row['loss']:.4f}",
+        f"grad {row['gradient_norm']:.3f}",
+        f"lr {row['learning_rate']:.2e}",
+        f"{short(row['tokens_per_second'])} tok/s",
+    ]
+    if row["mfu"] is not None:
+        parts.append(f"MFU {row['mfu']:.1%}")
+    if row["loss_scale"] != 1:
+        parts.append(f"scale {row['loss_scale']:g}")
+    if row["skipped_steps"]:
+        parts.append(f"skipped {row['skipped_steps']}")
+    parts += [f"{row['memory_gib']:.2f} GiB", f"ETA {duration(row['eta_seconds'])}"]
+    return "  ".join(parts)
+
+
+def short(count: float) -> str:
+    """A count with a unit: 1.2k, 3.4M, 5.6B."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return f"{count:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 1d02h, 3h04m, 5m06s or 7s."""
+    whole = round(seconds)
+    for unit, size, smaller, small in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
+        if whole >= size:
+            return f"{whole // size}{unit}{whole % size // small:02d}{smaller}"
+    return f"{whole}s"

@@ -1,0 +1,33 @@
+"""The learning rate as a function of the step."""
+
+import math
+
+from dsllm.config.run import RunConfig
+
+
+def learning_rate_at(step: int, config: RunConfig) -> float:
+    """Learning rate of optimizer step `step` (from 0) of a run.
+
+    Linear warm-up from peak / warmup to the peak, then the schedule's shape down to end_ratio x peak at the last step:
+    cosine (Loshchilov and Hutter 2017), linear, or warm-up-stable-decay (Hu et al. 2024).
+    """
+    schedule, peak = config.train.schedule, config.train.optimizer.learning_rate
+    warmup = steps_of(schedule.warmup_steps, schedule.warmup_tokens, config.tokens_per_step, 0)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if schedule.shape == "constant":
+        return peak
+    start = warmup
+    if schedule.shape == "wsd":
+        decay = steps_of(schedule.decay_steps, schedule.decay_tokens, config.tokens_per_step, config.num_steps // 10)
+        start = max(warmup, config.num_steps - decay)
+    fraction = min(1.0, max(0.0, (step + 1 - start) / max(1, config.num_steps - start)))
+    remaining = (1 + math.cos(math.pi * fraction)) / 2 if schedule.shape == "cosine" else 1 - fraction
+    return peak * (schedule.end_ratio + (1 - schedule.end_ratio) * remaining)
+
+
+def steps_of(steps: int | None, tokens: int | None, tokens_per_step: int, default: int) -> int:
+    """A length given in steps, or in tokens and rounded up to whole steps, or not at all."""
+    if steps is not None:
+        return steps
+    return default if tokens is None else -(-tokens // tokens_per_step)
