@@ -32,6 +32,8 @@ class SourceConfig:
     weight: float | None = None
     """Share of the training samples, relative to the other sources; give it to all sources or to none
     (none: in proportion to their tokens)."""
+    text_documents: Literal["file", "lines", "paragraphs"] = "file"
+    """What one document of a .txt file is: the whole file, each line, or each run of lines between empty lines."""
     on_bad_input: Literal["error", "skip"] = "error"
     """What to do with what cannot be read: stop with its name, or skip it, count it and report it in the data card."""
     max_megabytes: float | None = None

@@ -1,0 +1,1 @@
+"""From sources to token shards: documents, tokenizer, shards, data card."""

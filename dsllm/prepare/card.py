@@ -1,0 +1,100 @@
+"""The data card, as plain values: what became of every source, how good the tokenizer is, what a model must beat."""
+
+import platform
+from collections.abc import Iterable
+from importlib import metadata
+from typing import Any
+
+from dsllm.config.run import RunConfig
+from dsllm.data.manifest import Manifest, SourceRecord
+from dsllm.data.tokenizer import Tokenizer
+from dsllm.prepare.reading import SPLITS, SourceCount
+from dsllm.prepare.write_shards import UnitRecord
+
+FORMAT_VERSION = 1
+_PACKAGES = ("numpy", "tokenizers", "sentencepiece", "pyarrow", "datasets")
+
+
+def make_card(
+    config: RunConfig,
+    manifest: Manifest,
+    tokenizer: Tokenizer,
+    counts: dict[str, SourceCount],
+    records: Iterable[UnitRecord],
+) -> dict[str, Any]:
+    """Everything but the baselines and the times, which the pipeline adds.
+
+    Args:
+        counts: by source; sources of finished shards have none.
+        records: of the shards that were written.
+    """
+    records = list(records)
+    sources = [_source(record, counts.get(record.name), records) for record in manifest.sources]
+    splits = {split: _sum(source[split] for source in sources) for split in SPLITS}
+    return {
+        "format_version": FORMAT_VERSION,
+        "settings": manifest.settings,
+        "settings_sha256": manifest.settings_sha256,
+        "sources": sources,
+        "splits": splits,
+        "tokenizer": {
+            "kind": config.tokenizer.kind,
+            "library": tokenizer.kind,
+            "vocab_size": tokenizer.vocab_size,
+            "end_of_text": tokenizer.end_of_text,
+            "end_of_text_id": tokenizer.end_of_text_id,
+            "sha256": manifest.tokenizer.sha256,
+            "train_bytes_per_token": splits["train"]["bytes_per_token"],
+            "held_out_bytes_per_token": splits["validation"]["bytes_per_token"],
+            "held_out_documents_not_round_trip": sum(r.num_not_round_trip for r in records),
+        },
+        "dtype": manifest.dtype,
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "packages": {name: metadata.version(name) for name in _PACKAGES},
+    }
+
+
+def _source(record: SourceRecord, count: SourceCount | None, records: list[UnitRecord]) -> dict[str, Any]:
+    """One source: what was read, what was dropped and why, and its splits."""
+    source: dict[str, Any] = {"name": record.name}
+    if count is not None:
+        source["read"] = {
+            "documents": count.read,
+            "kept": sum(count.kept.values()),
+            "duplicates": count.duplicates,
+            "empty": count.empty,
+            "bad": count.bad.total(),
+            "bad_by_reason": dict(count.bad.most_common()),
+            "bad_examples": count.bad_examples,
+            "files": count.num_files,
+            "ignored_files_by_suffix": dict(count.ignored_files.most_common()),
+            "cut_at_megabytes": count.cut_at_megabytes,
+        }
+    for split, shards in (("train", record.train), ("validation", record.validation)):
+        text_bytes = [shard.text_bytes for shard in shards]
+        source[split] = _with_ratio(
+            {
+                "documents": sum(shard.num_documents for shard in shards),
+                "tokens": sum(shard.num_tokens for shard in shards),
+                "bytes": None if None in text_bytes else sum(size for size in text_bytes if size is not None),
+                "shards": len(shards),
+            }
+        )
+    source["held_out_documents_not_round_trip"] = sum(r.num_not_round_trip for r in records if r.source == record.name)
+    return source
+
+
+def _sum(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """One split over all sources; bytes are unknown where those of one source are."""
+    parts = list(parts)
+    total: dict[str, Any] = {key: sum(part[key] for part in parts) for key in ("documents", "tokens", "shards")}
+    sizes = [part["bytes"] for part in parts]
+    total["bytes"] = None if None in sizes else sum(sizes)
+    return _with_ratio(total)
+
+
+def _with_ratio(part: dict[str, Any]) -> dict[str, Any]:
+    """Add bytes per token, the end-of-text tokens left out: they stand for no text."""
+    tokens = part["tokens"] - part["documents"]
+    part["bytes_per_token"] = part["bytes"] / tokens if part["bytes"] and tokens > 0 else None
+    return part

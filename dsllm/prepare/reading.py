@@ -1,0 +1,223 @@
+"""Reads all sources once: counts, drops duplicates, holds documents out, samples for the tokenizer, and cuts units."""
+
+import hashlib
+import heapq
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dsllm.config.data import DataConfig, SourceConfig
+from dsllm.errors import DataError
+from dsllm.prepare.document import BadInput, Document
+from dsllm.prepare.embedded import embedded_documents
+from dsllm.prepare.source_datasets import dataset_documents
+from dsllm.prepare.source_files import Position, find_files, read_documents
+from dsllm.prepare.units import Unit, UnitCutter
+
+SPLITS = ("train", "validation")
+MEGABYTE = 1_000_000
+HASH_RANGE = 2**64
+_NUM_EXAMPLES = 5  # bad inputs kept by name, per reason
+
+Progress = Callable[[str, float, float | None], None]
+"""(what is being done, megabytes done, megabytes in all if known)"""
+
+
+@dataclass
+class SourceCount:
+    """What became of one source: read = kept + duplicates + empty + bad, and nothing is lost in silence."""
+
+    read: int = 0
+    """Documents, and inputs that should have been one."""
+    kept: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    """Documents by split."""
+    kept_bytes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    """UTF-8 bytes by split."""
+    duplicates: int = 0
+    empty: int = 0
+    """Documents of nothing but white space."""
+    bad: Counter[str] = field(default_factory=Counter)
+    """Skipped inputs by reason."""
+    bad_examples: dict[str, list[str]] = field(default_factory=dict)
+    """The first few of them by reason."""
+    num_files: int = 0
+    ignored_files: Counter[str] = field(default_factory=Counter)
+    """Files of other types that lay in the source's folders, by suffix."""
+    cut_at_megabytes: float | None = None
+    """max_megabytes, where it ended the reading."""
+
+    @property
+    def total_bytes(self) -> int:
+        """UTF-8 bytes of what is kept."""
+        return sum(self.kept_bytes.values())
+
+
+class TrainingSample:
+    """The documents with the smallest hashes, up to a budget of bytes: an even sample, in one pass, in any order."""
+
+    def __init__(self, budget_bytes: int):
+        self._budget = budget_bytes
+        self._heap: list[tuple[int, bytes]] = []  # largest hash first
+        self.num_bytes = 0
+
+    def offer(self, hash_value: int, content: bytes) -> None:
+        """Take a document in, and let the ones with the largest hashes go while enough remains without them."""
+        if self.num_bytes >= self._budget and -self._heap[0][0] < hash_value:
+            return
+        heapq.heappush(self._heap, (-hash_value, content))
+        self.num_bytes += len(content)
+        while self.num_bytes - len(self._heap[0][1]) >= self._budget:
+            self.num_bytes -= len(heapq.heappop(self._heap)[1])
+
+    def texts(self) -> Iterator[str]:
+        """The sample in the order of the hashes."""
+        for _, content in sorted(self._heap, reverse=True):
+            yield content.decode()
+
+    def sha256(self) -> str:
+        """What the sample is, to tell whether a tokenizer was trained from it."""
+        digest = hashlib.sha256()
+        for _, content in sorted(self._heap, reverse=True):
+            digest.update(hashlib.sha256(content).digest())
+        return digest.hexdigest()
+
+
+class Reading:
+    """One pass over all sources; iterate `units`, then look at the counts."""
+
+    def __init__(self, config: DataConfig, spool: Path, progress: Progress, sample_bytes: int = 0):
+        """Spool to a folder, and collect a sample of so many bytes of training text."""
+        self._config = config
+        self._spool = spool
+        self._progress = progress
+        self._sample_bytes = sample_bytes
+        self.sample = TrainingSample(sample_bytes)
+        self._seen: set[bytes] = set()
+        self._held_out_below = round(config.validation_share * HASH_RANGE)
+        self._smallest = HASH_RANGE
+        self.counts = {source.name: SourceCount() for source in config.sources if source.kind != "megatron"}
+        self.megabytes_read = 0.0
+
+    def units(self) -> Iterator[Unit]:
+        """Spooled units, as soon as each is complete; those of a source in order.
+
+        Raises:
+            DataError: an input is bad and its source does not skip, or a source is missing or yields nothing.
+        """
+        for source in self._config.sources:
+            if source.kind == "megatron":
+                continue
+            cutters = {
+                split: UnitCutter(self._spool, source.name, split, round(self._config.shard_megabytes * MEGABYTE))
+                for split in SPLITS
+            }
+            try:
+                yield from self._units_of(source, cutters)
+            finally:
+                for cutter in cutters.values():
+                    cutter.close()
+            self._check_not_empty(source)
+
+    def total(self, split: str) -> int:
+        """Documents kept in a split, over all sources."""
+        return sum(count.kept[split] for count in self.counts.values())
+
+    def hold_out_one(self) -> "Reading":
+        """The same reading again, holding out the one document with the smallest hash."""
+        again = Reading(self._config, self._spool, self._progress, self._sample_bytes)
+        again._held_out_below = self._smallest + 1
+        return again
+
+    def _units_of(self, source: SourceConfig, cutters: dict[str, UnitCutter]) -> Iterator[Unit]:
+        count = self.counts[source.name]
+        for item in self._items(source, count):
+            count.read += 1
+            content = self._accept(item, source, count)
+            if content is None:
+                continue
+            if source.max_megabytes is not None and count.total_bytes + len(content) > source.max_megabytes * MEGABYTE:
+                count.read -= 1
+                count.cut_at_megabytes = source.max_megabytes
+                break
+            unit = self._keep(content, count, cutters)
+            if unit is not None:
+                yield unit
+        yield from (unit for cutter in cutters.values() if (unit := cutter.finish()) is not None)
+
+    def _accept(self, item: Document | BadInput, source: SourceConfig, count: SourceCount) -> bytes | None:
+        """The UTF-8 of a usable document; else counts why not."""
+        if isinstance(item, Document):
+            try:
+                content = item.text.encode()
+            except UnicodeEncodeError as error:  # JSON can spell half a character: "\ud83d"
+                item = BadInput(item.origin, "not Unicode text", f"a lone surrogate at character {error.start}")
+            else:
+                if content.strip():
+                    return content
+                count.empty += 1
+                return None
+        if source.on_bad_input == "error":
+            raise DataError(
+                f"source '{source.name}': {item}. Mend or remove it, or set on_bad_input: skip for this source "
+                "to skip such inputs, counted and reported"
+            )
+        count.bad[item.reason] += 1
+        examples = count.bad_examples.setdefault(item.reason, [])
+        if len(examples) < _NUM_EXAMPLES:
+            examples.append(str(item))
+        return None
+
+    def _keep(self, content: bytes, count: SourceCount, cutters: dict[str, UnitCutter]) -> Unit | None:
+        """Put a document where it belongs, by independent parts of its hash; returns a unit that this completes."""
+        digest = hashlib.sha256(content).digest()
+        if self._config.deduplicate:
+            if digest[:16] in self._seen:
+                count.duplicates += 1
+                return None
+            self._seen.add(digest[:16])
+        place = int.from_bytes(digest[16:24], "little")
+        self._smallest = min(self._smallest, place)
+        split = "validation" if place < self._held_out_below else "train"
+        count.kept[split] += 1
+        count.kept_bytes[split] += len(content)
+        self.megabytes_read += len(content) / MEGABYTE
+        if split == "train" and self._sample_bytes:
+            self.sample.offer(int.from_bytes(digest[24:], "little"), content)
+        return cutters[split].add(content, digest)
+
+    def _items(self, source: SourceConfig, count: SourceCount) -> Iterator[Document | BadInput]:
+        """What a source yields, telling how far reading has come."""
+        if source.kind == "files":
+            yield from self._items_of_files(source, count)
+            return
+        items = embedded_documents(source.paths) if source.kind == "embedded" else dataset_documents(source)
+        for item in items:
+            yield item
+            self._progress(f"reading {source.name}", self.megabytes_read, None)
+
+    def _items_of_files(self, source: SourceConfig, count: SourceCount) -> Iterator[Document | BadInput]:
+        paths, count.ignored_files = find_files(source)
+        total = sum(path.stat().st_size for path in paths)
+        before = 0
+        for path in paths:
+            count.num_files += 1
+            position = Position()
+            for item in read_documents(path, source, position):
+                yield item
+                self._progress(f"reading {source.name}", (before + position.file_bytes) / MEGABYTE, total / MEGABYTE)
+            before += path.stat().st_size
+            self._progress(f"reading {source.name}", before / MEGABYTE, total / MEGABYTE)
+
+    def _check_not_empty(self, source: SourceConfig) -> None:
+        count = self.counts[source.name]
+        if sum(count.kept.values()) == 0:
+            why = [f"{count.duplicates} duplicates", f"{count.empty} empty", f"{count.bad.total()} bad"]
+            limit = (
+                f"; its first document is larger than max_megabytes {count.cut_at_megabytes}"
+                if count.cut_at_megabytes
+                else ""
+            )
+            raise DataError(
+                f"source '{source.name}' yields no document: {count.read} read, of which {', '.join(why)}{limit}"
+            )

@@ -1,0 +1,87 @@
+"""Trains a tokenizer from a sample of the training documents: byte-level BPE, or SentencePiece unigram or BPE."""
+
+import io
+from collections.abc import Callable, Iterable, Iterator
+
+import sentencepiece
+import tokenizers
+
+from dsllm.config.data import TokenizerConfig
+from dsllm.data.tokenizer import JsonTokenizer, SentencePieceTokenizer, Tokenizer, byte_level_tokenizer
+from dsllm.errors import DataError
+from dsllm.prepare.write_shards import cut
+
+_SENTENCE_CHARACTERS = 4000  # SentencePiece drops longer "sentences" than max_sentence_length without a word
+_SENTENCE_BYTES = 4 * _SENTENCE_CHARACTERS
+
+
+def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, report: Callable[[str], None]) -> Tokenizer:
+    """A tokenizer of `config.vocab_size` tokens, the end-of-text token included; the same for the same texts.
+
+    Raises:
+        DataError: the texts are too few or too plain for such a vocabulary.
+    """
+    if config.kind == "byte_bpe":
+        return _train_byte_bpe(texts, config, report)
+    return _train_sentencepiece(texts, config)
+
+
+def _train_byte_bpe(texts: Iterable[str], config: TokenizerConfig, report: Callable[[str], None]) -> Tokenizer:
+    tokenizer = byte_level_tokenizer(tokenizers.models.BPE())
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        min_frequency=2,  # a pair seen once tells nothing
+        special_tokens=[config.end_of_text],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    parts = (part for text in texts for part in cut(text))
+    tokenizer.train_from_iterator(parts, trainer)
+    trained = JsonTokenizer(tokenizer.to_str(pretty=True), config.end_of_text, "the trained tokenizer")
+    if trained.vocab_size < config.vocab_size:
+        report(
+            f"tokenizer: {trained.vocab_size} tokens instead of tokenizer.vocab_size {config.vocab_size}: "
+            "no further pair of tokens occurs twice in the training text"
+        )
+    return trained
+
+
+def _train_sentencepiece(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
+    """Settings under which decoding gives back any text: nothing is normalised, unknown characters are bytes."""
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.Train(
+            sentence_iterator=_sentences(texts),
+            model_writer=model,
+            model_type=config.kind.removeprefix("sentencepiece_"),
+            vocab_size=config.vocab_size,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            add_dummy_prefix=False,
+            allow_whitespace_only_pieces=True,  # indentation
+            byte_fallback=True,
+            character_coverage=0.9995,
+            split_digits=True,
+            unk_id=0,
+            eos_id=1,
+            eos_piece=config.end_of_text,
+            bos_id=-1,
+            pad_id=-1,
+            max_sentence_length=_SENTENCE_BYTES,
+            num_threads=8,  # fixed: sums over threads decide the last bit of the scores
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        reason = str(error).rsplit("] ", 1)[-1]
+        raise DataError(
+            f"SentencePiece cannot train {config.vocab_size} tokens from this text: {reason} "
+            "Lower tokenizer.vocab_size, or give it more text (tokenizer.train_megabytes, data.sources)"
+        ) from error
+    return SentencePieceTokenizer(model.getvalue(), config.end_of_text, "the trained tokenizer")
+
+
+def _sentences(texts: Iterable[str]) -> Iterator[str]:
+    """Pieces of text short enough for SentencePiece, which cannot hold NUL."""
+    for text in texts:
+        for part in cut(text, _SENTENCE_CHARACTERS):
+            yield part.replace("\0", " ")

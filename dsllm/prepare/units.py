@@ -1,0 +1,97 @@
+"""Cuts the stream of documents into units of work: spooled texts, each to become one token shard."""
+
+import hashlib
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+_LENGTH = struct.Struct("<Q")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """Consecutive documents of one source and split, spooled to a file until they are tokenised."""
+
+    source: str
+    split: str
+    """train or validation."""
+    number: int
+    spool: Path
+    num_documents: int
+    text_bytes: int
+    documents_sha256: str
+    """Over the hashes of the documents, in order: what the unit holds, whatever file it came from."""
+
+    @property
+    def name(self) -> str:
+        """Name of its token shard, without .bin or .idx."""
+        return f"{self.split}-{self.source}-{self.number:05d}"
+
+    @property
+    def order(self) -> tuple[str, int]:
+        """Place within its source."""
+        return self.split, self.number
+
+
+class UnitCutter:
+    """Collects the documents of one source and split, and cuts a unit whenever enough text has come together."""
+
+    def __init__(self, folder: Path, source: str, split: str, unit_bytes: int):
+        self._folder, self._source, self._split, self._unit_bytes = folder, source, split, unit_bytes
+        self._number = 0
+        self._file: IO[bytes] | None = None
+        self._start()
+
+    def add(self, content: bytes, digest: bytes) -> Unit | None:
+        """Append a document (UTF-8) with its SHA-256; returns a unit where this completes one."""
+        if self._file is None:
+            self._file = self._path.open("wb")
+        self._file.write(_LENGTH.pack(len(content)))
+        self._file.write(content)
+        self._num_documents += 1
+        self._text_bytes += len(content)
+        self._hash.update(digest)
+        return self._cut() if self._text_bytes >= self._unit_bytes else None
+
+    def finish(self) -> Unit | None:
+        """The last unit, if there is text left."""
+        return self._cut() if self._num_documents else None
+
+    def close(self) -> None:
+        """Close the open file."""
+        if self._file is not None:
+            self._file.close()
+
+    @property
+    def _path(self) -> Path:
+        return self._folder / f"{self._split}-{self._source}-{self._number:05d}.spool"
+
+    def _start(self) -> None:
+        self._file = None
+        self._num_documents = self._text_bytes = 0
+        self._hash = hashlib.sha256()
+
+    def _cut(self) -> Unit:
+        assert self._file is not None, "a unit has documents"
+        self._file.close()
+        unit = Unit(
+            source=self._source,
+            split=self._split,
+            number=self._number,
+            spool=self._path,
+            num_documents=self._num_documents,
+            text_bytes=self._text_bytes,
+            documents_sha256=self._hash.hexdigest(),
+        )
+        self._number += 1
+        self._start()
+        return unit
+
+
+def spooled_documents(spool: Path) -> Iterator[bytes]:
+    """The documents of a spool file, as UTF-8, in order."""
+    with spool.open("rb") as file:
+        while header := file.read(_LENGTH.size):
+            yield file.read(_LENGTH.unpack(header)[0])
