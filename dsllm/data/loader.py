@@ -4,7 +4,7 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -35,44 +35,37 @@ class Batch:
     """Sum of its samples' fingerprints (dsllm/data/fingerprint.py); 0 in validation."""
 
 
+@dataclass(eq=False, repr=False)
 class TrainingBatches:
     """The micro-batches of one rank at any step. Nothing moves on in here: the step's number is the whole state.
 
     Step s takes the samples [s G, s G + G) of the run's order, G being the global batch. Rank r of W has the r-th of W
     equal runs of them (a run, not every W-th: neighbours in the order mix the sources best).
+
+    Raises:
+        DataError: the sources are not those of the manifest, or are shorter than one sequence.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        manifest: Manifest,
-        data: DataConfig,
-        *,
-        seed: int,
-        global_batch_sequences: int,
-        micro_batch_sequences: int,
-        rank: int,
-        num_ranks: int,
-    ):
-        """
-        Args:
-            directory: the prepared directory that the manifest is of.
-            data: sequence length, and the sources' weights.
-            seed: of the run; decides the order.
-            rank: among the num_ranks data-parallel ones.
+    directory: Path
+    """The prepared directory that the manifest is of."""
+    manifest: Manifest
+    data: DataConfig
+    """Sequence length, and the sources' weights."""
+    _: KW_ONLY
+    seed: int
+    """Of the run; decides the order."""
+    global_batch_sequences: int
+    micro_batch_sequences: int
+    rank: int
+    """Among the data-parallel ranks."""
+    num_ranks: int
 
-        Raises:
-            DataError: the sources are not those of the manifest, or are shorter than one sequence.
-        """
-        assert global_batch_sequences % (micro_batch_sequences * num_ranks) == 0, "the batch does not divide"
-        self.num_micro_batches = global_batch_sequences // (micro_batch_sequences * num_ranks)
-        self._first_sample = rank * (global_batch_sequences // num_ranks)
-        self._global_batch_sequences = global_batch_sequences
-        self._micro_batch_sequences = micro_batch_sequences
-        self._sequence_length = data.sequence_length
-        self._vocab_size = manifest.tokenizer.vocab_size
-        self._streams = _streams(directory, [(source.name, source.train) for source in manifest.sources])
-        self._order = _order(self._streams, directory, data, seed)
+    def __post_init__(self) -> None:
+        per_round = self.micro_batch_sequences * self.num_ranks
+        assert self.global_batch_sequences % per_round == 0, "a batch that does not divide is refused with the run"
+        self.num_micro_batches = self.global_batch_sequences // per_round
+        self._streams = _streams(self.directory, [(s.name, s.train) for s in self.manifest.sources])
+        self._order = _order(self._streams, self.directory, self.data, self.seed)
 
     def step(self, step: int) -> list[Batch]:
         """This rank's micro-batches of optimizer step `step`, counted from 0.
@@ -80,12 +73,11 @@ class TrainingBatches:
         Raises:
             DataError: a shard cannot be read, or holds ids that the tokenizer does not have.
         """
-        first = step * self._global_batch_sequences + self._first_sample
-        size = self._micro_batch_sequences
-        return [self._batch(first + i * size) for i in range(self.num_micro_batches)]
+        first = step * self.global_batch_sequences + self.rank * (self.global_batch_sequences // self.num_ranks)
+        return [self._batch(first + i * self.micro_batch_sequences) for i in range(self.num_micro_batches)]
 
     def fingerprint(self, step: int) -> int:
-        """Sum over this rank's samples of a step, modulo 2^64, reading them anew."""
+        """Sum over this rank's samples of a step, modulo 2^64. Reads them anew: of batches at hand, add theirs up."""
         return fingerprint.add(*(batch.fingerprint for batch in self.step(step)))
 
     def epochs(self, num_samples: int) -> dict[str, float]:
@@ -93,18 +85,19 @@ class TrainingBatches:
         return self._order.epochs(num_samples)
 
     def _batch(self, first_sample: int) -> Batch:
-        length = self._sequence_length
-        tokens = np.empty((self._micro_batch_sequences, length + 1), dtype=np.int64)
+        length = self.data.sequence_length
+        tokens = np.empty((self.micro_batch_sequences, length + 1), dtype=np.int64)
         hashes = []
         for row, number in enumerate(range(first_sample, first_sample + len(tokens))):
             sample = self._order.sample(number)
             stream = self._streams[sample.source]
             tokens[row] = stream.read_block(sample.block, length)
-            stream.check_ids(tokens[row], self._vocab_size)
+            stream.check_ids(tokens[row], self.manifest.tokenizer.vocab_size)
             hashes.append(fingerprint.sample_fingerprint(number, sample.source, sample.block, tokens[row]))
         return Batch(*_shifted(tokens), weights=None, fingerprint=fingerprint.add(*hashes))
 
 
+@dataclass(eq=False, repr=False)
 class ValidationBatches:
     """One pass over the held-out tokens in which every token is predicted exactly once, and counts once.
 
@@ -113,70 +106,63 @@ class ValidationBatches:
     Every rank yields the same number of batches, which ZeRO-3 needs: what is missing is filled with weight 0.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        manifest: Manifest,
-        *,
-        sequence_length: int,
-        micro_batch_sequences: int,
-        rank: int,
-        num_ranks: int,
-        max_sequences: int = 0,
-        stride: int | None = None,
-    ):
-        """
-        Args:
-            directory: the prepared directory that the manifest is of.
-            sequence_length: T.
-            max_sequences: use at most so many windows, spread evenly over all; 0: all.
-            stride: targets that count per window, at most T; None: T.
-        """
-        self._length = sequence_length
-        self._stride = stride or sequence_length
-        assert 0 < self._stride <= sequence_length, f"stride {stride} of {sequence_length}"
-        self._size = micro_batch_sequences
-        self._rank = rank
-        self._num_ranks = num_ranks
-        self._vocab_size = manifest.tokenizer.vocab_size
-        self._end_of_text_id = manifest.tokenizer.end_of_text_id
-        self._streams = _streams(directory, [(source.name, source.validation) for source in manifest.sources])
+    directory: Path
+    """The prepared directory that the manifest is of."""
+    manifest: Manifest
+    _: KW_ONLY
+    sequence_length: int
+    """T."""
+    micro_batch_sequences: int
+    rank: int = 0
+    """Among the data-parallel ranks."""
+    num_ranks: int = 1
+    max_sequences: int | None = None
+    """Use at most so many windows, spread evenly over all; None or 0: all."""
+    stride: int | None = None
+    """Targets that count per window after the first, at most T; None: T."""
+
+    def __post_init__(self) -> None:
+        self._stride = self.stride or self.sequence_length
+        assert 0 < self._stride <= self.sequence_length, f"stride {self._stride} of {self.sequence_length}"
+        self._streams = _streams(self.directory, [(s.name, s.validation) for s in self.manifest.sources])
         # Windows are numbered over all streams; which one is meant is found when it is read.
         self._starts = [0, *accumulate(self._num_windows(stream) for stream in self._streams)]
-        self._num_used = min(max_sequences or self._starts[-1], self._starts[-1])
+        self._num_used = min(self.max_sequences or self._starts[-1], self._starts[-1])
         self.num_tokens = self._num_counted()
         """Targets that count, over all ranks and batches."""
-        self.text_bytes = self._num_text_bytes(manifest)
+        self.text_bytes = self._num_text_bytes()
         """UTF-8 bytes of the documents that these tokens stand for: exact for a whole pass, in proportion to the tokens
         where max_sequences leaves some out; None where the text of a source is not known."""
 
     def __len__(self) -> int:
         """Batches per rank, the same on all."""
-        return -(-self._num_used // (self._size * self._num_ranks))
+        return -(-self._num_used // (self.micro_batch_sequences * self.num_ranks))
 
     def __iter__(self) -> Iterator[Batch]:
         for i in range(len(self)):
-            yield self._batch((i * self._num_ranks + self._rank) * self._size)
+            yield self._batch((i * self.num_ranks + self.rank) * self.micro_batch_sequences)
 
     def _batch(self, first: int) -> Batch:
-        tokens = np.full((self._size, self._length + 1), self._end_of_text_id, dtype=np.int64)
-        weights = np.zeros((self._size, self._length), dtype=np.float32)
-        for row, number in enumerate(range(first, min(first + self._size, self._num_used))):
+        tokens = np.full(
+            (self.micro_batch_sequences, self.sequence_length + 1),
+            self.manifest.tokenizer.end_of_text_id,
+            dtype=np.int64,
+        )
+        weights = np.zeros((self.micro_batch_sequences, self.sequence_length), dtype=np.float32)
+        for row, number in enumerate(range(first, min(first + self.micro_batch_sequences, self._num_used))):
             stream, window = self._window(number)
-            start = window * self._stride
-            stop = min(start + self._length, stream.num_tokens)
-            skip = 0 if window == 0 else self._length - self._stride
+            start, counted, stop = self._span(stream, window)
             if start == 0:
                 tokens[row, 1 : stop + 1] = stream.read(0, stop)
             else:
                 tokens[row, : stop - start + 1] = stream.read(start - 1, stop)
-            stream.check_ids(tokens[row], self._vocab_size)
-            weights[row, skip : stop - start] = 1
+            stream.check_ids(tokens[row], self.manifest.tokenizer.vocab_size)
+            weights[row, counted - start : stop - start] = 1
         return Batch(*_shifted(tokens), weights=torch.from_numpy(weights), fingerprint=0)
 
     def _num_windows(self, stream: TokenStream) -> int:
         """The first window counts T targets, each later one `stride`."""
-        beyond = max(stream.num_tokens - self._length, 0)
+        beyond = max(stream.num_tokens - self.sequence_length, 0)
         return -(-beyond // self._stride) + 1 if stream.num_tokens else 0
 
     def _window(self, number: int) -> tuple[TokenStream, int]:
@@ -191,12 +177,18 @@ class ValidationBatches:
         counted = 0
         for number in range(self._num_used):
             stream, window = self._window(number)
-            start = window * self._stride + (self._length - self._stride if window else 0)
-            counted += min(window * self._stride + self._length, stream.num_tokens) - start
+            _, first, stop = self._span(stream, window)
+            counted += stop - first
         return counted
 
-    def _num_text_bytes(self, manifest: Manifest) -> int | None:
-        sizes = [record.text_bytes for source in manifest.sources for record in source.validation]
+    def _span(self, stream: TokenStream, window: int) -> tuple[int, int, int]:
+        """A window's targets in the stream: the first, the first that counts, and the end."""
+        start = window * self._stride
+        counted = start + (self.sequence_length - self._stride if window else 0)
+        return start, counted, min(start + self.sequence_length, stream.num_tokens)
+
+    def _num_text_bytes(self) -> int | None:
+        sizes = [record.text_bytes for source in self.manifest.sources for record in source.validation]
         known = [size for size in sizes if size is not None]
         total = sum(stream.num_tokens for stream in self._streams)
         return round(sum(known) * self.num_tokens / max(total, 1)) if len(known) == len(sizes) else None

@@ -1,0 +1,161 @@
+"""What was prepared is what is trained on: anything else is refused by name, without reading the corpus."""
+
+import dataclasses
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from dsllm.config.data import DataConfig, SourceConfig
+from dsllm.config.run import RunConfig, RunSection
+from dsllm.data.manifest import (
+    check_shards,
+    check_tokenizer,
+    hash_of,
+    load_manifest,
+    settings_of,
+    wait_for_manifest,
+    write_manifest,
+)
+from dsllm.errors import DataError
+from tests.helpers.prepared import counting_documents, write_prepared, write_shard
+
+SHARD = "train-a-00000"
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Path:
+    write_prepared(tmp_path, {"a": [counting_documents(100)]}, {"a": [counting_documents(20)]})
+    return tmp_path
+
+
+def run_with(**data: object) -> RunConfig:
+    return RunConfig(run=RunSection(name="r"), data=DataConfig(**data))
+
+
+def test_a_manifest_is_read_back_as_it_was_written(prepared: Path) -> None:
+    manifest = load_manifest(prepared)
+    write_manifest(prepared, manifest)
+    assert load_manifest(prepared) == manifest
+    check_shards(prepared, manifest, full=True)
+    check_tokenizer(prepared, manifest)
+
+
+def test_a_directory_that_is_not_prepared_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="run `dsllm prepare CONFIG`"):
+        load_manifest(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text[:50], "not a manifest"),
+        (lambda text: "[]", "not a manifest"),
+        (lambda text: text.replace('"format_version": 1', '"format_version": 9'), "format version 9"),
+        (lambda text: text.replace('"vocab_size"', '"vocab"'), "damaged"),
+    ],
+)
+def test_a_damaged_manifest_is_refused(prepared: Path, change: type, message: str) -> None:
+    path = prepared / "manifest.json"
+    path.write_text(change(path.read_text()))
+    with pytest.raises(DataError, match=message):
+        load_manifest(prepared)
+
+
+def test_a_truncated_shard_is_refused(prepared: Path) -> None:
+    path = prepared / f"{SHARD}.bin"
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(DataError, match=r"train-a-00000\.bin: 198 bytes, .* describes 200"):
+        check_shards(prepared, load_manifest(prepared))
+
+
+def test_every_wrong_shard_is_listed(prepared: Path) -> None:
+    for path in prepared.glob("*.bin"):
+        path.unlink()
+    with pytest.raises(DataError) as error:
+        check_shards(prepared, load_manifest(prepared))
+    assert "train-a-00000.bin" in str(error.value) and "validation-a-00000.bin" in str(error.value)
+
+
+def test_another_shard_in_its_place_is_refused(prepared: Path) -> None:
+    write_shard(prepared, SHARD, counting_documents(150), 60000)
+    with pytest.raises(DataError, match="another shard than prepared"):
+        check_shards(prepared, load_manifest(prepared))
+
+
+def test_a_shard_of_another_type_is_refused(prepared: Path) -> None:
+    write_shard(prepared, SHARD, counting_documents(50), 10**6)  # half the tokens of twice the size
+    with pytest.raises(DataError, match="ids of type int32, the manifest says uint16"):
+        check_shards(prepared, load_manifest(prepared))
+
+
+def test_changed_content_of_the_same_size_is_found_by_the_full_check(prepared: Path) -> None:
+    write_shard(prepared, SHARD, counting_documents(100, first=2), 60000)
+    manifest = load_manifest(prepared)
+    check_shards(prepared, manifest)
+    with pytest.raises(DataError, match="its content has changed"):
+        check_shards(prepared, manifest, full=True)
+
+
+def test_a_range_beyond_the_shard_is_refused(prepared: Path) -> None:
+    manifest = load_manifest(prepared)
+    record = dataclasses.replace(manifest.sources[0].train[0], first_token=50)
+    source = dataclasses.replace(manifest.sources[0], train=(record,))
+    with pytest.raises(DataError, match="100 tokens, but the manifest uses it up to token 150"):
+        check_shards(prepared, dataclasses.replace(manifest, sources=(source,)))
+
+
+def test_a_tokenizer_that_does_not_match_the_shards_is_refused(prepared: Path) -> None:
+    (prepared / "tokenizer" / "tokenizer.json").write_text("{ }")
+    with pytest.raises(DataError, match="does not match the shards"):
+        check_tokenizer(prepared, load_manifest(prepared))
+
+
+def test_a_missing_tokenizer_is_named(prepared: Path) -> None:
+    manifest = load_manifest(prepared)
+    tokenizer = dataclasses.replace(manifest.tokenizer, directory="elsewhere")
+    with pytest.raises(DataError, match="elsewhere"):
+        check_tokenizer(prepared, dataclasses.replace(manifest, tokenizer=tokenizer))
+
+
+def test_settings_are_what_decides_the_content() -> None:
+    base = settings_of(run_with())
+    assert base == json.loads(json.dumps(base))
+    assert settings_of(run_with(sequence_length=8)) == base
+    assert settings_of(run_with(num_workers=3)) == base
+    weighted = DataConfig().sources[0]
+    assert settings_of(run_with(sources=(dataclasses.replace(weighted, weight=2.0),))) == base
+    for change in ({"validation_share": 0.5}, {"deduplicate": False}, {"sources": (SourceConfig(name="other"),)}):
+        assert hash_of(settings_of(run_with(**change))) != hash_of(base)
+
+
+def test_waiting_ends_when_another_rank_has_prepared(tmp_path: Path) -> None:
+    def prepare() -> None:
+        time.sleep(0.05)
+        write_prepared(tmp_path, {"a": [counting_documents(10)]})
+
+    other = threading.Thread(target=prepare)
+    other.start()
+    manifest = wait_for_manifest(tmp_path, {}, seconds=10)
+    other.join()
+    assert manifest.sources[0].train[0].num_tokens == 10
+
+
+def test_waiting_in_vain_says_what_is_there_instead(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"has no manifest\.json"):
+        wait_for_manifest(tmp_path, {}, seconds=0)
+    write_prepared(tmp_path, {"a": [counting_documents(10)]})
+    with pytest.raises(DataError, match="other settings"):
+        wait_for_manifest(tmp_path, {"other": 1}, seconds=0)
+
+
+def test_the_quick_check_reads_no_corpus(prepared: Path) -> None:
+    """A file of holes as large as the manifest says is taken for the shard: nothing but its size was looked at."""
+    path = prepared / f"{SHARD}.bin"
+    size = path.stat().st_size
+    path.write_bytes(b"")
+    os.truncate(path, size)
+    check_shards(prepared, load_manifest(prepared))
