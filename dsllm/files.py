@@ -48,9 +48,6 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         raise
 
 
-write_whole = write_atomically  # the same by its older name, until nothing uses that
-
-
 def publish_directory(aside: Path, final: Path) -> None:
     """Rename a finished folder into place. Its files must be flushed already; `final` must not exist.
 

@@ -1,0 +1,233 @@
+"""Time and memory until the first batch, from 10^6 to 10^12 tokens: our order without an index beside Megatron-core's.
+
+    python bench/order.py [--directory FOLDER] [--most-tokens 1e12] [--most-megatron-tokens 1e10] [--repeats 3]
+
+The .bin files are holes (no blocks on the disk), documents have 1000 tokens, sequences 1024. Where Megatron-core is to
+build its index, the .idx is written in full, as it reads all of it; beyond that only the entry that opening reads.
+Every number is the median of processes of its own; imports are not counted on either side.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import types
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from dsllm.config.data import DataConfig, SourceConfig
+from dsllm.data.loader import TrainingBatches
+from dsllm.data.manifest import (
+    Manifest,
+    ShardRecord,
+    SourceRecord,
+    TokenizerRecord,
+    check_shards,
+    check_tokenizer,
+    hash_of,
+    load_manifest,
+    write_manifest,
+)
+from dsllm.data.shards import HEADER, MAGIC, bin_path, idx_path
+from dsllm.files import sha256_of_folder
+
+DOCUMENT_TOKENS = 1000
+SEQUENCE_LENGTH = 1024
+SEED = 1234
+NUM_READS = 200
+CHUNK = 10**7
+MIB = 2**20
+KINDS = {"ours": "dsllm", "megatron": "Megatron-core, first start", "megatron-cached": "Megatron-core, index cached"}
+
+
+def main() -> None:
+    """Measure every size and print the table."""
+    arguments = parse()
+    if arguments.measure:
+        print(json.dumps(measure(arguments.measure, Path(arguments.directory))))
+        return
+    print("| tokens | loader | start-up, s | resident memory, MiB | peak, MiB | one sequence, µs |")
+    print("|---:|---|---:|---:|---:|---:|")
+    with tempfile.TemporaryDirectory(dir=arguments.directory) as folder:
+        for exponent in range(6, 13):
+            num_tokens = 10**exponent
+            if num_tokens > arguments.most_tokens:
+                break
+            kinds = list(KINDS) if num_tokens <= arguments.most_megatron_tokens else ["ours"]
+            directory = Path(folder, str(exponent))
+            try:
+                write_corpus(directory, num_tokens, full_index=len(kinds) > 1)
+            except OSError as error:
+                print(f"| 10^{exponent} | not measured: {error.strerror} ({2 * num_tokens:.0e} bytes) | | | | |")
+                continue
+            for kind in kinds:
+                print(f"| 10^{exponent} | {KINDS[kind]} | {row(kind, directory, arguments.repeats)} |", flush=True)
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--directory", help="where the files of holes are made (default: the temporary directory)")
+    parser.add_argument("--most-tokens", type=float, default=1e12)
+    parser.add_argument("--most-megatron-tokens", type=float, default=1e10, help="0: leave Megatron-core out")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--measure", choices=KINDS, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def write_corpus(directory: Path, num_tokens: int, full_index: bool) -> None:
+    """A prepared directory of one shard of zeros."""
+    prefix = directory / "train-holes-00000"
+    tokenizer = directory / "tokenizer"
+    tokenizer.mkdir(parents=True)
+    (tokenizer / "tokenizer.json").write_text("{}")
+    num_documents = num_tokens // DOCUMENT_TOKENS
+    with bin_path(prefix).open("wb") as file:
+        file.truncate(2 * num_tokens)
+    write_index(idx_path(prefix), num_documents, full_index)
+    record = ShardRecord(
+        prefix=prefix.name,
+        num_tokens=num_tokens,
+        num_documents=num_documents,
+        text_bytes=None,
+        bin_bytes=2 * num_tokens,
+        idx_bytes=idx_path(prefix).stat().st_size,
+        bin_sha256=None,
+    )
+    tokenizer_record = TokenizerRecord(
+        directory="tokenizer", sha256=sha256_of_folder(tokenizer), vocab_size=50000, end_of_text_id=0
+    )
+    manifest = Manifest(
+        settings={},
+        settings_sha256=hash_of({}),
+        tokenizer=tokenizer_record,
+        sources=(SourceRecord(name="holes", train=(record,), validation=()),),
+        dtype="uint16",
+    )
+    write_manifest(directory, manifest)
+
+
+def write_index(path: Path, count: int, full: bool) -> None:
+    """Megatron's .idx of `count` equal documents: every entry, or the last one and holes."""
+    bytes_each = 2 * DOCUMENT_TOKENS
+    arrays = ((HEADER.size, "<i4", 0, DOCUMENT_TOKENS), (HEADER.size + 4 * count, "<i8", bytes_each, 0))
+    with path.open("wb") as file:
+        file.write(HEADER.pack(MAGIC, 1, 8, count, count + 1))
+        if full:
+            for offset, dtype, slope, constant in (*arrays, (HEADER.size + 12 * count, "<i8", 1, 0)):
+                file.seek(offset)
+                for start in range(0, count, CHUNK):
+                    numbers = np.arange(start, min(start + CHUNK, count), dtype=np.int64)
+                    (numbers * slope + constant).astype(dtype).tofile(file)
+        file.seek(HEADER.size + 4 * (count - 1))
+        file.write(struct.pack("<i", DOCUMENT_TOKENS))
+        file.seek(HEADER.size + 12 * count - 8)
+        file.write(struct.pack("<q", bytes_each * (count - 1)))
+        file.seek(HEADER.size + 20 * count)
+        file.write(struct.pack("<q", count))
+
+
+def row(kind: str, directory: Path, repeats: int) -> str:
+    """Medians of several processes, as the cells of a row; or why there are none."""
+    found = []
+    for _ in range(repeats):
+        if kind == "megatron":
+            for path in (directory / "cache").glob("*"):
+                path.unlink()
+        command = [sys.executable, __file__, "--measure", kind, "--directory", str(directory)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"killed ({done.returncode})"
+            return f"not measured: {reason} | | |"
+        found.append(json.loads(done.stdout.strip().splitlines()[-1]))
+    median = {key: statistics.median(one[key] for one in found) for key in found[0]}
+    formats = {"seconds": ".4f", "resident_mib": ".1f", "peak_mib": ".1f", "sequence_us": ".0f"}
+    return " | ".join(f"{median[key]:{form}}" for key, form in formats.items())
+
+
+def measure(kind: str, directory: Path) -> dict[str, float]:
+    """Start one loader in this process; memory is what it adds to the process with everything imported."""
+    start, read = (ours if kind == "ours" else megatron)(directory)
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
+    before = memory("VmRSS")
+    began = time.perf_counter()
+    loader = start()
+    read(loader, 0)
+    seconds = time.perf_counter() - began
+    resident, peak = memory("VmRSS") - before, memory("VmHWM") - before
+    times = []
+    for i in range(NUM_READS):
+        began = time.perf_counter()
+        read(loader, i)
+        times.append(time.perf_counter() - began)
+    sequence_us = 1e6 * statistics.median(times)
+    return {"seconds": seconds, "resident_mib": resident, "peak_mib": peak, "sequence_us": sequence_us}
+
+
+def memory(field: str) -> float:
+    """A field of /proc/self/status, in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024 / MIB
+
+
+def ours(directory: Path) -> tuple:
+    """Everything that training does with its data before the first step, all checks included."""
+
+    def start() -> TrainingBatches:
+        manifest = load_manifest(directory)
+        check_shards(directory, manifest)
+        check_tokenizer(directory, manifest)
+        return TrainingBatches(
+            directory,
+            manifest,
+            DataConfig(sources=(SourceConfig(name="holes"),), sequence_length=SEQUENCE_LENGTH),
+            seed=SEED,
+            global_batch_sequences=1,
+            micro_batch_sequences=1,
+            rank=0,
+            num_ranks=1,
+        )
+
+    return start, lambda batches, i: batches.step(i)
+
+
+def megatron(directory: Path) -> tuple:
+    """One epoch of a GPTDataset over the same shard, without attention masks, its index cached beside it."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+        from megatron.core.datasets.utils import Split
+
+    tokenizer = types.SimpleNamespace(vocab_size=50000, eod=0, pad=-1, unique_identifiers={"class": "none"})
+    config = GPTDatasetConfig(
+        random_seed=SEED,
+        sequence_length=SEQUENCE_LENGTH,
+        blend=([str(directory / "train-holes-00000")], None),
+        split="1,0,0",
+        path_to_cache=str(directory / "cache"),
+        tokenizer=tokenizer,
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+    )
+
+    def start() -> GPTDataset:
+        prefix = str(directory / "train-holes-00000")
+        stored = GPTDataset.build_low_level_dataset(prefix, config)
+        documents = np.arange(len(stored), dtype=np.int32)
+        return GPTDataset(stored, prefix, documents, None, Split.train, config)
+
+    return start, lambda dataset, i: dataset[i % len(dataset)]
+
+
+if __name__ == "__main__":
+    main()
