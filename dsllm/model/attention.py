@@ -8,16 +8,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-BLOCK_TOKENS = 128
-"""Query tokens per block of the block-causal kernel: fewer waste less on the masked triangle, more make larger
-products."""
+MIN_BLOCK_TOKENS = 128
+MAX_BLOCKS = 8
+"""Blocks of queries: smaller ones waste less on the masked triangle, larger ones make larger matrix products, and few
+of them keep the sums over blocks short, which are rounded to the compute dtype."""
+
+KEPT_TOKENS = 1024
+"""Up to this sequence length the attention weights are kept for the backward pass; beyond, they are computed again."""
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
     """Each token attends to itself and to the tokens before it.
 
-    On CPUs in bf16 torch's fused kernel runs several times below the speed of a matrix product; batched products over
-    causal prefixes do not. Everywhere else, and with dropout, torch chooses.
+    On CPUs in bf16 torch's fused kernel runs far below the speed of a matrix product; batched products over causal
+    prefixes do not. Everywhere else, and with dropout, torch chooses.
 
     Args:
         query: [B, H, T, D]
@@ -58,35 +62,43 @@ def block_causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 class _BlockCausal(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
-        out = torch.empty_like(query)
-        for start, stop in _blocks(query.shape[2]):
+        batch, heads, num_tokens, width = query.shape
+        query, key, value = query * width**-0.5, key.contiguous(), value.contiguous()
+        out = query.new_empty(batch, num_tokens, heads, width).transpose(1, 2)  # as the output projection wants it
+        kept = []
+        for start, stop in _blocks(num_tokens):
             weights = _attention_weights(query, key, start, stop)
-            block = weights @ _flat(value)[:, :stop]  # [B K, H/K (stop - start), D]
-            out[:, :, start:stop] = block.view(*query.shape[:2], stop - start, -1)
-        ctx.save_for_backward(query, key, value)
+            mixed = weights @ _flat(value)[:, :stop]  # [B K, H/K (stop - start), D]
+            out[:, :, start:stop] = mixed.view(batch, heads, stop - start, width)
+            if num_tokens <= KEPT_TOKENS:
+                kept.append(weights)
+        ctx.save_for_backward(query, key, value, *kept)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        query, key, value = ctx.saved_tensors
-        scale = query.shape[3] ** -0.5
+        query, key, value, *kept = ctx.saved_tensors  # the query scaled
+        batch, heads, num_tokens, width = query.shape
+        num_kv_heads = key.shape[1]
         grad_query = torch.empty_like(query)
         grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
-        for start, stop in _blocks(query.shape[2]):
-            weights = _attention_weights(query, key, start, stop)
-            grad_block = _query_block(grad, key.shape[1], start, stop)
-            _flat(grad_value)[:, :stop] += weights.transpose(1, 2) @ grad_block
-            grad_weights = grad_block @ _flat(value)[:, :stop].transpose(1, 2)
-            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype).mul_(scale)
-            block = grad_scores @ _flat(key)[:, :stop]
-            grad_query[:, :, start:stop] = block.view(*query.shape[:2], stop - start, -1)
-            _flat(grad_key)[:, :stop] += grad_scores.transpose(1, 2) @ _query_block(query, key.shape[1], start, stop)
-        return grad_query, grad_key, grad_value
+        for index, (start, stop) in enumerate(_blocks(num_tokens)):
+            weights = kept[index] if kept else _attention_weights(query, key, start, stop)
+            grad_mixed = _query_block(grad, num_kv_heads, start, stop)
+            _flat(grad_value)[:, :stop].baddbmm_(weights.transpose(1, 2), grad_mixed)
+            grad_weights = grad_mixed @ _flat(value)[:, :stop].transpose(1, 2)
+            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+            _flat(grad_key)[:, :stop].baddbmm_(
+                grad_scores.transpose(1, 2), _query_block(query, num_kv_heads, start, stop)
+            )
+            grad_block = grad_scores @ _flat(key)[:, :stop]
+            grad_query[:, :, start:stop] = grad_block.view(batch, heads, stop - start, width)
+        return grad_query.mul_(width**-0.5), grad_key, grad_value
 
 
 def _blocks(num_tokens: int) -> list[tuple[int, int]]:
-    return [(start, min(start + BLOCK_TOKENS, num_tokens)) for start in range(0, num_tokens, BLOCK_TOKENS)]
+    size = max(MIN_BLOCK_TOKENS, -(-num_tokens // MAX_BLOCKS))
+    return [(start, min(start + size, num_tokens)) for start in range(0, num_tokens, size)]
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -101,10 +113,9 @@ def _query_block(query: Tensor, num_kv_heads: int, start: int, stop: int) -> Ten
 
 
 def _attention_weights(query: Tensor, key: Tensor, start: int, stop: int) -> Tensor:
-    """Softmax of the scaled scores of queries start:stop over keys :stop -> [B K, H/K (stop - start), stop]"""
-    block = _query_block(query, key.shape[1], start, stop)
-    scores = (block * query.shape[3] ** -0.5) @ _flat(key)[:, :stop].transpose(1, 2)
-    future = torch.ones(stop - start, stop - start, dtype=torch.bool, device=query.device).triu_(1)
-    diagonal = scores.view(scores.shape[0], -1, stop - start, stop)[..., start:]
-    diagonal.masked_fill_(future, float("-inf"))
+    """Softmax of the scores of the scaled queries start:stop over keys :stop -> [B K, H/K (stop - start), stop]"""
+    scores = _query_block(query, key.shape[1], start, stop) @ _flat(key)[:, :stop].transpose(1, 2)
+    size = stop - start
+    future = torch.full((size, size), float("-inf"), dtype=query.dtype, device=query.device).triu_(1)
+    scores.view(scores.shape[0], -1, size, stop)[..., start:].add_(future)
     return torch.softmax(scores, -1)

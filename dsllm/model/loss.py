@@ -7,11 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_ELEMENTS = 2**24
-"""Logits per chunk: 64 MiB in fp32."""
+CHUNK_ELEMENTS = 2**26
+"""Logits per chunk, in the hidden state's dtype: each chunk costs a pass over the head's gradient."""
+
+WIDE_ELEMENTS = 2**22
+"""Logits in fp32 at a time: 16 MiB, so that the passes over them stay in the cache."""
 
 KEPT_ELEMENTS = 2**25
-"""Up to so many logits are kept for the backward pass in the hidden state's dtype; beyond, they are computed again."""
+"""Up to so many logits are kept for the backward pass, in the hidden state's dtype; beyond, they are computed again."""
 
 
 def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
@@ -33,40 +36,41 @@ class _TokenLosses(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
         cast = weight.to(hidden.dtype)
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-        normalizers = torch.empty_like(losses)
         keep = len(hidden) * len(weight) <= KEPT_ELEMENTS and any(ctx.needs_input_grad)
         kept = []
-        for rows in _chunks(len(hidden), len(weight)):
+        for rows in _chunks(len(hidden), CHUNK_ELEMENTS // len(weight)):
             logits = _masked_logits(hidden[rows], cast, vocab_size)
-            wide = logits.float()
-            normalizers[rows] = torch.logsumexp(wide, -1)
-            losses[rows] = normalizers[rows] - wide.gather(1, targets[rows, None]).squeeze(1)
+            losses[rows] = _losses_of(logits, targets[rows])
             if keep:
                 kept.append(logits)
         ctx.vocab_size = vocab_size
-        ctx.save_for_backward(hidden, weight, targets, normalizers, *kept)
+        ctx.save_for_backward(hidden, weight, targets, losses, *kept)
         return losses
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        hidden, weight, targets, normalizers, *kept = ctx.saved_tensors
+        hidden, weight, targets, losses, *kept = ctx.saved_tensors
         cast = weight.to(hidden.dtype)
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        for index, rows in enumerate(_chunks(len(hidden), len(weight))):
+        grad_weight = None
+        grad = grad.to(hidden.dtype).unsqueeze(1)
+        for index, rows in enumerate(_chunks(len(hidden), CHUNK_ELEMENTS // len(weight))):
             logits = kept[index] if kept else _masked_logits(hidden[rows], cast, ctx.vocab_size)
-            wide = logits.float().sub_(normalizers[rows, None]).exp_()  # the probabilities
-            wide.scatter_add_(1, targets[rows, None], wide.new_full((len(wide), 1), -1.0))
-            grad_logits = wide.mul_(grad[rows, None]).to(hidden.dtype)
+            # Gradient of each loss: the probabilities, minus 1 at the target. There p - 1 = expm1(-loss), which does
+            # not cancel in low precision. The incoming gradient scales rows, and so is applied to the small matrices.
+            grad_logits = torch.softmax(logits, -1)
+            at_targets = torch.expm1(-losses[rows]).to(grad_logits.dtype)
+            grad_logits.scatter_(1, targets[rows].unsqueeze(1), at_targets.unsqueeze(1))
             if grad_hidden is not None:
-                grad_hidden[rows] = grad_logits @ cast
-            if grad_weight is not None:
-                grad_weight += grad_logits.t() @ hidden[rows]
+                torch.mul(grad_logits @ cast, grad[rows], out=grad_hidden[rows])
+            if ctx.needs_input_grad[1]:
+                part = grad_logits.t() @ (hidden[rows] * grad[rows])
+                grad_weight = part.float() if grad_weight is None else grad_weight.add_(part)
         return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None
 
 
-def _chunks(num_rows: int, row_elements: int) -> list[slice]:
-    size = max(1, CHUNK_ELEMENTS // row_elements)
+def _chunks(num_rows: int, size: int) -> list[slice]:
+    size = max(1, size)
     return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
 
 
@@ -74,3 +78,12 @@ def _masked_logits(hidden: Tensor, weight: Tensor, vocab_size: int) -> Tensor:
     logits = hidden @ weight.t()
     logits[:, vocab_size:] = float("-inf")
     return logits
+
+
+def _losses_of(logits: Tensor, targets: Tensor) -> Tensor:
+    """-log softmax(logits)[target] in fp32, [N]; a part of the rows in fp32 at a time."""
+    parts = []
+    for rows in _chunks(len(logits), WIDE_ELEMENTS // logits.shape[1]):
+        log_probabilities = torch.log_softmax(logits[rows].float(), -1)
+        parts.append(log_probabilities.gather(1, targets[rows].unsqueeze(1)).squeeze(1).neg_())
+    return torch.cat(parts)

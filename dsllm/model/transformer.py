@@ -10,8 +10,6 @@ Parameters are created uninitialised; model/initial.py says what they start from
 
 # B sequences, T tokens, d hidden size, H query heads, K key and value heads, D width of a head, V padded vocabulary.
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,6 +19,8 @@ from dsllm.config.model import ModelConfig
 from dsllm.model.attention import cached_attention, causal_attention
 from dsllm.model.linear import linear
 from dsllm.model.loss import token_losses
+from dsllm.model.norm import layer_norm, rms_norm
+from dsllm.model.rotary import RotaryTable, rotate
 
 
 class Linear(nn.Module):
@@ -36,7 +36,7 @@ class Linear(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / root mean square(x) * weight over the last dimension, in fp32 inside (Zhang and Sennrich 2019)."""
+    """x / root mean square(x) * weight."""
 
     def __init__(self, width: int, epsilon: float):
         super().__init__()
@@ -44,11 +44,11 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.epsilon).to(x.dtype)
+        return rms_norm(x, self.weight, self.epsilon)
 
 
 class LayerNorm(nn.Module):
-    """(x - mean) / standard deviation * weight + bias over the last dimension, in fp32 inside (Ba et al. 2016)."""
+    """(x - mean) / standard deviation * weight + bias."""
 
     def __init__(self, width: int, epsilon: float):
         super().__init__()
@@ -57,65 +57,13 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.empty(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = F.layer_norm(x.float(), self.weight.shape, self.weight.float(), self.bias.float(), self.epsilon)
-        return wide.to(x.dtype)
+        return layer_norm(x, self.weight, self.bias, self.epsilon)
 
 
 def build_norm(config: ModelConfig) -> nn.Module:
     """The norm over the residual stream."""
     kind = RMSNorm if config.norm == "rmsnorm" else LayerNorm
     return kind(config.hidden_size, config.norm_epsilon)
-
-
-class RotaryTable:
-    """Cosines and sines of the rotation angles per position (RoPE: Su et al. 2021), made when first needed.
-
-    A plain object and not a module with buffers: DeepSpeed casts buffers to bf16, in which positions past 256 collide.
-    """
-
-    def __init__(self, config: ModelConfig):
-        self.width = 2 * int(config.head_width * config.rope_fraction / 2)  # rotated part of each head
-        self.frequencies = rotary_frequencies(config, self.width)
-        self._tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
-
-    def at(self, start: int, stop: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [stop - start, width / 2] on the device and in the dtype of `like`."""
-        key = (like.device, like.dtype)
-        table = self._tables.get(key)
-        if table is None or len(table[0]) < stop:
-            frequencies = torch.tensor(self.frequencies, dtype=torch.float32)
-            angles = torch.outer(torch.arange(stop, dtype=torch.float32), frequencies)
-            table = (angles.cos().to(like), angles.sin().to(like))
-            self._tables[key] = table
-        return table[0][start:stop], table[1][start:stop]
-
-
-def rotary_frequencies(config: ModelConfig, width: int) -> list[float]:
-    """Radians per position of each rotated pair, stretched as in Llama 3 where asked (Llama 3 herd of models, 2024)."""
-    frequencies = [config.rope_theta ** (-i / width) for i in range(0, width, 2)]
-    scaling = config.rope_scaling
-    if scaling is None:
-        return frequencies
-    stretched = []
-    for frequency in frequencies:
-        turns = scaling.original_context_length * frequency / (2 * math.pi)  # in the original context
-        span = scaling.high_frequency_factor - scaling.low_frequency_factor
-        kept = min(1.0, max(0.0, (turns - scaling.low_frequency_factor) / span))
-        stretched.append(kept * frequency + (1 - kept) * frequency / scaling.factor)
-    return stretched
-
-
-def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Rotate each pair (i, i + width/2) of the first `width` entries of each head by its angle.
-
-    Args:
-        x: [B, T, heads, D]
-        cosines, sines: [T, width / 2]
-    """
-    half = cosines.shape[-1]
-    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    cosines, sines = cosines[:, None], sines[:, None]
-    return torch.cat((first * cosines - second * sines, second * cosines + first * sines, rest), -1)
 
 
 class KeyValueCache:
@@ -161,8 +109,9 @@ class Attention(nn.Module):
         key = self.k_norm(self.k(x).view(batch, num_tokens, -1, self.head_width))  # [B, T, K, D]
         value = self.v(x).view(batch, num_tokens, -1, self.head_width).transpose(1, 2)  # [B, K, T, D]
         if rotary is not None:
-            query, key = rotate(query, *rotary), rotate(key, *rotary)
-        query, key = query.transpose(1, 2), key.transpose(1, 2)
+            query, key = rotate(query, *rotary), rotate(key, *rotary)  # [B, H, T, D], [B, K, T, D]
+        else:
+            query, key = query.transpose(1, 2), key.transpose(1, 2)
         if cache is None:
             mixed = causal_attention(query, key, value, self.dropout if self.training else 0.0)
         else:
