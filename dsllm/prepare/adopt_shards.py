@@ -79,8 +79,8 @@ def _check_ids(shard: Shard, tokenizer: Tokenizer, source: str, report: Callable
             )
     if int(shard.read(shard.num_tokens - 1, shard.num_tokens)[0]) != tokenizer.end_of_text_id:
         report(
-            f"source '{source}': {shard.path} does not end with {tokenizer.end_of_text}, id {tokenizer.end_of_text_id}: "
-            "its documents run into each other in training"
+            f"source '{source}': {shard.path} ends without {tokenizer.end_of_text}, id {tokenizer.end_of_text_id}; "
+            "in training its documents run into each other"
         )
 
 

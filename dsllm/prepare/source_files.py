@@ -168,7 +168,7 @@ def _read_parquet(path: Path, text_field: str, position: Position) -> Iterator[D
     parquet = require("pyarrow.parquet", "prepare")
     row = 0
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             problem = _schema_problem(arrow, file.schema_arrow, text_field, str(path))
             if problem is not None:
                 yield problem

@@ -72,10 +72,11 @@ def _train_sentencepiece(texts: Iterable[str], config: TokenizerConfig) -> Token
             minloglevel=2,
         )
     except RuntimeError as error:
-        reason = str(error).rsplit("] ", 1)[-1]
+        reason = str(error).rsplit("] ", 1)[-1].strip()
+        too_many = "too high" in reason
+        advice = "lower it, or give it more text (data.sources, tokenizer.train_megabytes)" if too_many else "raise it"
         raise DataError(
-            f"SentencePiece cannot train {config.vocab_size} tokens from this text: {reason} "
-            "Lower tokenizer.vocab_size, or give it more text (tokenizer.train_megabytes, data.sources)"
+            f"tokenizer.vocab_size {config.vocab_size} does not suit the training text: {advice}. SentencePiece: {reason}"
         ) from error
     return SentencePieceTokenizer(model.getvalue(), config.end_of_text, "the trained tokenizer")
 
