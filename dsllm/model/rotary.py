@@ -1,4 +1,4 @@
-"""Rotary positions (RoPE: Su et al. 2021): each pair of a head's entries turns by an angle proportional to its place."""
+"""Rotary positions (RoPE: Su et al. 2021): pairs of a head's entries turn by angles proportional to the position."""
 
 # B sequences, T tokens, D width of a head, W rotated part of it.
 
