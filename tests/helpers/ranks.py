@@ -12,7 +12,7 @@ from dsllm.engine.ranks import Ranks
 
 _context = multiprocessing.get_context("forkserver")
 # a clean process imports these once; each rank is a fork of it, made before any thread or process group exists
-_context.set_forkserver_preload(["torch", "dsllm.engine.state", "dsllm.model.transformer", "torch._inductor.config"])
+_context.set_forkserver_preload(["dsllm.engine.state", "dsllm.model.transformer", "deepspeed.runtime.zero.stage3", "torch._inductor.config"])
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, timeout_seconds: float = 120) -> list[Any]:

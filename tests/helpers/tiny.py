@@ -95,14 +95,14 @@ def parameter_shapes() -> dict[str, tuple[int, ...]]:
     return {name: tuple(p.shape) for name, p in model.named_parameters()}
 
 
-def tiny_engine(world: World, config: RunConfig, stage: int, reader: Any = None, **zero: Any) -> Engine:
+def tiny_engine(world: World, config: RunConfig, stage: int, reader: Any = None, device: str = "cpu", **zero: Any) -> Engine:
     """The tiny run's engine with its state loaded: the initial values, unless a reader is given."""
     precision = config.train.precision
     assert precision != "auto"
     # buckets and thresholds so small that parameters are really cut and spread over several of them
     small = {"reduce_bucket_size": 5000, "stage3_param_persistence_threshold": 200, "sub_group_size": 20_000}
     given = {"zero_optimization": {"stage": stage, **(small if stage else {}), **zero}}
-    final = final_config(config, given, Layout(world_size=world.size, device="cpu", precision=precision))
+    final = final_config(config, given, Layout(world_size=world.size, device=device, precision=precision))
     engine = build_engine(
         lambda: Transformer(MODEL, SEQUENCE_LENGTH, compute_dtype(precision)),
         decay_groups,
