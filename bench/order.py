@@ -11,14 +11,15 @@ import argparse
 import json
 import os
 import statistics
-import struct
 import subprocess
 import sys
 import tempfile
 import time
 import types
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -115,23 +116,23 @@ def write_corpus(directory: Path, num_tokens: int, full_index: bool) -> None:
 
 
 def write_index(path: Path, count: int, full: bool) -> None:
-    """Megatron's .idx of `count` equal documents: every entry, or the last one and holes."""
+    """Megatron's .idx of `count` equal documents: every entry, or holes and the last one of each array."""
+    first = 0 if full else count - 1
     bytes_each = 2 * DOCUMENT_TOKENS
-    arrays = ((HEADER.size, "<i4", 0, DOCUMENT_TOKENS), (HEADER.size + 4 * count, "<i8", bytes_each, 0))
     with path.open("wb") as file:
         file.write(HEADER.pack(MAGIC, 1, 8, count, count + 1))
-        if full:
-            for offset, dtype, slope, constant in (*arrays, (HEADER.size + 12 * count, "<i8", 1, 0)):
-                file.seek(offset)
-                for start in range(0, count, CHUNK):
-                    numbers = np.arange(start, min(start + CHUNK, count), dtype=np.int64)
-                    (numbers * slope + constant).astype(dtype).tofile(file)
-        file.seek(HEADER.size + 4 * (count - 1))
-        file.write(struct.pack("<i", DOCUMENT_TOKENS))
-        file.seek(HEADER.size + 12 * count - 8)
-        file.write(struct.pack("<q", bytes_each * (count - 1)))
-        file.seek(HEADER.size + 20 * count)
-        file.write(struct.pack("<q", count))
+        write_array(file, HEADER.size, range(first, count), "<i4", lambda i: np.full_like(i, DOCUMENT_TOKENS))
+        write_array(file, HEADER.size + 4 * count, range(first, count), "<i8", lambda i: i * bytes_each)
+        write_array(file, HEADER.size + 12 * count, range(first, count + 1), "<i8", lambda i: i)
+
+
+def write_array(
+    file: BinaryIO, offset: int, places: range, dtype: str, value_at: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    """The entries of an array at some places of it; what lies before stays a hole."""
+    file.seek(offset + np.dtype(dtype).itemsize * places.start)
+    for start in range(places.start, places.stop, CHUNK):
+        value_at(np.arange(start, min(start + CHUNK, places.stop), dtype=np.int64)).astype(dtype).tofile(file)
 
 
 def row(kind: str, directory: Path, repeats: int) -> str:
@@ -177,7 +178,7 @@ def memory(field: str) -> float:
     return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024 / MIB
 
 
-def ours(directory: Path) -> tuple:
+def ours(directory: Path) -> tuple[Callable[[], Any], Callable[[Any, int], Any]]:
     """Everything that training does with its data before the first step, all checks included."""
 
     def start() -> TrainingBatches:
@@ -198,7 +199,7 @@ def ours(directory: Path) -> tuple:
     return start, lambda batches, i: batches.step(i)
 
 
-def megatron(directory: Path) -> tuple:
+def megatron(directory: Path) -> tuple[Callable[[], Any], Callable[[Any, int], Any]]:
     """One epoch of a GPTDataset over the same shard, without attention masks, its index cached beside it."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     with warnings.catch_warnings():
