@@ -1,6 +1,8 @@
 """What can go wrong for a user, by name. Everything else is a bug of ours and keeps its traceback."""
 
+import importlib
 from collections.abc import Sequence
+from typing import Any
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -45,14 +47,12 @@ class MissingExtra(DsllmError):
     """An optional library is not installed."""
 
 
-def require(module: str, extra: str):
+def require(module: str, extra: str) -> Any:
     """Import an optional library, or say which extra brings it.
 
     Raises:
         MissingExtra: the module is not installed.
     """
-    import importlib
-
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -78,7 +78,8 @@ def read_manifest(folder: Path) -> CheckpointManifest:
             for name, p in raw.pop("parameters").items()
         }
         files = [
-            FileRecord(**{**f, "slices": [(name, start, stop) for name, start, stop in f["slices"]]}) for f in raw.pop("files")
+            FileRecord(**{**f, "slices": [(name, start, stop) for name, start, stop in f["slices"]]})
+            for f in raw.pop("files")
         ]
         return CheckpointManifest(**raw, parameters=parameters, files=files)
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -70,7 +70,9 @@ class CheckpointReader:
                 out[low - start : high - start] = piece[low - first : high - first]
                 covered += high - low
         if covered != stop - start:
-            raise CheckpointError(f"{self.folder}: holds {covered} of the {stop - start} elements [{start}, {stop}) of {name} ({key})")
+            raise CheckpointError(
+                f"{self.folder}: holds {covered} of the {stop - start} elements [{start}, {stop}) of {name} ({key})"
+            )
         return out
 
     def read_whole(self, name: str) -> torch.Tensor:
@@ -110,4 +112,6 @@ def _damage_in_file(folder: Path, record: FileRecord) -> str | None:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         return f"{path}: cannot be read: {error.strerror or error}"
-    return None if digest == record.sha256 else f"{path}: its SHA-256 is not the one in the manifest: the file is damaged"
+    return (
+        None if digest == record.sha256 else f"{path}: its SHA-256 is not the one in the manifest: the file is damaged"
+    )

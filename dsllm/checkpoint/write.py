@@ -41,7 +41,9 @@ def start_checkpoint(directory: Path, step: int) -> Path:
     return aside
 
 
-def write_slices(aside: Path, rank: int, slices: Iterable[ParameterSlice]) -> tuple[FileRecord, dict[str, ParameterRecord]]:
+def write_slices(
+    aside: Path, rank: int, slices: Iterable[ParameterSlice]
+) -> tuple[FileRecord, dict[str, ParameterRecord]]:
     """Stream this rank's slices into one safetensors file, without a second copy of them in memory.
 
     Returns the file's record and what this rank knows of its parameters, both for the manifest.
@@ -54,11 +56,15 @@ def write_slices(aside: Path, rank: int, slices: Iterable[ParameterSlice]) -> tu
     try:
         num_bytes, digest = _write_safetensors(path, slices)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}; {_room(aside, slices)}") from error
+        raise CheckpointError(
+            f"{path}: cannot be written: {error.strerror or error}; {_room(aside, slices)}"
+        ) from error
     record = FileRecord(
         name=path.name, num_bytes=num_bytes, sha256=digest, slices=[(s.name, s.start, s.stop) for s in slices]
     )
-    return record, {s.name: ParameterRecord(shape=s.shape, keys=tuple(s.tensors), scalars=dict(s.scalars)) for s in slices}
+    return record, {
+        s.name: ParameterRecord(shape=s.shape, keys=tuple(s.tensors), scalars=dict(s.scalars)) for s in slices
+    }
 
 
 def publish_checkpoint(aside: Path, final: Path, manifest: CheckpointManifest) -> None:
@@ -111,7 +117,11 @@ def _write_safetensors(path: Path, slices: Sequence[ParameterSlice]) -> tuple[in
     for s in slices:
         for key, tensor in s.tensors.items():
             size = tensor.numel() * 4
-            header[tensor_key(s.name, s.start, key)] = {"dtype": "F32", "shape": [tensor.numel()], "data_offsets": [at, at + size]}
+            header[tensor_key(s.name, s.start, key)] = {
+                "dtype": "F32",
+                "shape": [tensor.numel()],
+                "data_offsets": [at, at + size],
+            }
             at += size
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)
@@ -122,7 +132,7 @@ def _write_safetensors(path: Path, slices: Sequence[ParameterSlice]) -> tuple[in
             out.write(head)
             for s in slices:
                 for tensor in s.tensors.values():
-                    out.write(memoryview(tensor.detach().float().cpu().contiguous().numpy()).cast("B"))
+                    out.write(tensor.detach().float().cpu().contiguous().numpy().tobytes())
             file.flush()
             os.fsync(file.fileno())
     except OSError:

@@ -9,7 +9,15 @@ from pathlib import Path
 
 from dsllm.config.load import load_run
 from dsllm.config.run import RunConfig
-from dsllm.data.manifest import Manifest, check_shards, check_tokenizer, hash_of, load_manifest, settings_of, wait_for_manifest
+from dsllm.data.manifest import (
+    Manifest,
+    check_shards,
+    check_tokenizer,
+    hash_of,
+    load_manifest,
+    settings_of,
+    wait_for_manifest,
+)
 from dsllm.engine.deepspeed_config import gradient_accumulation, read_deepspeed_json
 from dsllm.engine.ranks import Ranks, discover_ranks
 from dsllm.errors import ConfigError, DataError
@@ -26,7 +34,9 @@ def main(arguments: Sequence[str]) -> int:
     ranks = discover_ranks()
     if options.dry_run:
         # torch and DeepSpeed take seconds to import, and are not needed to look at a run
-        return int(importlib.import_module("dsllm.cli.dry_run").show(config, given, options.world_size or ranks.world_size))
+        return int(
+            importlib.import_module("dsllm.cli.dry_run").show(config, given, options.world_size or ranks.world_size)
+        )
     gradient_accumulation(config, ranks.world_size)
     manifest = prepared_data(config, ranks)
     config = with_vocabulary(config, manifest)
@@ -35,13 +45,18 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="dsllm train", description="Pretrain a model. Under a launcher: deepspeed launch/pretrain.py --config CONFIG ..."
+        prog="dsllm train",
+        description="Pretrain a model. Under a launcher: deepspeed launch/pretrain.py --config CONFIG ...",
     )
-    parser.add_argument("words", nargs="*", metavar="CONFIG | key=value", help="the run's YAML file, and fields to change in it")
+    parser.add_argument(
+        "words", nargs="*", metavar="CONFIG | key=value", help="the run's YAML file, and fields to change in it"
+    )
     parser.add_argument("--config", help="the run's YAML file; nothing: the embedded recipe")
     parser.add_argument("--dry-run", action="store_true", help="show the resolved run, memory and steps; start nothing")
     parser.add_argument("--world-size", type=int, help="with --dry-run: number of ranks to show it for")
-    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # deepspeed's launcher adds it
+    parser.add_argument(
+        "--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS
+    )  # deepspeed's launcher adds it
     options = parser.parse_intermixed_args(list(arguments))
     options.overrides = [word for word in options.words if "=" in word]
     files = [word for word in options.words if "=" not in word] + ([options.config] if options.config else [])

@@ -1,9 +1,7 @@
 """Joins the parts of a training run: processes, model, engine, data and loop. `dsllm train` comes here once all is checked."""
 
 import contextlib
-import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -30,7 +28,7 @@ from dsllm.engine.device import choose_device, peak_flops, resolve_precision, se
 from dsllm.engine.process_group import World, process_group
 from dsllm.engine.ranks import Ranks
 from dsllm.engine.state import check_attributes, load_state
-from dsllm.errors import EXIT_INTERRUPTED, CheckpointError, DataError, DsllmError, RunError
+from dsllm.errors import EXIT_INTERRUPTED, CheckpointError, DataError, RunError
 from dsllm.evaluate.perplexity import validation_loss
 from dsllm.files import sha256_of_file, write_atomically
 from dsllm.model.initial import decay_groups
@@ -38,7 +36,7 @@ from dsllm.model.initial_state import InitialValues, WeightsOnly
 from dsllm.model.transformer import Transformer, parameter_shapes
 from dsllm.slices import StateReader
 from dsllm.train.loop import Run, train
-from dsllm.train.metrics import Metrics, Speed, duration, short
+from dsllm.train.metrics import Metrics, Speed, short
 from dsllm.train.picture import draw_loss_curve
 from dsllm.train.progress import Progress
 from dsllm.train.run_directory import DEEPSPEED_FILE, RUN_FILE, check_shared, lock_run, read_status, write_status
@@ -74,7 +72,13 @@ def run(config: RunConfig, given: Mapping[str, Any], manifest: Manifest, ranks: 
         metrics = _open_metrics(config, engine, progress, attempt, tell)
         try:
             _introduce(config, engine, metrics.speed, tell)
-            job = Run(config=config, directory=directory, record=record, metrics=metrics if world.rank == 0 else None, tell=tell)
+            job = Run(
+                config=config,
+                directory=directory,
+                record=record,
+                metrics=metrics if world.rank == 0 else None,
+                tell=tell,
+            )
             progress, signal_name = train(engine, batches, progress, job, _validation(config, manifest, world))
         finally:
             if world.rank == 0:
@@ -126,7 +130,9 @@ def _check_directory(config: RunConfig, directory: Path, reader: CheckpointReade
     if saved.is_file():
         name = read_yaml(saved)[0].get("run", {}).get("name")
         if name != config.run.name:
-            raise RunError(f"{directory}: belongs to the run '{name}', not to '{config.run.name}': set another run.directory")
+            raise RunError(
+                f"{directory}: belongs to the run '{name}', not to '{config.run.name}': set another run.directory"
+            )
         tell(f"{directory} holds no checkpoint yet: starting over")
 
 
@@ -144,7 +150,12 @@ def _training_batches(config: RunConfig, manifest: Manifest, world: World) -> Tr
 
 
 def _start_or_resume(
-    engine: Engine, reader: CheckpointReader | None, config: RunConfig, manifest: Manifest, batches: TrainingBatches, tell: Tell
+    engine: Engine,
+    reader: CheckpointReader | None,
+    config: RunConfig,
+    manifest: Manifest,
+    batches: TrainingBatches,
+    tell: Tell,
 ) -> Progress:
     """Give the engine its state, and find out where the run stands."""
     data_sha256 = sha256_of_file(Path(config.data.directory or "") / DATA_MANIFEST)
@@ -274,7 +285,13 @@ def _conclude(config: RunConfig, progress: Progress, signal_name: str, world: Wo
     if world.rank == 0:
         state = "finished" if finished else "interrupted"
         draw_loss_curve(directory)
-        write_status(directory, state, attempt=int(read_status(directory).get("attempt", 0)), step=progress.step, tokens=progress.tokens)
+        write_status(
+            directory,
+            state,
+            attempt=int(read_status(directory).get("attempt", 0)),
+            step=progress.step,
+            tokens=progress.tokens,
+        )
     if finished:
         tell(f"trained {progress.tokens:,} tokens; metrics, loss curve (loss.png) and checkpoints are in {directory}")
         return 0

@@ -73,21 +73,36 @@ def _check_tokenizer(tokenizer: TokenizerConfig) -> Iterator[Problem]:
     if tokenizer.kind != "pretrained" and tokenizer.path:
         yield "tokenizer.path", f"is only read by kind pretrained, but kind is {tokenizer.kind}"
     if tokenizer.kind != "pretrained" and tokenizer.vocab_size < 257:
-        yield "tokenizer.vocab_size", f"must be at least 257 (256 bytes and the end-of-text token), but it is {tokenizer.vocab_size}"
+        yield (
+            "tokenizer.vocab_size",
+            f"must be at least 257 (256 bytes and the end-of-text token), but it is {tokenizer.vocab_size}",
+        )
     if not tokenizer.end_of_text:
         yield "tokenizer.end_of_text", "must not be empty: every document ends with it"
     yield from _positive("tokenizer", tokenizer, "train_megabytes")
 
 
 def _check_model(model: ModelConfig, sequence_length: int) -> Iterator[Problem]:
-    sizes = ("num_layers", "hidden_size", "num_heads", "num_kv_heads", "head_size", "mlp_size", "vocab_size", "context_length")
+    sizes = (
+        "num_layers",
+        "hidden_size",
+        "num_heads",
+        "num_kv_heads",
+        "head_size",
+        "mlp_size",
+        "vocab_size",
+        "context_length",
+    )
     too_small = list(_positive("model", model, *sizes, "norm_epsilon", "rope_theta"))
     yield from too_small
     yield from _not_negative("model", model, "initial_std")
     if too_small:
         return  # what follows divides by these
     if model.head_size is None and model.hidden_size % model.num_heads:
-        yield "model.num_heads", f"hidden_size {model.hidden_size} is not divisible by {model.num_heads}; or give head_size"
+        yield (
+            "model.num_heads",
+            f"hidden_size {model.hidden_size} is not divisible by {model.num_heads}; or give head_size",
+        )
     if model.num_heads % model.kv_heads:
         yield "model.num_kv_heads", f"num_heads {model.num_heads} is not divisible by {model.kv_heads}"
     if model.context_length is not None and model.context_length < sequence_length:
@@ -97,7 +112,10 @@ def _check_model(model: ModelConfig, sequence_length: int) -> Iterator[Problem]:
     if model.positions == "rope":
         rotated = int(model.head_width * model.rope_fraction)
         if not 0 < model.rope_fraction <= 1 or rotated % 2 or rotated == 0:
-            yield "model.rope_fraction", f"rotates {rotated} of {model.head_width} head dimensions; it must be an even number above 0"
+            yield (
+                "model.rope_fraction",
+                f"rotates {rotated} of {model.head_width} head dimensions; it must be an even number above 0",
+            )
     elif model.rope_scaling is not None:
         yield "model.rope_scaling", "needs positions: rope"
 
@@ -111,7 +129,10 @@ def _check_train(train: TrainConfig) -> Iterator[Problem]:
             f"{train.micro_batch_sequences} is more than global_batch_sequences {train.global_batch_sequences}",
         )
     if isinstance(train.activation_checkpointing, int) and train.activation_checkpointing < 1:
-        yield "train.activation_checkpointing", f"must be none, full, or every k-th block with k >= 1, but it is {train.activation_checkpointing}"
+        yield (
+            "train.activation_checkpointing",
+            f"must be none, full, or every k-th block with k >= 1, but it is {train.activation_checkpointing}",
+        )
     optimizer = train.optimizer
     yield from _not_negative("train.optimizer", optimizer, "learning_rate", "weight_decay")
     yield from _positive("train.optimizer", optimizer, "epsilon")

@@ -22,7 +22,11 @@ _CORE_SCHEMA = [  # YAML 1.2.2, section 10.3.2
     ("null", r"null|Null|NULL|~|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+0123456789.")),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+0123456789."),
+    ),
 ]
 for _tag, _pattern, _first in _CORE_SCHEMA:
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
@@ -79,14 +83,17 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
-        value = loader.construct_document(node) if node is not None else {}
+        value = {} if node is None else loader.construct_document(node)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: is not valid YAML: {error}") from error
     if not isinstance(value, dict):
-        raise ConfigError(f"{path}: holds a {type(value).__name__}; a run is a mapping of sections (run, data, model, train, ...)")
+        raise ConfigError(
+            f"{path}: holds a {type(value).__name__}; a run is a mapping of sections (run, data, model, train, ...)"
+        )
     lines: Lines = {}
     problems: list[str] = []
-    _collect_lines(node, (), lines, problems)
+    if node is not None:
+        _collect_lines(node, (), lines, problems)
     if problems:
         raise ConfigError([f"{path}: {p}" for p in problems])
     return value, lines

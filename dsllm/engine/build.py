@@ -1,6 +1,7 @@
 """Builds the engine: a model, the final DeepSpeed config and an optimizer become something that takes steps."""
 
 import contextlib
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -74,9 +75,9 @@ def build_engine(
         model = make_model()
     if stage < 3:
         model.to(device=world.device)
-    engine, *_ = deepspeed.initialize(
-        model=model, config=dict(config), optimizer=_adamw(model, decay_groups(model), optimizer), dist_init_required=False
-    )
+    adamw = _adamw(model, decay_groups(model), optimizer)
+    with contextlib.redirect_stdout(io.StringIO()):  # one of its wrappers prints memory tables
+        engine, *_ = deepspeed.initialize(model=model, config=dict(config), optimizer=adamw, dist_init_required=False)
     bound_all_groups()
     return Engine(deepspeed=engine, world=world, precision=precision, stage=stage, gradient_clipping=gradient_clipping)
 

@@ -9,7 +9,7 @@ import torch
 if not torch.accelerator.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-import deepspeed  # noqa: E402 - the accelerator must be chosen first
+import deepspeed
 
 # An empty table of operators: otherwise init_distributed probes every builder with the compiler and, on CPU, builds a
 # shared-memory operator for a minute that training never uses and that stays in /dev/shm.

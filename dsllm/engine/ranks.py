@@ -41,7 +41,11 @@ def discover_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
         return _checked(_from_environment(environment))
     if "OMPI_COMM_WORLD_RANK" in environment:
         return _checked(_from_mpi(environment))
-    if "SLURM_PROCID" in environment and "SLURM_STEP_ID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
+    if (
+        "SLURM_PROCID" in environment
+        and "SLURM_STEP_ID" in environment
+        and int(environment.get("SLURM_NTASKS", "1")) > 1
+    ):
         return _checked(_from_slurm(environment))
     return Ranks(
         rank=0,
@@ -74,12 +78,16 @@ def _from_environment(env: Mapping[str, str]) -> Ranks:
 
 def _from_slurm(env: Mapping[str, str]) -> Ranks:
     if "MASTER_ADDR" not in env:
-        raise LaunchError("started by srun, but MASTER_ADDR is not set: the batch script must export the address of the first node")
+        raise LaunchError(
+            "started by srun, but MASTER_ADDR is not set: the batch script must export the address of the first node"
+        )
     return Ranks(
         rank=_number(env, "SLURM_PROCID"),
         local_rank=_number(env, "SLURM_LOCALID"),
         world_size=_number(env, "SLURM_NTASKS"),
-        local_size=int(env.get("SLURM_NTASKS_PER_NODE", env.get("SLURM_TASKS_PER_NODE", "1")).split("(")[0].split(",")[0]),
+        local_size=int(
+            env.get("SLURM_NTASKS_PER_NODE", env.get("SLURM_TASKS_PER_NODE", "1")).split("(")[0].split(",")[0]
+        ),
         launcher="srun",
         master_address=env["MASTER_ADDR"],
         # the job's number keeps two jobs on one node apart
@@ -110,7 +118,9 @@ def _from_mpi(env: Mapping[str, str]) -> Ranks:
 def _number(env: Mapping[str, str], name: str, default: str | None = None) -> int:
     text = env.get(name, default)
     if text is None:
-        raise LaunchError(f"{name} is not set, though other variables of a launcher are; start through one launcher, or set it")
+        raise LaunchError(
+            f"{name} is not set, though other variables of a launcher are; start through one launcher, or set it"
+        )
     try:
         return int(text)
     except ValueError:

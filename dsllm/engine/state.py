@@ -112,7 +112,9 @@ def load_state(engine: Engine, reader: StateReader) -> None:
     _refresh_weights(engine)
 
 
-def _empty_moments(state: Mapping[torch.Tensor, dict[str, torch.Tensor]], owner: torch.Tensor) -> dict[str, torch.Tensor]:
+def _empty_moments(
+    state: Mapping[torch.Tensor, dict[str, torch.Tensor]], owner: torch.Tensor
+) -> dict[str, torch.Tensor]:
     """AdamW makes its state with the first step; make it now, each tensor with a step of its own."""
     moments = state[owner]
     moments["step"] = torch.zeros((), dtype=torch.float32, device=owner.device)
@@ -140,7 +142,11 @@ def _pieces_of_whole_parameters(optimizer: Any, names: Mapping[int, str]) -> Ite
     if type(optimizer) is torch.optim.AdamW:
         pairs = [(p, p) for group in optimizer.param_groups for p in group["params"]]
     else:
-        pairs = [pair for low, full in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True) for pair in zip(low, full, strict=True)]
+        pairs = [
+            pair
+            for low, full in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
+            for pair in zip(low, full, strict=True)
+        ]
     for parameter, master in pairs:
         yield _Piece(names[id(parameter)], tuple(parameter.shape), 0, master.data.view(-1), master, 0)
 

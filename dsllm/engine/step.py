@@ -13,9 +13,20 @@ from dsllm.engine.build import Engine
 class MicroBatch(Protocol):
     """What the step needs of a batch."""
 
-    inputs: torch.Tensor  # [b, T] token ids
-    targets: torch.Tensor  # [b, T] token ids
-    weights: torch.Tensor | None  # [b, T] how much each target counts; None: all count 1
+    @property
+    def inputs(self) -> torch.Tensor:
+        """Token ids [b, T]."""
+        ...
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """Token ids [b, T]."""
+        ...
+
+    @property
+    def weights(self) -> torch.Tensor | None:
+        """How much each target counts [b, T]; None: all count 1."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +53,9 @@ def set_learning_rate(engine: Engine, learning_rate: float) -> None:
         group["lr"] = learning_rate
 
 
-def take_step(engine: Engine, micro_batches: Sequence[MicroBatch], seed: int, also_sum: Sequence[float] = ()) -> StepResult:
+def take_step(
+    engine: Engine, micro_batches: Sequence[MicroBatch], seed: int, also_sum: Sequence[float] = ()
+) -> StepResult:
     """Take one optimizer step over this rank's micro-batches; a collective call.
 
     The gradient is that of the mean loss over all counted tokens of the global batch, whatever the layout.

@@ -1,13 +1,13 @@
 """The training loop: everything that happens in a run, in the order in which it happens."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from dsllm.config.run import RunConfig
-from dsllm.data.fingerprint import chain
+from dsllm.data import fingerprint
 from dsllm.engine.build import Engine
 from dsllm.engine.device import peak_memory_gib
 from dsllm.engine.step import MicroBatch, set_learning_rate, take_step
@@ -23,15 +23,20 @@ HOPELESS_STEPS = 50
 """Skipped steps in a row after which a run is given up. Dynamic loss scaling needs at most about 20 to settle."""
 
 
+class HashedMicroBatch(MicroBatch, Protocol):
+    """A micro-batch that knows what it delivers."""
+
+    @property
+    def fingerprint(self) -> int:
+        """64-bit hash of its samples, as delivered; adds up over micro-batches and ranks."""
+        ...
+
+
 class StepBatches(Protocol):
     """Where the loop's micro-batches come from: a pure function of the step."""
 
-    def step(self, step: int) -> list[MicroBatch]:
+    def step(self, step: int) -> Sequence[HashedMicroBatch]:
         """This rank's micro-batches of an optimizer step."""
-        ...
-
-    def fingerprint(self, step: int) -> int:
-        """64-bit hash of this rank's samples of the step as delivered; adds up over ranks."""
         ...
 
 
@@ -52,21 +57,23 @@ class Run:
     """Says something on the terminal; silent on the other ranks."""
 
 
-def train(engine: Engine, batches: StepBatches, progress: Progress, run: Run, validate: Validate) -> tuple[Progress, str]:
+def train(
+    engine: Engine, batches: StepBatches, progress: Progress, run: Run, validate: Validate
+) -> tuple[Progress, str]:
     """Run optimizer steps until the token budget is spent or a signal comes. Returns the progress, and the signal if any.
 
     Raises:
         RunError: the gradients stay non-finite.
         CheckpointError: the state cannot be saved.
     """
-    config, saved_at, saved_step = run.config, time.monotonic(), -1
+    config, saved_at = run.config, time.monotonic()
     with stop_signals() as stop:
         while progress.step < config.num_steps:
             began = time.perf_counter()
             learning_rate = learning_rate_at(progress.step, config)
             set_learning_rate(engine, learning_rate)
             micro_batches = batches.step(progress.step)
-            own = batches.fingerprint(progress.step)
+            own = fingerprint.add(*(batch.fingerprint for batch in micro_batches))
             late = engine.world.rank == 0 and _minutes_passed(saved_at, config.checkpoint.every_minutes)
             result = take_step(
                 engine,
@@ -76,7 +83,9 @@ def train(engine: Engine, batches: StepBatches, progress: Progress, run: Run, va
             )
             low, high, stops, lates = result.sums
             step_fingerprint = (int(low) + (int(high) << 32)) % 2**64
-            progress = progress.after(result, step_fingerprint, chain(progress.fingerprint, step_fingerprint))
+            progress = progress.after(
+                result, step_fingerprint, fingerprint.chain(progress.fingerprint, step_fingerprint)
+            )
             seconds = time.perf_counter() - began
             last = progress.step == config.num_steps
             measured: Mapping[str, float] = {}
@@ -90,10 +99,9 @@ def train(engine: Engine, batches: StepBatches, progress: Progress, run: Run, va
             _check_health(progress)
             if last or stops or lates or _due(progress.step, config.checkpoint.every_steps):
                 _save(engine, progress, run)
-                saved_at, saved_step = time.monotonic(), progress.step
+                saved_at = time.monotonic()
             if stops and not last:
                 return progress, stop.signal_name or "a signal on another rank"
-    assert progress.step == saved_step or saved_step == -1, "the last step is always saved"
     return progress, ""
 
 

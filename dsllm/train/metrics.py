@@ -64,7 +64,9 @@ class Metrics:
         if self.board is not None:
             self.board.close()
 
-    def row(self, result: StepResult, progress: Progress, learning_rate: float, seconds: float, memory_gib: float) -> dict[str, Any]:
+    def row(
+        self, result: StepResult, progress: Progress, learning_rate: float, seconds: float, memory_gib: float
+    ) -> dict[str, Any]:
         """The row of one step."""
         self.recent_seconds.append(seconds)
         per_second = result.tokens / seconds

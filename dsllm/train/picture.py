@@ -35,7 +35,9 @@ def draw_loss_curve(directory: Path) -> Path:
     axes.plot(tokens, _running_mean(losses), color=_TRAINING, linewidth=1.6, label="training, running mean")
     held_out = [(row["tokens"], row["validation_loss"]) for row in rows if row.get("validation_loss") is not None]
     if held_out:
-        axes.plot(*zip(*held_out, strict=True), "o-", color=_VALIDATION, markersize=3.5, linewidth=1.2, label="held out")
+        axes.plot(
+            *zip(*held_out, strict=True), "o-", color=_VALIDATION, markersize=3.5, linewidth=1.2, label="held out"
+        )
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

@@ -46,7 +46,9 @@ def lock_run(directory: Path) -> RunLock:
         file.seek(0)
         owner = file.read().strip() or "an unknown process"
         file.close()
-        raise RunError(f"{directory}: a run is alive here ({owner}); wait for it, stop it, or set another run.directory") from None
+        raise RunError(
+            f"{directory}: a run is alive here ({owner}); wait for it, stop it, or set another run.directory"
+        ) from None
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
     file.flush()
@@ -69,12 +71,19 @@ def check_shared(directory: Path, rank: int, gather: Callable[[Any], list[Any]])
         probe.unlink(missing_ok=True)
     blind = [f"rank {r} on {host}" for r, (good, host) in enumerate(answers) if not good]
     if blind:
-        raise RunError(f"run.directory {directory} is not shared: {', '.join(blind)} cannot see what rank 0 on {answers[0][1]} wrote")
+        raise RunError(
+            f"run.directory {directory} is not shared: {', '.join(blind)} cannot see what rank 0 on {answers[0][1]} wrote"
+        )
 
 
 def write_status(directory: Path, state: str, **facts: Any) -> None:
     """status.json: running, interrupted, finished or failed; the word of a run whose launcher hides exit codes."""
-    status = {"format_version": FORMAT_VERSION, "state": state, "updated": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts}
+    status = {
+        "format_version": FORMAT_VERSION,
+        "state": state,
+        "updated": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        **facts,
+    }
     write_atomically(directory / STATUS_FILE, json.dumps(status, indent=2) + "\n")
 
 

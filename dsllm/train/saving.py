@@ -38,7 +38,9 @@ class RunRecord:
     """Libraries in use."""
 
 
-def save_checkpoint(engine: Engine, progress: Progress, record: RunRecord, directory: Path, keep: CheckpointConfig) -> Path:
+def save_checkpoint(
+    engine: Engine, progress: Progress, record: RunRecord, directory: Path, keep: CheckpointConfig
+) -> Path:
     """Save the run's state as RUN/checkpoints/step-N; a collective call. Old checkpoints are retired afterwards.
 
     Raises:

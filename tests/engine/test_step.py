@@ -4,12 +4,10 @@ import math
 
 import pytest
 import torch
-
 from deepspeed.accelerator import get_accelerator
 
 from dsllm.config.run import RunConfig
 from dsllm.config.train import LossScaleConfig
-from dsllm.engine.build import compute_dtype
 from dsllm.engine.process_group import World
 from dsllm.engine.state import owned_slices
 from dsllm.engine.step import set_learning_rate, take_step
@@ -46,7 +44,10 @@ def plain_loop(config: RunConfig, num_steps: int = NUM_STEPS) -> Curve:
     parameters = dict(model.named_parameters())
     decayed, free = decay_groups(model)
     optimizer = torch.optim.AdamW(
-        [{"params": [parameters[n] for n in decayed], "weight_decay": 0.1}, {"params": [parameters[n] for n in free], "weight_decay": 0}],
+        [
+            {"params": [parameters[n] for n in decayed], "weight_decay": 0.1},
+            {"params": [parameters[n] for n in free], "weight_decay": 0},
+        ],
         betas=(0.9, 0.95),
     )
     losses, norms = [], []
@@ -56,7 +57,9 @@ def plain_loop(config: RunConfig, num_steps: int = NUM_STEPS) -> Curve:
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten())
         optimizer.zero_grad()
         loss.backward()
-        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.gradient_clipping or math.inf)))
+        norms.append(
+            float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.gradient_clipping or math.inf))
+        )
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step)
         optimizer.step()

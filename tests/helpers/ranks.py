@@ -12,10 +12,14 @@ from dsllm.engine.ranks import Ranks
 
 _context = multiprocessing.get_context("forkserver")
 # a clean process imports these once; each rank is a fork of it, made before any thread or process group exists
-_context.set_forkserver_preload(["dsllm.engine.state", "dsllm.model.transformer", "deepspeed.runtime.zero.stage3", "torch._inductor.config"])
+_context.set_forkserver_preload(
+    ["dsllm.engine.state", "dsllm.model.transformer", "deepspeed.runtime.zero.stage3", "torch._inductor.config"]
+)
 
 
-def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, timeout_seconds: float = 120) -> list[Any]:
+def run_ranks(
+    world_size: int, function: Callable[..., Any], *arguments: Any, timeout_seconds: float = 120
+) -> list[Any]:
     """Call `function(world, *arguments)` on each of `world_size` ranks over gloo; their results in rank order.
 
     The function must live at the top of a module, so that the ranks can import it. Raises what a rank raised, as text.
@@ -76,7 +80,7 @@ def _rank_main(ranks: Ranks, sender: Any, function: Callable[..., Any], argument
         with process_group(ranks, torch.device("cpu")) as world:
             value = function(world, *arguments)
         sender.send((True, value))
-    except BaseException:  # noqa: B036 - the parent must hear of everything, SystemExit included
+    except BaseException:
         sender.send((False, traceback.format_exc()))
     finally:
         sender.close()

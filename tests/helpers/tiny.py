@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
+from dsllm.config.data import DataConfig
 from dsllm.config.model import ModelConfig
 from dsllm.config.run import RunConfig, RunSection
-from dsllm.config.data import DataConfig
 from dsllm.config.train import OptimizerConfig, TrainConfig
 from dsllm.engine.build import Engine, build_engine, compute_dtype
 from dsllm.engine.deepspeed_config import Layout, final_config
@@ -23,7 +23,14 @@ SEED = 7
 
 # nothing divides evenly: 3 x 20 heads in a width of 56, and an odd MLP
 MODEL = ModelConfig(
-    num_layers=3, hidden_size=56, num_heads=3, num_kv_heads=1, head_size=20, mlp_size=131, vocab_size=250, initial_std=0.05
+    num_layers=3,
+    hidden_size=56,
+    num_heads=3,
+    num_kv_heads=1,
+    head_size=20,
+    mlp_size=131,
+    vocab_size=250,
+    initial_std=0.05,
 )
 
 
@@ -95,7 +102,9 @@ def parameter_shapes() -> dict[str, tuple[int, ...]]:
     return {name: tuple(p.shape) for name, p in model.named_parameters()}
 
 
-def tiny_engine(world: World, config: RunConfig, stage: int, reader: Any = None, device: str = "cpu", **zero: Any) -> Engine:
+def tiny_engine(
+    world: World, config: RunConfig, stage: int, reader: Any = None, device: str = "cpu", **zero: Any
+) -> Engine:
     """The tiny run's engine with its state loaded: the initial values, unless a reader is given."""
     precision = config.train.precision
     assert precision != "auto"

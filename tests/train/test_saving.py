@@ -25,23 +25,30 @@ STEPS_BEFORE, STEPS_AFTER = 3, 3
 
 def steps(engine, config: RunConfig, world: World, first: int, count: int) -> list[float]:
     return [
-        take_step(engine, micro_batches(config, s, world.rank, world.size), seed=s).loss for s in range(first, first + count)
+        take_step(engine, micro_batches(config, s, world.rank, world.size), seed=s).loss
+        for s in range(first, first + count)
     ]
 
 
-def save_under_each_stage(world: World, config: RunConfig, directory: Path, stages: tuple[int, ...]) -> dict[int, list[float]]:
+def save_under_each_stage(
+    world: World, config: RunConfig, directory: Path, stages: tuple[int, ...]
+) -> dict[int, list[float]]:
     """Train, save and go on; the losses after the save."""
     losses = {}
     for stage in stages:
         engine = tiny_engine(world, config, stage)
         steps(engine, config, world, 0, STEPS_BEFORE)
         record = RunRecord(config=run_to_dict(config), deepspeed={}, versions={})
-        save_checkpoint(engine, Progress(step=STEPS_BEFORE), record, directory / f"{world.size}-{stage}", CheckpointConfig())
+        save_checkpoint(
+            engine, Progress(step=STEPS_BEFORE), record, directory / f"{world.size}-{stage}", CheckpointConfig()
+        )
         losses[stage] = steps(engine, config, world, STEPS_BEFORE, STEPS_AFTER)
     return losses
 
 
-def load_under_each_stage(world: World, config: RunConfig, folder: Path, stages: tuple[int, ...]) -> dict[int, list[float]]:
+def load_under_each_stage(
+    world: World, config: RunConfig, folder: Path, stages: tuple[int, ...]
+) -> dict[int, list[float]]:
     """Load, compare the state with the file bit for bit, and go on; the losses."""
     losses = {}
     reader = CheckpointReader(folder)
@@ -51,7 +58,11 @@ def load_under_each_stage(world: World, config: RunConfig, folder: Path, stages:
         for piece in owned_slices(engine):
             assert piece.scalars == {"step": STEPS_BEFORE}
             for key, tensor in piece.tensors.items():
-                assert torch.equal(tensor, reader.read(piece.name, key, piece.start, piece.stop)), (stage, piece.name, key)
+                assert torch.equal(tensor, reader.read(piece.name, key, piece.start, piece.stop)), (
+                    stage,
+                    piece.name,
+                    key,
+                )
         losses[stage] = steps(engine, config, world, STEPS_BEFORE, STEPS_AFTER)
     return losses
 
@@ -93,9 +104,7 @@ def test_slices_cover_every_element_once(saved):
         assert damage_in(reader.folder) is None
         assert len(reader.manifest.files) == 2
         for name in reader.names():
-            pieces = sorted(
-                (start, stop) for f in reader.manifest.files for n, start, stop in f.slices if n == name
-            )
+            pieces = sorted((start, stop) for f in reader.manifest.files for n, start, stop in f.slices if n == name)
             assert pieces[0][0] == 0 and pieces[-1][1] == reader.read_whole(name).numel()
             assert all(left[1] == right[0] for left, right in zip(pieces, pieces[1:], strict=False))
 
@@ -109,7 +118,10 @@ def test_every_stage_saves_the_same_state(saved):
         for other in readers[1:]:
             # Adam's steps have size lr = 1e-3 whatever the gradient's: where a gradient is all rounding, they may differ whole
             assert (other.read_whole(name) - first).abs().max() <= 2 * STEPS_BEFORE * 1e-3
-            assert torch.nn.functional.cosine_similarity(other.read_whole(name).flatten(), first.flatten(), dim=0) > 1 - 1e-6
+            assert (
+                torch.nn.functional.cosine_similarity(other.read_whole(name).flatten(), first.flatten(), dim=0)
+                > 1 - 1e-6
+            )
 
 
 def test_moments_are_saved(saved):
