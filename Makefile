@@ -67,8 +67,14 @@ test-quick: $(STAMP)
 test-slow: $(STAMP)
 	python -m pytest -m slow
 
-bench: $(STAMP)
-	python bench/throughput.py
+bench: $(STAMP) .venv-litgpt/stamp
+	python bench/throughput.py --write
+
+# litgpt's dependencies exclude ours, so it has an environment of its own
+.venv-litgpt/stamp: bench/peers/requirements-litgpt.txt
+	@$(PYTHON) -m venv .venv-litgpt
+	@.venv-litgpt/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
+	@touch $@
 
 docs: $(STAMP)
 	python docs/generate.py
@@ -84,4 +90,4 @@ constraints: $(STAMP)
 	@mv constraints.new constraints.txt
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf $(VENV) .venv-litgpt bench/data bench/results build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

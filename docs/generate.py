@@ -1,4 +1,4 @@
-"""Writes the pages that repeat the code: the maps of packages and files, and the reference of every knob. `make docs`."""
+"""`make docs`: writes the pages that repeat the code: maps of packages and files, and the reference of the knobs."""
 
 import ast
 import sys
@@ -36,7 +36,8 @@ def package_map() -> str:
 
 def file_map() -> str:
     """docs/map.md: one line per file."""
-    parts = ["# Map", "", "Every file of the package, in the order in which a run passes through them. Written by `make docs`."]
+    about = "Every file of the package, in the order in which a run passes through them. Written by `make docs`."
+    parts = ["# Map", "", about]
     for package in PACKAGES:
         parts += ["", f"## dsllm/{package}", "", first_line(ROOT / "dsllm" / package / "__init__.py"), ""]
         parts += [f"- `{f.relative_to(ROOT / 'dsllm' / package)}`: {first_line(f)}" for f in python_files(package)]
@@ -49,8 +50,8 @@ def configuration() -> str:
     parts = [
         "# Configuration",
         "",
-        "A run is one YAML file; `key.path=value` on the command line changes a field of it. Written by `make docs` from",
-        "`dsllm/config/`. Fields marked † may differ when a run is resumed; every other difference is refused.",
+        "A run is one YAML file; `key.path=value` on the command line changes a field of it. Fields marked † may",
+        "differ when a run is resumed; every other difference is refused. Written by `make docs` from `dsllm/config/`.",
     ]
     for name in CONFIG_FILES:
         tree = ast.parse((ROOT / "dsllm" / "config" / f"{name}.py").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Files and functions stay small, and every file says what it is for. Imports are held by the contracts in pyproject.toml."""
+"""Files and functions stay small, and every file says what it is for; pyproject.toml has the contracts of imports."""
 
 import ast
 from pathlib import Path
@@ -89,9 +89,10 @@ def test_exceptions_are_still_needed() -> None:
 
 def test_limits_catch_what_they_are_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
-    deep = "def f(a, b, c, d, e, g, h):\n  if a:\n    for x in b:\n      while c:\n        with d:\n          return x\n"
+    deep = "def f(a, b, c, d, e, g, h):\n if a:\n  for x in b:\n   while c:\n    with d:\n     return x\n"
     (tmp_path / "bad.py").write_text(deep + "\n".join(f"x{i} = 0" for i in range(MAX_FILE_LINES)))
     problems = " ".join(over_limits(tmp_path / "bad.py"))
     assert "7 arguments" in problems and "4 nested" in problems and "lines" in problems
-    (tmp_path / "good.py").write_text("def f(a):\n  if a:\n    return 1\n  elif not a:\n    return 2\n  elif a is None:\n    return 3\n")
+    flat = "def f(a):\n" + "".join(f" {word} a == {word!r}:\n  return\n" for word in ("if", *["elif"] * MAX_NESTING))
+    (tmp_path / "good.py").write_text(flat)
     assert not over_limits(tmp_path / "good.py")

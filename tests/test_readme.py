@@ -1,4 +1,4 @@
-"""What the documents say is true: generated pages are fresh, and commands, targets, files and links that they name exist."""
+"""What the documents say is true: generated pages are fresh; commands, targets, files and links in them exist."""
 
 import re
 import shlex
