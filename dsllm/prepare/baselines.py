@@ -16,7 +16,9 @@ CAP_BYTES = 64_000_000
 """Held-out text beyond this is not compressed: xz -9 takes a minute for it, and its window ends at 64 MiB anyway."""
 
 
-def measure_baselines(spools: Iterable[Path], train_byte_counts: np.ndarray) -> dict[str, Any]:
+def measure_baselines(
+    spools: Iterable[Path], train_byte_counts: np.ndarray, cap_bytes: int = CAP_BYTES
+) -> dict[str, Any]:
     """Bits per byte of the held-out documents, joined without separators in the order of the shards.
 
     Args:
@@ -27,7 +29,7 @@ def measure_baselines(spools: Iterable[Path], train_byte_counts: np.ndarray) -> 
         num_documents and num_bytes measured, whether that is all of it, and xz, gzip and unigram in bits per byte; an
         empty mapping where nothing is held out.
     """
-    text, num_documents, complete = _joined(spools)
+    text, num_documents, complete = _joined(spools, cap_bytes)
     if not text:
         return {}
     with ThreadPoolExecutor(2) as pool:  # both release the interpreter while they compress
@@ -51,13 +53,13 @@ def unigram_bits_per_byte(text: bytes, train_byte_counts: np.ndarray) -> float:
     return float(-(counts * log2_probability).sum() / len(text))
 
 
-def _joined(spools: Iterable[Path]) -> tuple[bytes, int, bool]:
+def _joined(spools: Iterable[Path], cap_bytes: int) -> tuple[bytes, int, bool]:
     """Whole documents up to the cap (the first one always), how many, and whether these are all."""
     joined = io.BytesIO()
     num_documents = 0
     for spool in spools:
         for content in spooled_documents(spool):
-            if num_documents and joined.tell() + len(content) > CAP_BYTES:
+            if num_documents and joined.tell() + len(content) > cap_bytes:
                 return joined.getvalue(), num_documents, False
             joined.write(content)
             num_documents += 1

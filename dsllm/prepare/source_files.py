@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import pyarrow
+import pyarrow.parquet
+
 from dsllm.config.data import SourceConfig
-from dsllm.errors import DataError, require
+from dsllm.errors import DataError
 from dsllm.prepare.document import BadInput, Document
 
 JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst")
@@ -158,45 +161,46 @@ def _decompressed(path: Path, raw: IO[bytes]) -> IO[bytes]:
         return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
     if path.name.endswith(".zst"):
         # pyarrow, because it reads many frames as one stream and reports a cut one; zstandard's reader just ends.
-        arrow = require("pyarrow", "prepare")
-        return io.BufferedReader(arrow.CompressedInputStream(raw, "zstd"))
+        return io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd"))
     return raw
 
 
 def _read_parquet(path: Path, text_field: str, position: Position) -> Iterator[Document | BadInput]:
-    arrow = require("pyarrow", "prepare")
-    parquet = require("pyarrow.parquet", "prepare")
-    row = 0
+    row, num_rows = 0, 0
     try:
-        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
-            problem = _schema_problem(arrow, file.schema_arrow, text_field, str(path))
+        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
+            num_rows = file.metadata.num_rows
+            problem = _schema_problem(file.schema_arrow, text_field, str(path))
             if problem is not None:
                 yield problem
                 return
             for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[text_field]):
-                for content in _as_bytes(arrow, batch.column(0)):
+                for content in _as_bytes(batch.column(0)):
                     row += 1
                     yield _row(content, text_field, f"{path}, row {row}")
-                position.file_bytes = path.stat().st_size * row // max(file.metadata.num_rows, 1)
-    except (arrow.ArrowException, OSError) as error:
-        yield BadInput(f"{path}, after row {row}", _DAMAGED, str(error).splitlines()[0])
+                position.file_bytes = path.stat().st_size * row // num_rows
+    except (pyarrow.ArrowException, OSError) as error:
+        lost = f"{num_rows - row} rows are lost: " if num_rows else ""
+        yield BadInput(f"{path}, after row {row}", _DAMAGED, lost + str(error).splitlines()[0])
 
 
-def _schema_problem(arrow: Any, schema: Any, text_field: str, origin: str) -> BadInput | None:
+def _schema_problem(schema: pyarrow.Schema, text_field: str, origin: str) -> BadInput | None:
     if text_field not in schema.names:
         return BadInput(origin, f"no field '{text_field}'", f"its columns: {', '.join(schema.names)}")
     kind = schema.field(text_field).type
-    kind = kind.value_type if arrow.types.is_dictionary(kind) else kind
-    if not (arrow.types.is_string(kind) or arrow.types.is_large_string(kind)):
+    kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+    if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
         return BadInput(origin, f"field '{text_field}' is not a string", f"it is {kind}")
     return None
 
 
-def _as_bytes(arrow: Any, column: Any) -> list[bytes | None]:
+def _as_bytes(column: pyarrow.Array) -> list[bytes | None]:
     """A string column's values undecoded: one value that is not UTF-8 must not spoil its batch."""
-    if arrow.types.is_dictionary(column.type):
+    if pyarrow.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    return column.cast(arrow.large_binary() if arrow.types.is_large_string(column.type) else arrow.binary()).to_pylist()
+    is_large = pyarrow.types.is_large_string(column.type)
+    values: list[bytes | None] = column.cast(pyarrow.large_binary() if is_large else pyarrow.binary()).to_pylist()
+    return values
 
 
 def _row(content: bytes | None, text_field: str, origin: str) -> Document | BadInput:

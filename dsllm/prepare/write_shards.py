@@ -4,6 +4,7 @@ import functools
 import json
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -104,7 +105,7 @@ def write_shard(unit: Unit, workplace: Workplace) -> UnitRecord:
     num_not_round_trip = 0
     writer = ShardWriter(workplace.shards / unit.name, shard_dtype(tokenizer.vocab_size))
     try:
-        for batch in _batches(spooled_documents(unit.spool)):
+        for batch in batches(spooled_documents(unit.spool)):
             for text, ids in zip(batch, encode_documents(tokenizer, batch), strict=True):
                 writer.add_document([*ids, tokenizer.end_of_text_id])
                 counts += np.bincount(np.frombuffer(text.encode(), dtype=np.uint8), minlength=256)
@@ -144,9 +145,9 @@ def finished_record(unit: Unit, workplace: Workplace) -> UnitRecord | None:
     return record if same and sizes == (record.bin_bytes, record.idx_bytes) else None
 
 
-def encode_documents(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """The ids of texts. A text above BATCH_CHARACTERS is encoded in parts, so that memory stays small."""
-    parts = [list(cut(text)) for text in texts]
+def encode_documents(tokenizer: Tokenizer, texts: Sequence[str], limit: int = BATCH_CHARACTERS) -> list[list[int]]:
+    """The ids of texts. A text above `limit` characters is encoded in parts, so that memory stays small."""
+    parts = [list(cut(text, limit)) for text in texts]
     encoded = iter(tokenizer.encode_batch([part for text in parts for part in text]))
     return [[i for _ in text for i in next(encoded)] for text in parts]
 
@@ -168,12 +169,13 @@ def cut(text: str, limit: int = BATCH_CHARACTERS) -> Iterator[str]:
     yield text[start:]
 
 
-def _batches(documents: Iterable[bytes]) -> Iterator[list[str]]:
+def batches(documents: Iterable[bytes], limit: int = BATCH_CHARACTERS) -> Iterator[list[str]]:
+    """Consecutive documents of at most `limit` characters together, or one that is longer."""
     batch: list[str] = []
     size = 0
     for content in documents:
         text = content.decode()
-        if batch and size + len(text) > BATCH_CHARACTERS:
+        if batch and size + len(text) > limit:
             yield batch
             batch, size = [], 0
         batch.append(text)
@@ -190,7 +192,8 @@ def _loaded(folder: Path, sha256: str) -> Tokenizer:
 
 
 def _start_worker() -> None:
-    """Set up a worker process: one thread, and no life after the parent's death."""
+    """Set up a worker process: one thread, a silent end at ctrl-C, and no life after the parent's death."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.environ["RAYON_NUM_THREADS"] = "1"  # read when tokenizers first starts its threads
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -58,7 +58,11 @@ def test_a_saved_tokenizer_is_the_same(trained: Tokenizer, tmp_path: Path):
     loaded.save(tmp_path / "b")
     assert sha256_of_folder(tmp_path / "a") == sha256_of_folder(tmp_path / "b")
     assert loaded.encode(GOLDEN.read_text()) == trained.encode(GOLDEN.read_text())
-    assert (loaded.kind, loaded.vocab_size, loaded.end_of_text_id) == (trained.kind, trained.vocab_size, trained.end_of_text_id)
+    assert (loaded.kind, loaded.vocab_size, loaded.end_of_text_id) == (
+        trained.kind,
+        trained.vocab_size,
+        trained.end_of_text_id,
+    )
 
 
 def test_byte_level_bpe_spells_each_byte(byte_bpe: Tokenizer):
@@ -87,7 +91,9 @@ def test_settings_that_would_change_documents_are_not_obeyed(byte_bpe: Tokenizer
     assert loaded.encode(text) == loaded.encode_batch([text])[0] == byte_bpe.encode(text)
 
 
-def test_an_end_of_text_that_the_file_does_not_mark_as_special_is_not_read_out_of_text(byte_bpe: Tokenizer, tmp_path: Path):
+def test_an_end_of_text_that_the_file_does_not_mark_as_special_is_not_read_out_of_text(
+    byte_bpe: Tokenizer, tmp_path: Path
+):
     content = json.loads(byte_bpe.model_file()[1])
     content["added_tokens"][0]["special"] = False
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))

@@ -13,7 +13,7 @@ from dsllm.prepare.embedded import PARTS, embedded_documents
 @pytest.fixture
 def library(tmp_path: Path) -> Path:
     files = {
-        "argparse.py": b'"""Parse\r\narguments."""\n\ndef f():\n    """Do f.\n\n    More.\n    """\n    def inner():\n        "hidden"\n',
+        "argparse.py": b'"""Parse\r\narguments."""\n\ndef f():\n    """Do f.\n\n    More.\n    """\n    def inner():\n        "inner"\n',
         "latin.py": b"# -*- coding: latin-1 -*-\nname = 'caf\xe9'\n",
         "broken.py": b"# caf\xe9\n",
         "empty.py": b"",
@@ -33,7 +33,9 @@ def library(tmp_path: Path) -> Path:
 
 
 def told(items: list[Document | BadInput]) -> list[tuple[str, str]]:
-    return [(item.origin, item.text) if isinstance(item, Document) else ("bad", Path(item.origin).name) for item in items]
+    return [
+        (item.origin, item.text) if isinstance(item, Document) else ("bad", Path(item.origin).name) for item in items
+    ]
 
 
 def test_topics_are_read_in_the_order_of_their_names(library: Path):
@@ -43,7 +45,15 @@ def test_topics_are_read_in_the_order_of_their_names(library: Path):
 def test_sources_are_whole_modules_with_plain_newlines(library: Path):
     items = told(list(embedded_documents(("sources",), library)))
     names = [name for name, _ in items]
-    assert names == ["module argparse", "module boom", "bad", "module empty", "module latin", "module pkg", "module pkg.z"]
+    assert names == [
+        "module argparse",
+        "module boom",
+        "bad",
+        "module empty",
+        "module latin",
+        "module pkg",
+        "module pkg.z",
+    ]
     assert dict(items)["module latin"].endswith("'café'\n")
     assert dict(items)["module argparse"].startswith('"""Parse\narguments.')
     assert dict(items)["bad"] == "broken.py"
@@ -52,20 +62,26 @@ def test_sources_are_whole_modules_with_plain_newlines(library: Path):
 def test_docstrings_stand_under_the_names_of_what_they_describe(library: Path):
     items = dict(told([i for i in embedded_documents(("docstrings",), library) if isinstance(i, Document)]))
     assert items == {
-        "docstrings of argparse": "argparse\n\nParse\narguments.\n\nargparse.f\n\nDo f.\n\nMore.\n",
+        "docstrings of argparse": "argparse\n\nParse\narguments.\n\nargparse.f\n\nDo f.\n\nMore.\n\nargparse.f.inner\n\ninner\n",
         "docstrings of pkg": "pkg.C\n\nAbout C.\n",
     }
 
 
 def test_docstrings_are_not_read_twice(library: Path):
     assert told(list(embedded_documents((), library))) == told(list(embedded_documents(PARTS, library)))
-    assert told(list(embedded_documents(PARTS, library))) == told(list(embedded_documents(("topics", "sources"), library)))
+    assert told(list(embedded_documents(PARTS, library))) == told(
+        list(embedded_documents(("topics", "sources"), library))
+    )
 
 
 def test_this_python_has_megabytes_of_it():
     before = set(sys.modules)
     documents = list(embedded_documents(()))
-    assert not {name for name in set(sys.modules) - before if not name.startswith("_")} & {"this", "antigravity", "turtle"}
+    assert not {name for name in set(sys.modules) - before if not name.startswith("_")} & {
+        "this",
+        "antigravity",
+        "turtle",
+    }
     assert all(isinstance(document, Document) for document in documents)
     assert sum(len(document.text) for document in documents) > 5e6
     assert documents == list(embedded_documents(()))

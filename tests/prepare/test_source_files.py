@@ -206,4 +206,6 @@ def test_paths_that_give_nothing_are_errors(path: str, problem: str, tmp_path: P
     (tmp_path / "table.csv").write_text("x")
     with pytest.raises(DataError) as caught:
         names([tmp_path / path])
-    assert problem in str(caught.value) and "source 's'" in str(caught.value) and path.split("/")[0] in str(caught.value)
+    assert (
+        problem in str(caught.value) and "source 's'" in str(caught.value) and path.split("/")[0] in str(caught.value)
+    )
