@@ -53,28 +53,41 @@ def configuration() -> str:
         "A run is one YAML file; `key.path=value` on the command line changes a field of it. Fields marked † may",
         "differ when a run is resumed; every other difference is refused. Written by `make docs` from `dsllm/config/`.",
     ]
-    for name in CONFIG_FILES:
-        tree = ast.parse((ROOT / "dsllm" / "config" / f"{name}.py").read_text(encoding="utf-8"))
-        for branch in [node for node in tree.body if isinstance(node, ast.ClassDef)]:
-            parts += ["", f"## {branch.name}", "", ast.get_docstring(branch) or "", ""]
-            parts += [*_fields(branch)]
-    return "\n".join([*parts, ""])
+    branches = {
+        node.name: node
+        for name in CONFIG_FILES
+        for node in ast.parse((ROOT / "dsllm" / "config" / f"{name}.py").read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef)
+    }
+    return "\n".join([*parts, *_section("RunConfig", "", branches), ""])
 
 
-def _fields(branch: ast.ClassDef) -> list[str]:
-    """One line per field; the string under a field describes it."""
-    lines = []
-    for field, after in zip(branch.body, [*branch.body[1:], None], strict=True):
+def _section(name: str, path: str, branches: dict[str, ast.ClassDef]) -> list[str]:
+    """A branch of the run: its own fields, then a section for each branch below it."""
+    lines = ["", f"## {path or 'the run'}", "", ast.get_docstring(branches[name]) or "", ""]
+    below: list[str] = []
+    body = branches[name].body
+    for field, after in zip(body, [*body[1:], None], strict=True):
         if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
             continue
-        value = ast.unparse(field.value) if field.value else "required"
-        mark = " †" if value.startswith("changeable(") else ""
-        default = value.removeprefix("changeable(").removesuffix(")") if mark else value
-        about = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
-        described = " ".join(str(about).split())
-        shown = "" if "default_factory" in default or default == "required" else f", default `{default}`"
-        lines.append(f"- **{field.target.id}**{mark} (`{ast.unparse(field.annotation)}`{shown}) {described}".rstrip())
-    return lines
+        inner = next((b for b in branches if b in ast.unparse(field.annotation)), None)
+        key = f"{path}.{field.target.id}".lstrip(".")
+        if inner:
+            below += _section(inner, key, branches)
+        if not inner or after and isinstance(after, ast.Expr):
+            lines.append(_knob(key, field, after))
+    return [*lines, *below]
+
+
+def _knob(key: str, field: ast.AnnAssign, after: ast.stmt | None) -> str:
+    """One line: key, whether it may change, type, default, and the string under the field."""
+    value = ast.unparse(field.value) if field.value else "required"
+    changes = value.startswith("changeable(")
+    default = value.removeprefix("changeable(").removesuffix(")") if changes else value
+    shown = "" if "default_factory" in default or default == "required" else f", default `{default}`"
+    about = after.value.value if isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) else ""
+    described = " ".join(str(about).split())
+    return f"- **{key}**{' †' if changes else ''} (`{ast.unparse(field.annotation)}`{shown}) {described}".rstrip()
 
 
 def pages() -> dict[Path, str]:
