@@ -74,7 +74,7 @@ def _section(name: str, path: str, branches: dict[str, ast.ClassDef]) -> list[st
         key = f"{path}.{field.target.id}".lstrip(".")
         if inner:
             below += _section(inner, key, branches)
-        if not inner or after and isinstance(after, ast.Expr):
+        if not inner or isinstance(after, ast.Expr):
             lines.append(_knob(key, field, after))
     return [*lines, *below]
 
