@@ -44,22 +44,16 @@ def find_files(source: SourceConfig) -> tuple[list[Path], Counter[str]]:
     found: list[Path] = []
     ignored: Counter[str] = Counter()
     for pattern in source.paths:
-        places = _matches(pattern, source.name)
-        before = len(found)
-        for place in places:
-            if not place.is_dir():
-                found.append(_known(place, source.name))
-                continue
-            for path in _walk(place):
-                if path.name.endswith(SUFFIXES):
-                    found.append(path)
-                else:
-                    ignored[path.suffix or path.name] += 1
-        if len(found) == before:
-            beside = f" (but {_listed(ignored)})" if ignored else ""
+        candidates = _candidates(pattern, source.name)
+        read = [path for path in candidates if path.name.endswith(SUFFIXES)]
+        ignored.update(path.suffix or path.name for path in candidates if not path.name.endswith(SUFFIXES))
+        if not read:
+            beside = ", ".join(f"{count} {suffix}" for suffix, count in ignored.most_common())
             raise DataError(
-                f"source '{source.name}': {pattern} holds no file that is read: {', '.join(SUFFIXES)}{beside}"
+                f"source '{source.name}': {pattern} holds no file that is read ({', '.join(SUFFIXES)})"
+                + (f", but {beside}: convert them, or name other files" if beside else "")
             )
+        found += read
     return list(dict.fromkeys(found)), ignored
 
 
@@ -166,7 +160,7 @@ def _decompressed(path: Path, raw: IO[bytes]) -> IO[bytes]:
 
 
 def _read_parquet(path: Path, text_field: str, position: Position) -> Iterator[Document | BadInput]:
-    row, num_rows = 0, 0
+    row, num_rows, num_bytes = 0, 0, path.stat().st_size
     try:
         with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
             num_rows = file.metadata.num_rows
@@ -174,14 +168,22 @@ def _read_parquet(path: Path, text_field: str, position: Position) -> Iterator[D
             if problem is not None:
                 yield problem
                 return
-            for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[text_field]):
-                for content in _as_bytes(batch.column(0)):
-                    row += 1
-                    yield _row(content, text_field, f"{path}, row {row}")
-                position.file_bytes = path.stat().st_size * row // num_rows
+            for row, content in enumerate(_values(file, text_field), start=1):
+                position.file_bytes = num_bytes * row // num_rows
+                yield _row(content, text_field, f"{path}, row {row}")
     except (pyarrow.ArrowException, OSError) as error:
         lost = f"{num_rows - row} rows are lost: " if num_rows else ""
         yield BadInput(f"{path}, after row {row}", _DAMAGED, lost + str(error).splitlines()[0])
+
+
+def _values(file: pyarrow.parquet.ParquetFile, text_field: str) -> Iterator[bytes | None]:
+    """A string column's values undecoded: one value that is not UTF-8 must not spoil its batch."""
+    for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[text_field]):
+        column = batch.column(0)
+        if pyarrow.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
+        is_large = pyarrow.types.is_large_string(column.type)
+        yield from column.cast(pyarrow.large_binary() if is_large else pyarrow.binary()).to_pylist()
 
 
 def _schema_problem(schema: pyarrow.Schema, text_field: str, origin: str) -> BadInput | None:
@@ -192,15 +194,6 @@ def _schema_problem(schema: pyarrow.Schema, text_field: str, origin: str) -> Bad
     if not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
         return BadInput(origin, f"field '{text_field}' is not a string", f"it is {kind}")
     return None
-
-
-def _as_bytes(column: pyarrow.Array) -> list[bytes | None]:
-    """A string column's values undecoded: one value that is not UTF-8 must not spoil its batch."""
-    if pyarrow.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    is_large = pyarrow.types.is_large_string(column.type)
-    values: list[bytes | None] = column.cast(pyarrow.large_binary() if is_large else pyarrow.binary()).to_pylist()
-    return values
 
 
 def _row(content: bytes | None, text_field: str, origin: str) -> Document | BadInput:
@@ -217,23 +210,19 @@ def _decoded(content: bytes, origin: str, first: bool = False) -> Document | Bad
         return BadInput(origin, "not UTF-8", f"byte {error.start} is {content[error.start]:#04x}")
 
 
-def _matches(pattern: str, source: str) -> list[Path]:
+def _candidates(pattern: str, source: str) -> list[Path]:
+    """The files that a path or glob means, of any type."""
     path = Path(pattern).expanduser()
     if path.exists():
-        return [path]
-    if not glob.has_magic(pattern):
+        places = [path]
+    elif glob.has_magic(pattern):
+        places = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+    else:
         raise DataError(f"source '{source}': {pattern}: no such file or folder (working directory {Path.cwd()})")
-    places = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
     if not places:
         raise DataError(f"source '{source}': {pattern} matches nothing (working directory {Path.cwd()})")
-    # ** yields a folder and also what is in it
-    return [place for place in places if place.is_file() or not pattern.rstrip("/").endswith("**")]
-
-
-def _known(path: Path, source: str) -> Path:
-    if path.name.endswith(SUFFIXES):
-        return path
-    raise DataError(f"source '{source}': {path}: only {', '.join(SUFFIXES)} are read; convert it, or name other files")
+    files = [file for place in places for file in (_walk(place) if place.is_dir() else [place])]
+    return list(dict.fromkeys(files))
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -244,10 +233,6 @@ def _walk(folder: Path) -> Iterator[Path]:
         links = [name for name in subfolders if os.path.realpath(os.path.join(place, name)) in seen]
         subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name not in links)
         yield from (Path(place, name) for name in sorted(names) if not name.startswith("."))
-
-
-def _listed(suffixes: Counter[str]) -> str:
-    return ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common())
 
 
 def _type_name(value: Any) -> str:

@@ -76,7 +76,8 @@ def _train_sentencepiece(texts: Iterable[str], config: TokenizerConfig) -> Token
         too_many = "too high" in reason
         advice = "lower it, or give it more text (data.sources, tokenizer.train_megabytes)" if too_many else "raise it"
         raise DataError(
-            f"tokenizer.vocab_size {config.vocab_size} does not suit the training text: {advice}. SentencePiece: {reason}"
+            f"tokenizer.vocab_size {config.vocab_size} does not suit the training text: {advice}. "
+            f"SentencePiece: {reason}"
         ) from error
     return SentencePieceTokenizer(model.getvalue(), config.end_of_text, "the trained tokenizer")
 

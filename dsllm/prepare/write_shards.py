@@ -103,18 +103,13 @@ def write_shard(unit: Unit, workplace: Workplace) -> UnitRecord:
     tokenizer = _loaded(workplace.tokenizer, workplace.tokenizer_sha256)
     counts = np.zeros(256, dtype=np.int64)
     num_not_round_trip = 0
-    writer = ShardWriter(workplace.shards / unit.name, shard_dtype(tokenizer.vocab_size))
-    try:
-        for batch in batches(spooled_documents(unit.spool)):
-            for text, ids in zip(batch, encode_documents(tokenizer, batch), strict=True):
-                writer.add_document([*ids, tokenizer.end_of_text_id])
-                counts += np.bincount(np.frombuffer(text.encode(), dtype=np.uint8), minlength=256)
-                if unit.split == "validation":
-                    num_not_round_trip += tokenizer.decode(ids) != text
+    with ShardWriter(workplace.shards / unit.name, shard_dtype(tokenizer.vocab_size)) as writer:
+        for text, ids in _encoded(unit, tokenizer):
+            writer.add_document([*ids, tokenizer.end_of_text_id])
+            counts += np.bincount(np.frombuffer(text.encode(), dtype=np.uint8), minlength=256)
+            if unit.split == "validation":
+                num_not_round_trip += tokenizer.decode(ids) != text
         info = writer.close()
-    except BaseException:
-        writer.discard()
-        raise
     record = UnitRecord(
         source=unit.source,
         split=unit.split,
@@ -167,6 +162,12 @@ def cut(text: str, limit: int = BATCH_CHARACTERS) -> Iterator[str]:
         yield text[start:end]
         start = end
     yield text[start:]
+
+
+def _encoded(unit: Unit, tokenizer: Tokenizer) -> Iterator[tuple[str, list[int]]]:
+    """Texts of a unit and their ids, in order."""
+    for batch in batches(spooled_documents(unit.spool)):
+        yield from zip(batch, encode_documents(tokenizer, batch), strict=True)
 
 
 def batches(documents: Iterable[bytes], limit: int = BATCH_CHARACTERS) -> Iterator[list[str]]:

@@ -1,4 +1,4 @@
-"""Finished Megatron shards are used where they lie: split by document, and refused where they do not fit the tokenizer."""
+"""Finished Megatron shards are used where they lie, split by document; those of another tokenizer are refused."""
 
 import os
 from pathlib import Path

@@ -13,7 +13,8 @@ from dsllm.prepare.embedded import PARTS, embedded_documents
 @pytest.fixture
 def library(tmp_path: Path) -> Path:
     files = {
-        "argparse.py": b'"""Parse\r\narguments."""\n\ndef f():\n    """Do f.\n\n    More.\n    """\n    def inner():\n        "inner"\n',
+        "argparse.py": b'"""Parse\r\narguments."""\n\n'
+        b'def f():\n    """Do f.\n\n    More.\n    """\n    def inner():\n        "Help."\n',
         "latin.py": b"# -*- coding: latin-1 -*-\nname = 'caf\xe9'\n",
         "broken.py": b"# caf\xe9\n",
         "empty.py": b"",
@@ -62,7 +63,8 @@ def test_sources_are_whole_modules_with_plain_newlines(library: Path):
 def test_docstrings_stand_under_the_names_of_what_they_describe(library: Path):
     items = dict(told([i for i in embedded_documents(("docstrings",), library) if isinstance(i, Document)]))
     assert items == {
-        "docstrings of argparse": "argparse\n\nParse\narguments.\n\nargparse.f\n\nDo f.\n\nMore.\n\nargparse.f.inner\n\ninner\n",
+        "docstrings of argparse": "argparse\n\nParse\narguments.\n\nargparse.f\n\nDo f.\n\nMore.\n\n"
+        "argparse.f.inner\n\nHelp.\n",
         "docstrings of pkg": "pkg.C\n\nAbout C.\n",
     }
 

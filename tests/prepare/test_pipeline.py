@@ -1,4 +1,4 @@
-"""Preparing gives the same bytes however it is carried out, goes on after an interruption, and never replaces in silence."""
+"""Preparing gives the same bytes however it is done, goes on after an interruption, and replaces nothing unasked."""
 
 import dataclasses
 import fcntl
@@ -261,7 +261,7 @@ def test_one_document_cannot_be_both_trained_on_and_held_out(tmp_path: Path):
 
 def test_all_documents_held_out_is_an_error(tmp_path: Path):
     path = write_jsonl(tmp_path / "a.jsonl", ["a", "b"])
-    with pytest.raises(DataError, match="all 2 documents are held out: lower data.validation_share"):
+    with pytest.raises(DataError, match=r"all 2 documents are held out: lower data\.validation_share"):
         prepare(
             tiny_run([SourceConfig(name="s", paths=(str(path),))], validation_share=0.999999999), tmp_path / "d", print
         )

@@ -63,7 +63,7 @@ def test_a_bad_input_is_an_error_with_its_place_and_the_way_on(tmp_path: Path):
 def test_a_source_without_a_document_is_an_error(content: bytes, tmp_path: Path):
     (tmp_path / "a.jsonl").write_bytes(content)
     with pytest.raises(
-        DataError, match="source 's0' yields no document: . read, of which 0 duplicates, . empty, 0 bad"
+        DataError, match=r"source 's0' yields no document: . read, of which 0 duplicates, . empty, 0 bad"
     ):
         read(tmp_path, tmp_path / "a.jsonl")
 

@@ -182,6 +182,7 @@ def test_a_folder_that_links_to_itself_is_read_once(tmp_path: Path):
 def test_globs_match_files_and_each_file_counts_once(tmp_path: Path):
     for name in ("b.txt", "a.txt", "c[1].txt"):
         (tmp_path / name).write_text("x")
+    (tmp_path / "d.md").write_text("x")
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "e.txt").write_text("x")
     assert names([tmp_path / "[ab].txt"]) == ["a.txt", "b.txt"]
@@ -197,7 +198,7 @@ def test_globs_match_files_and_each_file_counts_once(tmp_path: Path):
         ("none.txt", "no such file or folder"),
         ("none/*.txt", "matches nothing"),
         ("empty", "holds no file that is read"),
-        ("table.csv", "only .txt, .jsonl"),
+        ("table.csv", ".parquet), but 1 .csv: convert them"),
     ],
 )
 def test_paths_that_give_nothing_are_errors(path: str, problem: str, tmp_path: Path):
