@@ -10,16 +10,17 @@ from typing import Any
 
 from dsllm.engine.ranks import Ranks
 
-_context = multiprocessing.get_context("forkserver")
 # a clean process imports these once; each rank is a fork of it, made before any thread or process group exists
-_context.set_forkserver_preload(
-    ["dsllm.engine.state", "dsllm.model.transformer", "deepspeed.runtime.zero.stage3", "torch._inductor.config"]
-)
+PRELOADED = [
+    "dsllm.cli.training",
+    "deepspeed.runtime.zero.stage3",
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # DeepSpeed imports it, and the compiler, with the first ZeRO engine
+]
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(PRELOADED)
 
 
-def run_ranks(
-    world_size: int, function: Callable[..., Any], *arguments: Any, timeout_seconds: float = 120
-) -> list[Any]:
+def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, timeout_seconds: float = 120) -> Any:
     """Call `function(world, *arguments)` on each of `world_size` ranks over gloo; their results in rank order.
 
     The function must live at the top of a module, so that the ranks can import it. Raises what a rank raised, as text.
@@ -29,7 +30,7 @@ def run_ranks(
         port = probe.getsockname()[1]
     pipes, processes = [], []
     for rank in range(world_size):
-        receiver, sender = _context.Pipe(duplex=False)
+        receiver, sender = context.Pipe(duplex=False)
         ranks = Ranks(
             rank=rank,
             local_rank=rank,
@@ -39,7 +40,7 @@ def run_ranks(
             master_address="127.0.0.1",
             master_port=port,
         )
-        process = _context.Process(target=_rank_main, args=(ranks, sender, function, arguments), daemon=True)
+        process = context.Process(target=_rank_main, args=(ranks, sender, function, arguments), daemon=True)
         process.start()
         sender.close()
         pipes.append(receiver)

@@ -1,0 +1,297 @@
+"""dsllm train on real ranks: resume to the last bit, interrupts, kills, damage, and everything that is refused."""
+
+import json
+import os
+import random
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dsllm.checkpoint.find import list_checkpoints
+from dsllm.errors import EXIT_INTERRUPTED
+from dsllm.train.picture import read_metrics
+from tests.helpers.jobs import start_job, train
+
+CORPUS = Path(__file__).parents[1] / "data" / "golden.txt"
+NUM_STEPS = 20
+
+RUN = {
+    "run": {"name": "tiny", "seed": 11},
+    "data": {
+        "sources": [{"name": "golden", "kind": "files", "paths": ["corpus"]}],
+        "sequence_length": 32,
+        "validation_share": 0.2,
+        "num_workers": 1,
+    },
+    "tokenizer": {"kind": "byte_bpe", "vocab_size": 300},
+    "model": {"num_layers": 2, "hidden_size": 48, "num_heads": 4, "num_kv_heads": 2, "mlp_size": 96, "dropout": 0.1},
+    "train": {
+        "total_tokens": NUM_STEPS * 8 * 32,
+        "global_batch_sequences": 8,
+        "micro_batch_sequences": 2,
+        "precision": "fp32",
+        "optimizer": {"learning_rate": 1e-3},
+        "schedule": {"warmup_steps": 4},
+        "validate_every_steps": 10,
+        "validation_sequences": 8,
+    },
+    "checkpoint": {"every_steps": 4},
+    "log": {"every_steps": 5, "tensorboard": False},
+}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    """A folder with the run's YAML and its data, prepared by the first rank of a run while the second one waited."""
+    folder = tmp_path_factory.mktemp("prepared")
+    (folder / "corpus").mkdir()
+    text = CORPUS.read_text(encoding="utf-8")
+    parts = [text[i : i + 2000] for i in range(0, 60_000, 2000)]
+    for i, part in enumerate(parts):
+        (folder / "corpus" / f"{i:02d}.txt").write_text(part, encoding="utf-8")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(RUN))
+    codes, output = train(folder, 2, ["tiny.yaml", f"train.total_tokens={2 * 8 * 32}"])
+    assert codes == [0, 0], output
+    assert (folder / "data" / "tiny" / "manifest.json").is_file()
+    shutil.rmtree(folder / "runs")
+    return folder
+
+
+@pytest.fixture
+def folder(prepared, tmp_path) -> Path:
+    """A fresh folder with that YAML and that data."""
+    shutil.copytree(prepared, tmp_path / "job")
+    return tmp_path / "job"
+
+
+def metrics(folder: Path) -> list[dict]:
+    return read_metrics(folder / "runs" / "tiny")
+
+
+def curve(folder: Path) -> list[tuple]:
+    """All that must be equal between two runs, step by step."""
+    keys = ("step", "tokens", "loss", "gradient_norm", "learning_rate", "validation_loss")
+    return [tuple(row.get(key) for key in keys) for row in metrics(folder)]
+
+
+def status(folder: Path) -> dict:
+    return json.loads((folder / "runs" / "tiny" / "status.json").read_text())
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    return list_checkpoints(folder / "runs" / "tiny" / "checkpoints")
+
+
+def zero(stage: int) -> str:
+    return f"deepspeed=ds_configs/zero{stage}.json"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(prepared, tmp_path_factory) -> dict[int, list[tuple]]:
+    """The curve of a run on 2 ranks that nothing disturbed, by ZeRO stage."""
+    curves = {}
+    for stage in range(4):
+        folder = tmp_path_factory.mktemp("whole") / "job"
+        shutil.copytree(prepared, folder)
+        codes, output = train(folder, 2, ["tiny.yaml", zero(stage)])
+        assert codes == [0, 0], output
+        assert status(folder)["state"] == "finished"
+        curves[stage] = curve(folder)
+        assert [row[0] for row in curves[stage]] == list(range(1, NUM_STEPS + 1))
+        assert curves[stage][-1][2] < curves[stage][0][2]
+    return curves
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_killed_at_a_random_step_it_continues_to_the_last_bit(uninterrupted, folder, stage):
+    step = random.Random(os.getpid() + stage).randrange(5, NUM_STEPS - 1)
+    job = start_job(folder, 2, ["tiny.yaml", zero(stage)])
+    job.wait_for_step(folder / "runs" / "tiny" / "metrics.jsonl", step)
+    job.kill()
+    assert checkpoints(folder)
+    codes, output = train(folder, 2, ["tiny.yaml", zero(stage)])
+    assert codes == [0, 0], output
+    assert "resuming" in output
+    assert curve(folder) == uninterrupted[stage], f"killed at step {step}"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_one_rank_saves_on_all_and_exits_75(uninterrupted, folder, number, rank):
+    job = start_job(folder, 2, ["tiny.yaml", zero(2), "checkpoint.every_steps=0"])
+    job.wait_for_step(folder / "runs" / "tiny" / "metrics.jsonl", 5)
+    job.send(number, rank)
+    assert job.wait() == [EXIT_INTERRUPTED] * 2, job.output()
+    assert status(folder)["state"] == "interrupted"
+    (saved,) = checkpoints(folder)
+    assert int(saved.name.removeprefix("step-")) == len(metrics(folder)) < NUM_STEPS
+    codes, output = train(folder, 2, ["tiny.yaml", zero(2)])
+    assert codes == [0, 0], output
+    assert curve(folder) == uninterrupted[2]
+
+
+def test_another_layout_goes_on_with_the_same_samples_and_losses(uninterrupted, folder):
+    """Two ranks at stage 3, then one at stage 0, then two at stage 1 with another micro-batch."""
+    for world_size, stage, steps, more in ((2, 3, 8, []), (1, 0, 14, []), (2, 1, 20, ["train.micro_batch_sequences=4"])):
+        budget = f"train.total_tokens={steps * 8 * 32}"
+        codes, output = train(folder, world_size, ["tiny.yaml", zero(stage), budget, "model.dropout=0", *more])
+        assert codes == [0] * world_size, output
+    # dropout's randomness belongs to a rank, so it is off; the budget moves the schedule's end: only the order is compared
+    fingerprints = json.loads((checkpoints(folder)[0] / "manifest.json").read_text())["progress"]["fingerprint"]
+    codes, output = train(folder, 1, ["tiny.yaml", "run.directory=runs/whole", "model.dropout=0"])
+    assert codes == [0], output
+    whole = list_checkpoints(folder / "runs" / "whole" / "checkpoints")[0]
+    assert json.loads((whole / "manifest.json").read_text())["progress"]["fingerprint"] == fingerprints
+
+
+def test_a_finished_run_says_so_and_a_larger_budget_goes_on(folder):
+    train(folder, 1, ["tiny.yaml"])
+    codes, output = train(folder, 1, ["tiny.yaml"])
+    assert codes == [0] and "is finished" in output
+    codes, output = train(folder, 1, ["tiny.yaml", f"train.total_tokens={24 * 8 * 32}"])
+    assert codes == [0] and "changed since the last attempt: train.total_tokens" in output
+    assert metrics(folder)[-1]["step"] == 24
+
+
+def test_retention(folder):
+    train(folder, 1, ["tiny.yaml", "checkpoint.keep_last=2", "checkpoint.keep_every_steps=8"])
+    assert [p.name for p in checkpoints(folder)] == ["step-00000020", "step-00000016", "step-00000008"]
+
+
+def test_a_damaged_checkpoint_is_passed_over(uninterrupted, folder):
+    codes, _ = train(folder, 2, ["tiny.yaml", zero(1), f"train.total_tokens={8 * 8 * 32}"])
+    assert codes == [0, 0]
+    newest, older = checkpoints(folder)
+    file = newest / "slices-00001.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1
+    file.write_bytes(content)
+    codes, output = train(folder, 2, ["tiny.yaml", zero(1)])
+    assert codes == [0, 0], output
+    assert f"{newest.name} is damaged and passed over" in output and f"resuming {older.relative_to(folder)}" in output
+    assert metrics(folder)[-1]["step"] == NUM_STEPS
+
+
+def test_all_checkpoints_damaged(folder):
+    train(folder, 1, ["tiny.yaml"])
+    for saved in checkpoints(folder):
+        (saved / "manifest.json").write_text("{")
+    codes, output = train(folder, 1, ["tiny.yaml"])
+    assert codes == [1] and "none of the 2 checkpoints verifies" in output
+
+
+def test_a_run_that_differs_is_refused_with_the_difference(folder):
+    train(folder, 1, ["tiny.yaml"])
+    codes, output = train(folder, 1, ["tiny.yaml", "train.optimizer.learning_rate=5e-4", "run.seed=3"])
+    assert codes == [1]
+    assert "train.optimizer.learning_rate: saved 0.001, now 0.0005" in output and "run.seed: saved 11, now 3" in output
+    assert "model.init_from=" in output
+    fork = ["tiny.yaml", "run.seed=3", "run.directory=runs/fork", f"model.init_from={checkpoints(folder)[0]}"]
+    codes, output = train(folder, 1, fork)
+    assert codes == [0] and "starting from the weights of" in output, output
+    assert read_metrics(folder / "runs" / "fork")[0]["loss"] < metrics(folder)[0]["loss"] - 0.3
+
+
+def test_init_from_another_shape_is_refused(folder):
+    train(folder, 1, ["tiny.yaml"])
+    wrong = ["tiny.yaml", "run.directory=runs/other", "model.init_from=runs/tiny", "model.mlp_size=64"]
+    codes, output = train(folder, 1, wrong)
+    assert codes == [1] and "layers.0.mlp.down.weight: (48, 96) there, (48, 64) here" in output
+
+
+def test_another_runs_directory_is_refused(folder):
+    train(folder, 1, ["tiny.yaml"])
+    codes, output = train(folder, 1, ["tiny.yaml", "run.name=other", "run.directory=runs/tiny", "data.directory=data/tiny"])
+    assert codes == [1] and "run.name: saved 'tiny', now 'other'" in output
+
+
+def test_a_directory_in_which_a_run_is_alive_is_refused(folder):
+    job = start_job(folder, 1, ["tiny.yaml", f"train.total_tokens={2000 * 8 * 32}", "checkpoint.every_steps=0"])
+    job.wait_for_step(folder / "runs" / "tiny" / "metrics.jsonl", 1)
+    (folder / "second").mkdir()
+    os.symlink(folder / "runs", folder / "second" / "runs")
+    os.symlink(folder / "data", folder / "second" / "data")
+    codes, output = train(folder / "second", 2, [str(folder / "tiny.yaml")])
+    assert codes == [1, 1] and "a run is alive here (process" in output
+    job.kill()
+    codes, output = train(folder, 1, ["tiny.yaml"])  # a kill leaves no lock behind
+    assert codes == [0], output
+
+
+def test_disk_full_while_saving(folder):
+    """A file size limit stands in for a full disk: the write fails on one rank after the file has begun."""
+    codes, output = train(folder, 2, ["tiny.yaml", f"train.total_tokens={4 * 8 * 32}"])
+    assert codes == [0, 0], output
+    before = [p.name for p in checkpoints(folder)]
+    for saved in (folder / "runs" / "tiny" / "checkpoints").iterdir():
+        saved.chmod(0o700)
+    job = start_job(folder, 2, ["tiny.yaml"], file_size_limit=20_000)
+    assert job.wait() == [1, 1], job.output()
+    assert "cannot be written: File too large" in job.output() and "GiB are free" in job.output()
+    assert [p.name for p in (folder / "runs" / "tiny" / "checkpoints").iterdir()] == before
+    assert status(folder)["state"] == "failed"
+    codes, output = train(folder, 2, ["tiny.yaml"])
+    assert codes == [0, 0], output
+
+
+def test_batch_that_does_not_divide(folder):
+    codes, output = train(folder, 2, ["tiny.yaml", "train.micro_batch_sequences=3"])
+    assert codes == [2, 2]
+    assert "8 is not divisible by micro-batch 3 x 2 ranks = 6: use train.global_batch_sequences 6 or 12" in output
+    assert "micro_batch_sequences 2 or 4" in output and not (folder / "runs").exists()
+
+
+def test_vocabulary_larger_than_the_models(folder):
+    codes, output = train(folder, 1, ["tiny.yaml", "model.vocab_size=299"])
+    assert codes == [2] and "model.vocab_size 299 is smaller than the 300 ids of the tokenizer" in output
+
+
+def test_tokenizer_that_does_not_match_the_shards(folder):
+    file = folder / "data" / "tiny" / "tokenizer" / "tokenizer.json"
+    file.write_text(file.read_text().replace('"the"', '"teh"', 1) + "\n")
+    codes, output = train(folder, 1, ["tiny.yaml"])
+    assert codes == [1] and "tokenizer" in output and "Traceback" not in output
+
+
+def test_truncated_shard(folder):
+    file = next((folder / "data" / "tiny").glob("train-golden-*.bin"))
+    os.truncate(file, file.stat().st_size - 2)
+    codes, output = train(folder, 1, ["tiny.yaml"])
+    assert codes == [1] and file.name.removesuffix(".bin") in output and "Traceback" not in output
+
+
+def test_corpus_shorter_than_one_sequence(folder):
+    codes, output = train(folder, 1, ["tiny.yaml", "data.sequence_length=50000"])
+    assert codes == [1] and "sequence" in output and "Traceback" not in output
+
+
+def test_other_data_settings_are_refused(folder):
+    codes, output = train(folder, 1, ["tiny.yaml", "tokenizer.vocab_size=320"])
+    assert codes == [1] and "was prepared from other settings: tokenizer was" in output
+
+
+def test_shards_that_changed_under_a_run_are_refused(folder):
+    train(folder, 1, ["tiny.yaml", f"train.total_tokens={4 * 8 * 32}"])
+    for file in (folder / "data" / "tiny").glob("train-golden-*.bin"):
+        content = bytearray(file.read_bytes())
+        content[::2] = bytes(len(content[::2]))  # ids stay valid, and all are other ones
+        content[1::2] = bytes(len(content[1::2]))
+        file.write_bytes(content)
+    codes, output = train(folder, 1, ["tiny.yaml"])
+    assert codes == [1] and "the loaders deliver other samples for step 4" in output
+
+
+def test_empty_corpus(folder):
+    shutil.rmtree(folder / "data")
+    for file in (folder / "corpus").iterdir():
+        file.write_text("")
+    codes, output = train(folder, 1, ["tiny.yaml"])
+    assert codes == [1] and "Traceback" not in output, output
+
+
+def test_fp16_on_cpu_is_refused_in_words(folder):
+    codes, output = train(folder, 1, ["tiny.yaml", "train.precision=fp16"])
+    assert codes == [2] and "this accelerator (cpu) has no fp16" in output
