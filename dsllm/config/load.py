@@ -58,6 +58,10 @@ class _Origin:
         for key, text in self.overrides.items():
             if dotted == key or dotted.startswith(key + "."):
                 return f"override '{text}'"
+        if path not in self.lines:
+            inside = [text for key, text in self.overrides.items() if key.startswith(dotted + ".")]
+            if inside:
+                return f"override '{inside[0]}'"
         for end in range(len(path), 0, -1):
             if path[:end] in self.lines:
                 return f"{self.file}:{self.lines[path[:end]]}"

@@ -237,7 +237,7 @@ def _is_off(key: str, value: Any) -> bool:
     """A refused key may stand in the JSON with the value that switches it off."""
     if key in ("check_grad_overflow", "compute_grad_norm", "load_from_fp32_weights"):
         return value in (True, None, AUTO)
-    return value in (False, None, AUTO, {"device": "none"}) or (key == "zero_hpz_partition_size" and value == 1)
+    return value in (False, None, AUTO, {"device": "none"}) or (key == "zero_hpz_partition_size" and value is not True and value == 1)
 
 
 def _check_zero_value(where: str, key: str, value: Any) -> Iterator[str]:

@@ -135,7 +135,11 @@ def test_a_signal_to_one_rank_saves_on_all_and_exits_75(uninterrupted, folder, n
 
 def test_another_layout_goes_on_with_the_same_samples_and_losses(uninterrupted, folder):
     """Two ranks at stage 3, then one at stage 0, then two at stage 1 with another micro-batch."""
-    for world_size, stage, steps, more in ((2, 3, 8, []), (1, 0, 14, []), (2, 1, 20, ["train.micro_batch_sequences=4"])):
+    for world_size, stage, steps, more in (
+        (2, 3, 8, []),
+        (1, 0, 14, []),
+        (2, 1, 20, ["train.micro_batch_sequences=4"]),
+    ):
         budget = f"train.total_tokens={steps * 8 * 32}"
         codes, output = train(folder, world_size, ["tiny.yaml", zero(stage), budget, "model.dropout=0", *more])
         assert codes == [0] * world_size, output
@@ -204,7 +208,9 @@ def test_init_from_another_shape_is_refused(folder):
 
 def test_another_runs_directory_is_refused(folder):
     train(folder, 1, ["tiny.yaml"])
-    codes, output = train(folder, 1, ["tiny.yaml", "run.name=other", "run.directory=runs/tiny", "data.directory=data/tiny"])
+    codes, output = train(
+        folder, 1, ["tiny.yaml", "run.name=other", "run.directory=runs/tiny", "data.directory=data/tiny"]
+    )
     assert codes == [1] and "run.name: saved 'tiny', now 'other'" in output
 
 

@@ -1,0 +1,161 @@
+"""A run loads as written, and everything wrong with it is said at once: where, which field, what was meant."""
+
+from pathlib import Path
+
+import pytest
+
+from dsllm.config.load import load_run, run_from_dict, run_to_dict
+from dsllm.config.run import RunConfig
+from dsllm.config.yaml_file import read_yaml, write_yaml
+from dsllm.errors import ConfigError
+
+GOOD = """\
+run: {seed: 5}
+data:
+  sources:
+    - {name: books, kind: files, paths: [books], weight: 2}
+    - {name: web, kind: files, paths: [web], weight: 1}
+  sequence_length: 64
+model: {num_layers: 2, hidden_size: 32, num_heads: 4}
+train:
+  total_tokens: 2e6
+  global_batch_sequences: 8
+  micro_batch_sequences: 2
+  optimizer: {learning_rate: 1e-3}
+"""
+
+
+@pytest.fixture
+def file(tmp_path) -> Path:
+    path = tmp_path / "books.yaml"
+    path.write_text(GOOD)
+    return path
+
+
+def problems(path: Path, *overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_run(str(path), overrides)
+    return caught.value.problems
+
+
+def test_defaults_then_file_then_overrides(file):
+    config = load_run(
+        str(file), ["train.optimizer.learning_rate=5e-4", "data.sources.1.weight=3", "log.tensorboard=false"]
+    )
+    assert config.train.optimizer.learning_rate == 5e-4
+    assert config.train.optimizer.beta2 == 0.95  # a default
+    assert [s.weight for s in config.data.sources] == [2, 3]
+    assert config.log.tensorboard is False
+
+
+def test_numbers_follow_yaml_1_2(file):
+    config = load_run(str(file), [])
+    assert config.train.total_tokens == 2_000_000 and isinstance(config.train.total_tokens, int)
+    assert config.train.optimizer.learning_rate == 1e-3
+
+
+def test_names_and_directories_follow_from_the_file(file):
+    config = load_run(str(file), [])
+    assert (config.run.name, config.run.directory, config.data.directory) == ("books", "runs/books", "data/books")
+    named = load_run(str(file), ["run.name=other"])
+    assert (named.run.directory, named.data.directory) == ("runs/other", "data/other")
+
+
+def test_a_run_survives_being_saved(file, tmp_path):
+    config = load_run(str(file), ["model.size=gpt2-355m"])
+    path = tmp_path / "saved.yaml"
+    path.write_text(write_yaml(run_to_dict(config)))
+    assert load_run(str(path), []) == config == run_from_dict(run_to_dict(config), "checkpoint")
+
+
+def test_a_size_is_taken_under_the_fields_given(file):
+    config = load_run(str(file), ["model.size=gpt2-355m"])
+    assert config.model.num_layers == 2 and config.model.norm == "layernorm"
+
+
+def test_every_problem_is_reported_at_once_with_its_place(file):
+    file.write_text(GOOD.replace("num_layers: 2", "num_layres: 2").replace("seed: 5", "seed: five"))
+    found = problems(file, "train.precision=fp8", "chekpoint.every_steps=3")
+    assert len(found) == 4
+    text = "\n".join(found)
+    assert f"{file}:7: model.num_layres: unknown key; did you mean 'num_layers'?" in text
+    assert f"{file}:1: run.seed: input should be a valid integer" in text and "'five'" in text
+    assert "override 'train.precision=fp8': train.precision" in text and "'fp32_compute_bf16'" in text
+    assert "override 'chekpoint.every_steps=3': chekpoint: unknown key; did you mean 'checkpoint'?" in text
+
+
+def test_a_key_in_the_wrong_section_is_found(file):
+    (text,) = problems(file, "total_tokens=5")
+    assert "did you mean 'train.total_tokens'?" in text
+
+
+def test_a_union_is_one_problem(file):
+    (text,) = problems(file, "train.activation_checkpointing=some")
+    assert "'none' or 'full'" in text and "integer" in text
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("model.hidden_size=33", "model.num_heads: hidden_size 33 is not divisible by 4"),
+        ("model.num_kv_heads=3", "num_heads 4 is not divisible by 3"),
+        ("model.context_length=32", "32 is shorter than data.sequence_length 64"),
+        ("model.size=llama-9b", "did you mean"),
+        ("train.micro_batch_sequences=0", "must be above 0"),
+        ("train.micro_batch_sequences=9", "is more than global_batch_sequences 8"),
+        ("train.schedule.decay_steps=5", "belong to wsd, but shape is cosine"),
+        ("data.validation_share=1.5", "must be in [0, 1)"),
+        ("data.sources.1.name=books", "is already the name of source 0"),
+        ("data.sources.0.name=a/b", "becomes part of file names"),
+        ("data.sources.0.paths=[]", "is needed by kind files"),
+        ("data.sources=[]", "needs at least one source"),
+        ("tokenizer.kind=pretrained", "tokenizer.path: is needed by kind pretrained"),
+        ("tokenizer.vocab_size=100", "must be at least 257"),
+        ("run.name=a b", "becomes a folder's name"),
+        ("train.total_tokens=2.5", "valid integer"),
+        ("train", "write it as key.path=value"),
+        ("data.sources.7.weight=1", "there is no '7'"),
+    ],
+)
+def test_what_cannot_work_is_refused(file, override, says):
+    assert any(says in text for text in problems(file, override)), problems(file, override)
+
+
+def test_weights_for_some_sources_only(file):
+    file.write_text(GOOD.replace(", weight: 1", ""))
+    assert "weight is given to ['books'] but not to ['web']" in problems(file)[0]
+
+
+def test_a_missing_file_says_where_it_was_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "absent.yaml (looked in the working directory" in problems(Path("absent.yaml"))[0]
+
+
+@pytest.mark.parametrize("text", ["- a\n", "a: [", "run: {seed: 1}\nrun: {seed: 2}\n", "\xff"])
+def test_a_file_that_is_no_run(tmp_path, text):
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    assert str(path) in problems(path)[0]
+
+
+def test_empty_sections_mean_the_defaults(file):
+    file.write_text(GOOD + "checkpoint:\n  # every_steps: 5\n")
+    assert load_run(str(file), []).checkpoint.every_steps == 500
+
+
+def test_no_file_is_the_embedded_recipe():
+    config = load_run(None, [])
+    assert isinstance(config, RunConfig) and config.run.name == "pydocs"
+
+
+def test_yaml_1_2_scalars(tmp_path):
+    path = tmp_path / "scalars.yaml"
+    path.write_text("a: 010\nb: yes\nc: 1:30\nd: 2e6\ne: 1e-3\nf: .inf\ng: 0x10\nh: '5'\ni: 1.0\nj: on\nk: null\n")
+    value, lines = read_yaml(path)
+    assert value == {
+        "a": 10, "b": "yes", "c": "1:30", "d": 2_000_000, "e": 0.001, "f": float("inf"), "g": 16, "h": "5", "i": 1.0,
+        "j": "on", "k": None,
+    }  # fmt: skip
+    assert lines[("d",)] == 4
+    path.write_text(write_yaml(value))
+    assert read_yaml(path)[0] == value
