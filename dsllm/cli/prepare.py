@@ -54,7 +54,7 @@ def print_card(card: dict[str, Any], console: Console) -> None:
     """A data card for people: a table of sources and splits, what was dropped, the tokenizer, and what to beat."""
     say = _printing(console)
     table = Table(title="Prepared data", title_justify="left")
-    for column in ("source", "split", "documents", "MB of text", "tokens", "bytes/token", "shards"):
+    for column in ("source", "split", "documents", "MB", "tokens", "bytes/token", "shards"):
         table.add_column(column, justify="left" if column in ("source", "split") else "right")
     for source in card["sources"]:
         for split, shown in (("train", "train"), ("validation", "held out")):

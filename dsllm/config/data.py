@@ -20,7 +20,7 @@ class SourceConfig:
     megatron: finished .bin/.idx token shards, used where they lie."""
     paths: tuple[str, ...] = ()
     """files: files, directories and globs. megatron: path prefixes, without .bin or .idx. embedded: which parts of it
-    (topics, docstrings, sources); empty means all."""
+    (topics, docstrings, sources); empty means all. Where sources are read, their docstrings are not repeated."""
     dataset: str | None = None
     """dataset: the hub name or the folder."""
     subset: str | None = None

@@ -199,6 +199,8 @@ class _Preparation:
                     unit.spool.unlink()
 
         done = 0.0
+        if total_megabytes is not None:
+            self.progress("writing token shards", done, total_megabytes)
         for record in write_shards(unfinished(), workplace, self.config.data.num_workers or num_cores()):
             yield record
             done += record.text_bytes / MEGABYTE

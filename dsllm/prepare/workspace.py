@@ -127,8 +127,12 @@ def open_workspace(directory: Path, report: Callable[[str], None]) -> Iterator[W
     with file:
         _lock(file, place, report)
         place.spool.mkdir(exist_ok=True)
-        yield place
-    shutil.rmtree(place.spool, ignore_errors=True)
+        try:
+            yield place
+        finally:
+            shutil.rmtree(place.spool, ignore_errors=True)
+            if place.records.is_dir() and not any(place.records.iterdir()):  # nothing was finished, nothing is kept
+                shutil.rmtree(place.aside, ignore_errors=True)
 
 
 def _lock(file: IO[str], place: Workspace, report: Callable[[str], None]) -> None:
@@ -146,6 +150,9 @@ def _lock(file: IO[str], place: Workspace, report: Callable[[str], None]) -> Non
         if error.errno not in _NO_LOCKS_HERE:
             raise
         report(f"{place.aside}: this file system has no locks; make sure that nothing else prepares {place.directory}")
+    path = place.aside / "lock"
+    if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        raise DataError(f"data.directory {place.directory} was being prepared until this moment: start again")
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()

@@ -224,6 +224,13 @@ def test_two_preparations_of_one_directory_exclude_each_other(tmp_path: Path):
     prepare(golden_run(), tmp_path / "data", lambda line: None)
 
 
+def test_a_failure_before_anything_is_finished_leaves_nothing(tmp_path: Path):
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(DataError, match="empty file"):
+        prepare(tiny_run([SourceConfig(name="s", paths=(str(tmp_path),))]), tmp_path / "data", lambda line: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["empty.txt"]
+
+
 def test_a_full_disk_is_named_and_finished_shards_are_kept(tmp_path: Path):
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
