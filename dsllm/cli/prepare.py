@@ -75,11 +75,15 @@ def _figures(part: dict[str, Any]) -> list[str]:
     ratio = part["bytes_per_token"]
     return [
         f"{part['documents']:,}",
-        "-" if part["bytes"] is None else f"{part['bytes'] / 1e6:,.2f}",
+        "-" if part["bytes"] is None else _megabytes(part["bytes"]),
         f"{part['tokens']:,}",
         "-" if ratio is None else f"{ratio:.2f}",
         f"{part['shards']:,}",
     ]
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.2f}" if num_bytes >= 1e5 else f"{num_bytes / 1e6:.4f}"
 
 
 def _what_was_dropped(source: dict[str, Any]) -> list[str]:
@@ -111,7 +115,7 @@ def _verdicts(card: dict[str, Any]) -> list[str]:
     if failures:
         lines.append(f"tokenizer: {failures:,} held-out documents are not the same after encoding and decoding")
     if baselines:
-        size = f"{baselines['num_bytes'] / 1e6:,.2f} MB" + ("" if baselines["complete"] else ", the first part of it")
+        size = f"{_megabytes(baselines['num_bytes'])} MB" + ("" if baselines["complete"] else ", the first part of it")
         lines.append(
             f"bits per byte of the held-out text ({size}): xz -9 {baselines['xz_9_bits_per_byte']:.3f}, "
             f"gzip -9 {baselines['gzip_9_bits_per_byte']:.3f}, byte unigram {baselines['unigram_bits_per_byte']:.3f}"

@@ -12,7 +12,7 @@ from dsllm.errors import DataError
 from dsllm.prepare.document import BadInput, Document
 from dsllm.prepare.embedded import embedded_documents
 from dsllm.prepare.source_datasets import dataset_documents
-from dsllm.prepare.source_files import Position, find_files, read_documents
+from dsllm.prepare.source_files import Position, find_files, read_documents, size_of
 from dsllm.prepare.units import Unit, UnitCutter
 
 SPLITS = ("train", "validation")
@@ -198,15 +198,16 @@ class Reading:
 
     def _items_of_files(self, source: SourceConfig, count: SourceCount) -> Iterator[Document | BadInput]:
         paths, count.ignored_files = find_files(source)
-        total = sum(path.stat().st_size for path in paths)
+        sizes = [size_of(path) for path in paths]
+        total = sum(sizes)
         before = 0
-        for path in paths:
+        for path, size in zip(paths, sizes, strict=True):
             count.num_files += 1
             position = Position()
             for item in read_documents(path, source, position):
                 yield item
                 self._progress(f"reading {source.name}", (before + position.file_bytes) / MEGABYTE, total / MEGABYTE)
-            before += path.stat().st_size
+            before += size
             self._progress(f"reading {source.name}", before / MEGABYTE, total / MEGABYTE)
 
     def _check_not_empty(self, source: SourceConfig) -> None:

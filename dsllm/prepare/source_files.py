@@ -71,6 +71,14 @@ def read_documents(path: Path, source: SourceConfig, position: Position) -> Iter
         yield BadInput(str(path), "cannot be opened", error.strerror or str(error))
 
 
+def size_of(path: Path) -> int:
+    """Size of a file in bytes; 0 where it cannot be told, which reading it will report."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
 def document_in(record: Any, text_field: str, origin: str) -> Document | BadInput:
     """The document in a record: a mapping with a string under `text_field`."""
     if not isinstance(record, dict):
@@ -228,11 +236,15 @@ def _candidates(pattern: str, source: str) -> list[Path]:
 def _walk(folder: Path) -> Iterator[Path]:
     """Files below a folder in the order of their names; links are followed, each folder once."""
     seen: set[str] = set()
-    for place, subfolders, names in os.walk(folder, followlinks=True):
+    for place, subfolders, names in os.walk(folder, onerror=_not_listed, followlinks=True):
         seen.add(os.path.realpath(place))
         links = [name for name in subfolders if os.path.realpath(os.path.join(place, name)) in seen]
         subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name not in links)
         yield from (Path(place, name) for name in sorted(names) if not name.startswith("."))
+
+
+def _not_listed(error: OSError) -> None:
+    raise DataError(f"{error.filename}: this folder cannot be listed: {error.strerror}") from error
 
 
 def _type_name(value: Any) -> str:

@@ -59,6 +59,15 @@ def test_a_bad_input_is_an_error_with_its_place_and_the_way_on(tmp_path: Path):
         read(tmp_path, path)
 
 
+def test_a_link_to_nowhere_is_a_bad_input(tmp_path: Path):
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "a.txt").symlink_to(tmp_path / "gone.txt")
+    write_jsonl(tmp_path / "web" / "b.jsonl", TEXTS[:2])
+    reading, _ = read(tmp_path, tmp_path / "web", source={"on_bad_input": "skip"}, validation_share=0)
+    assert reading.counts["s0"].bad == {"cannot be opened": 1}
+    assert sum(reading.counts["s0"].kept.values()) == 2
+
+
 @pytest.mark.parametrize("content", [b"\n\n", b'{"text": ""}\n'])
 def test_a_source_without_a_document_is_an_error(content: bytes, tmp_path: Path):
     (tmp_path / "a.jsonl").write_bytes(content)
