@@ -78,7 +78,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     packages=find_packages(include=["dsllm", "dsllm.*"]),
     package_data={"dsllm": ["py.typed", "**/*.txt", "**/*.json"]},
     install_requires=CORE,

@@ -1,4 +1,4 @@
-"""python -m dsllm"""
+"""Runs the command line: python -m dsllm COMMAND."""
 
 import sys
 

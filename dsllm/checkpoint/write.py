@@ -1,6 +1,5 @@
 """Writes a checkpoint: each rank streams its slices into one safetensors file, rank 0 publishes the whole."""
 
-import contextlib
 import hashlib
 import json
 import os
@@ -15,6 +14,7 @@ from dsllm.files import publish_directory
 from dsllm.slices import ParameterSlice
 
 GIB = 2**30
+FP32_BYTES = 4
 
 
 def checkpoint_name(step: int) -> str:
@@ -93,7 +93,7 @@ def merge_parameters(found: Sequence[dict[str, ParameterRecord]]) -> dict[str, P
 
 
 def _room(aside: Path, slices: Sequence[ParameterSlice]) -> str:
-    needed = sum(t.numel() * t.element_size() for s in slices for t in s.tensors.values())
+    needed = sum(t.numel() * FP32_BYTES for s in slices for t in s.tensors.values())
     free = shutil.disk_usage(aside).free
     return f"this rank's state needs {needed / GIB:.3f} GiB, {free / GIB:.3f} GiB are free in {aside.parent}"
 
@@ -104,39 +104,28 @@ class _Hashed:
     def __init__(self, file: IO[bytes]):
         self.file, self.digest, self.num_bytes = file, hashlib.sha256(), 0
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, data: bytes) -> None:
         self.file.write(data)
         self.digest.update(data)
         self.num_bytes += len(data)
 
 
 def _write_safetensors(path: Path, slices: Sequence[ParameterSlice]) -> tuple[int, str]:
-    """The safetensors format, written tensor by tensor: the library's own writer wants all of them in memory, unshared."""
+    """The safetensors format, tensor by tensor: the library's own writer wants all of them in memory, unshared."""
+    tensors = {tensor_key(s.name, s.start, key): tensor for s in slices for key, tensor in s.tensors.items()}
     header: dict[str, dict[str, object]] = {}
     at = 0
-    for s in slices:
-        for key, tensor in s.tensors.items():
-            size = tensor.numel() * 4
-            header[tensor_key(s.name, s.start, key)] = {
-                "dtype": "F32",
-                "shape": [tensor.numel()],
-                "data_offsets": [at, at + size],
-            }
-            at += size
+    for name, tensor in tensors.items():
+        size = tensor.numel() * FP32_BYTES
+        header[name] = {"dtype": "F32", "shape": [tensor.numel()], "data_offsets": [at, at + size]}
+        at += size
     head = json.dumps(header).encode()
-    head += b" " * (-len(head) % 8)
-    try:
-        with open(path, "wb") as file:
-            out = _Hashed(file)
-            out.write(len(head).to_bytes(8, "little"))
-            out.write(head)
-            for s in slices:
-                for tensor in s.tensors.values():
-                    out.write(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
-        raise
+    head += b" " * (-len(head) % 8)  # the format wants the tensors aligned
+    with open(path, "wb") as file:
+        out = _Hashed(file)
+        out.write(len(head).to_bytes(8, "little") + head)
+        for tensor in tensors.values():
+            out.write(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        file.flush()
+        os.fsync(file.fileno())
     return out.num_bytes, out.digest.hexdigest()

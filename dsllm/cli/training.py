@@ -59,9 +59,7 @@ def run(config: RunConfig, given: Mapping[str, Any], manifest: Manifest, ranks: 
         make_model = partial(
             Transformer, config.model, config.context_length, compute_dtype(precision), checkpoint_every(config)
         )
-        engine = build_engine(
-            make_model, decay_groups, config.train.optimizer, precision, final, config.train.gradient_clipping, world
-        )
+        engine = build_engine(make_model, decay_groups, config.train, precision, final, world)
         check_attributes(engine)
         batches = _training_batches(config, manifest, world)
         progress = _start_or_resume(engine, reader, config, manifest, batches, tell)
@@ -269,7 +267,8 @@ def _introduce(config: RunConfig, engine: Engine, speed: Speed, tell: Tell) -> N
     accumulation = config.train.global_batch_sequences // (config.train.micro_batch_sequences * world.size)
     tell(
         f"{config.run.name}: {short(count.total)} parameters, {world.size} ranks on {world.device.type} "
-        f"(started by {world.ranks.launcher}, {torch.get_num_threads()} threads each), ZeRO stage {engine.stage}, {engine.precision}"
+        f"(started by {world.ranks.launcher}, {torch.get_num_threads()} threads each), "
+        f"ZeRO stage {engine.stage}, {engine.precision}"
     )
     tell(
         f"{short(config.tokens_per_step)} tokens a step ({accumulation} micro-batches of "

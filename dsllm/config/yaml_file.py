@@ -15,7 +15,7 @@ Lines = dict[tuple[str, ...], int]
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the scalars of YAML 1.2's core schema."""
 
-    yaml_implicit_resolvers: dict = {}
+    yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - PyYAML declares it so
 
 
 _CORE_SCHEMA = [  # YAML 1.2.2, section 10.3.2

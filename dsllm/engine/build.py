@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dsllm.config.train import OptimizerConfig, Precision
+from dsllm.config.train import OptimizerConfig, Precision, TrainConfig
 from dsllm.engine.deepspeed_library import deepspeed
 from dsllm.engine.process_group import World, bound_all_groups
 
@@ -56,10 +56,9 @@ def compute_dtype(precision: Precision) -> torch.dtype:
 def build_engine(
     make_model: Callable[[], nn.Module],
     decay_groups: Callable[[nn.Module], tuple[list[str], list[str]]],
-    optimizer: OptimizerConfig,
+    train: TrainConfig,
     precision: Precision,
     config: Mapping[str, Any],
-    gradient_clipping: float,
     world: World,
 ) -> Engine:
     """Model -> DeepSpeed engine. The weights are whatever memory held: `load_state` gives them their values.
@@ -67,19 +66,22 @@ def build_engine(
     Args:
         make_model: builds the module with uninitialised fp32 parameters; called once, inside ZeRO-3's partitioning.
         decay_groups: names of the parameters that weight decay applies to, and of the others.
+        train: for its optimizer and its clipping.
+        precision: the run's, with auto resolved.
         config: the final DeepSpeed config.
-        gradient_clipping: largest gradient norm; 0: off.
     """
     stage = config["zero_optimization"]["stage"]
     with _construction(stage, config, precision):
         model = make_model()
     if stage < 3:
         model.to(device=world.device)
-    adamw = _adamw(model, decay_groups(model), optimizer)
+    adamw = _adamw(model, decay_groups(model), train.optimizer)
     with contextlib.redirect_stdout(io.StringIO()):  # one of its wrappers prints memory tables
         engine, *_ = deepspeed.initialize(model=model, config=dict(config), optimizer=adamw, dist_init_required=False)
     bound_all_groups()
-    return Engine(deepspeed=engine, world=world, precision=precision, stage=stage, gradient_clipping=gradient_clipping)
+    return Engine(
+        deepspeed=engine, world=world, precision=precision, stage=stage, gradient_clipping=train.gradient_clipping
+    )
 
 
 def _construction(stage: int, config: Mapping[str, Any], precision: Precision) -> contextlib.AbstractContextManager:

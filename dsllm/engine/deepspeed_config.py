@@ -237,7 +237,9 @@ def _is_off(key: str, value: Any) -> bool:
     """A refused key may stand in the JSON with the value that switches it off."""
     if key in ("check_grad_overflow", "compute_grad_norm", "load_from_fp32_weights"):
         return value in (True, None, AUTO)
-    return value in (False, None, AUTO, {"device": "none"}) or (key == "zero_hpz_partition_size" and value is not True and value == 1)
+    return value in (False, None, AUTO, {"device": "none"}) or (
+        key == "zero_hpz_partition_size" and value is not True and value == 1
+    )
 
 
 def _check_zero_value(where: str, key: str, value: Any) -> Iterator[str]:
@@ -245,7 +247,7 @@ def _check_zero_value(where: str, key: str, value: Any) -> Iterator[str]:
         if not isinstance(value, bool):
             yield f"{where}: must be true or false, but it is {value!r}"
         elif key == "memory_efficient_linear" and value:
-            yield f"{where}: it replaces torch.nn.functional.linear for the whole process and rounds twice where there is a bias"
+            yield f"{where}: it replaces torch.nn.functional.linear in the whole process, and rounds twice where there is a bias"
     elif isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < 0:
         yield f"{where}: must be a whole number, but it is {value!r}"
     elif key == "stage" and value not in (0, 1, 2, 3):
@@ -275,9 +277,10 @@ def _clashes(given: Mapping[str, Any], final: Mapping[str, Any], config: RunConf
         if value == AUTO or value is None:
             continue
         if key in ("bf16", "fp16") and isinstance(value, Mapping) and final:
-            for name, inner in value.items():
-                if inner != AUTO and inner != final[key].get(name):
-                    yield f"deepspeed JSON: {key}.{name} is {inner!r}, but the run says {final[key].get(name)!r} ({owner})"
+            differing = {name: inner for name, inner in value.items() if inner not in (AUTO, final[key].get(name))}
+            for name, inner in differing.items():
+                says = final[key].get(name)
+                yield f"deepspeed JSON: {key}.{name} is {inner!r}, but the run says {says!r} ({owner})"
         elif key in wanted:
             if value != wanted[key]:
                 yield f"deepspeed JSON: {key} is {value!r}, but the run says {wanted[key]!r} ({owner})"

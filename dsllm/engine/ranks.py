@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from dsllm.errors import LaunchError
+from dsllm.errors import LaunchError, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,10 +100,8 @@ def _from_mpi(env: Mapping[str, str]) -> Ranks:
     address, port = env.get("MASTER_ADDR"), env.get("MASTER_PORT")
     if address is None or port is None:
         # only MPI itself can tell the others where rank 0 listens
-        from mpi4py import MPI
-
         own = (socket.gethostbyname(socket.gethostname()), str(_free_port()))
-        address, port = MPI.COMM_WORLD.bcast(own, root=0)
+        address, port = require("mpi4py.MPI", "mpi").COMM_WORLD.bcast(own, root=0)
     return Ranks(
         rank=rank,
         local_rank=_number(env, "OMPI_COMM_WORLD_LOCAL_RANK"),

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from dsllm.config.run import RunConfig
 from dsllm.data import fingerprint
@@ -88,14 +88,14 @@ def train(
             )
             seconds = time.perf_counter() - began
             last = progress.step == config.num_steps
-            measured: Mapping[str, float] = {}
+            measured: dict[str, float] = {}
             if last or _due(progress.step, config.train.validate_every_steps):
-                measured = validate(engine)
+                measured = dict(validate(engine))
             if run.metrics is not None:
-                row = run.metrics.row(result, progress, learning_rate, seconds, peak_memory_gib(engine.world.device))
-                run.metrics.record({**row, **measured})
-                if last or _due(progress.step, config.log.every_steps) or progress.step == 1 or measured:
-                    run.tell("  ".join([step_line(row, config), *(f"{k} {v:.4f}" for k, v in measured.items())]))
+                memory_gib = peak_memory_gib(engine.world.device)
+                row = run.metrics.row(result, progress, learning_rate, seconds, memory_gib) | measured
+                run.metrics.record(row)
+                _tell_step(row, measured, run)
             _check_health(progress)
             if last or stops or lates or _due(progress.step, config.checkpoint.every_steps):
                 _save(engine, progress, run)
@@ -103,6 +103,12 @@ def train(
             if stops and not last:
                 return progress, stop.signal_name or "a signal on another rank"
     return progress, ""
+
+
+def _tell_step(row: Mapping[str, Any], measured: Mapping[str, float], run: Run) -> None:
+    """A line on the terminal: now and then, at both ends, and whenever the held-out loss was measured."""
+    if measured or row["step"] in (1, run.config.num_steps) or _due(row["step"], run.config.log.every_steps):
+        run.tell("  ".join([step_line(row, run.config), *(f"{key} {value:.4f}" for key, value in measured.items())]))
 
 
 def _save(engine: Engine, progress: Progress, run: Run) -> None:

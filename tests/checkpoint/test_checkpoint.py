@@ -1,6 +1,7 @@
 """A checkpoint is whole or not there, any range of it can be read, and damage is found."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def pieces(cuts: list[int]) -> list[ParameterSlice]:
             tensors={MASTER: WEIGHT[a:b], "exp_avg": WEIGHT[a:b] * 2},
             scalars={"step": 4.0},
         )
-        for a, b in zip(bounds, bounds[1:], strict=False)
+        for a, b in pairwise(bounds)
     ]
 
 

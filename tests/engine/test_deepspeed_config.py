@@ -136,5 +136,5 @@ def test_a_file_that_is_no_deepspeed_json(tmp_path, text):
 
 
 def test_a_missing_json_says_where_it_was_looked_for():
-    with pytest.raises(ConfigError, match="absent.json .looked in the working directory"):
+    with pytest.raises(ConfigError, match=r"absent\.json .looked in the working directory"):
         read_deepspeed_json("absent.json", Path("/tmp"))

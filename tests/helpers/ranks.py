@@ -81,7 +81,7 @@ def _rank_main(ranks: Ranks, sender: Any, function: Callable[..., Any], argument
         with process_group(ranks, torch.device("cpu")) as world:
             value = function(world, *arguments)
         sender.send((True, value))
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - the parent must hear of everything, SystemExit included
         sender.send((False, traceback.format_exc()))
     finally:
         sender.close()

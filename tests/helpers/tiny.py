@@ -115,10 +115,9 @@ def tiny_engine(
     engine = build_engine(
         lambda: Transformer(MODEL, SEQUENCE_LENGTH, compute_dtype(precision)),
         decay_groups,
-        config.train.optimizer,
+        config.train,
         precision,
         final,
-        config.train.gradient_clipping,
         world,
     )
     load_state(engine, reader or InitialValues(config, parameter_shapes()))

@@ -1,5 +1,6 @@
 """A checkpoint saved under one layout loads under every other: state bit for bit, losses up to rounding."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -106,7 +107,7 @@ def test_slices_cover_every_element_once(saved):
         for name in reader.names():
             pieces = sorted((start, stop) for f in reader.manifest.files for n, start, stop in f.slices if n == name)
             assert pieces[0][0] == 0 and pieces[-1][1] == reader.read_whole(name).numel()
-            assert all(left[1] == right[0] for left, right in zip(pieces, pieces[1:], strict=False))
+            assert all(left[1] == right[0] for left, right in pairwise(pieces))
 
 
 def test_every_stage_saves_the_same_state(saved):

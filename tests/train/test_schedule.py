@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -64,7 +65,7 @@ def test_wsd_equals_transformers():
 
 def test_linear_is_a_line():
     rates = curve(shape="linear", warmup_steps=10, end_ratio=0.2)
-    steps = {round(b - a, 12) for a, b in zip(rates[10:], rates[11:], strict=False)}
+    steps = {round(b - a, 12) for a, b in pairwise(rates[10:])}
     assert len(steps) == 1 and rates[-1] == pytest.approx(0.4) and rates[9] == 2.0
 
 
