@@ -80,7 +80,6 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["dsllm", "dsllm.*"]),
-    package_data={"dsllm": ["py.typed", "**/*.txt", "**/*.json"]},
     install_requires=CORE,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["dsllm = dsllm.cli:main"]},
