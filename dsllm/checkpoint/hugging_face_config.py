@@ -4,19 +4,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from dsllm.config.model import ModelConfig, RopeScaling
 from dsllm.errors import CheckpointError
 
 Json = dict[str, Any]
+_ADAPTER = TypeAdapter(ModelConfig)
 
 NO_EFFECT = {
-    *("architectures", "_name_or_path", "transformers_version", "model_type", "dtype", "torch_dtype", "tokenizer_class"),
-    *("bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "return_dict", "output_hidden_states"),
-    *("output_attentions", "id2label", "label2id", "problem_type", "task_specific_params", "n_ctx", "gradient_checkpointing"),
+    *("architectures", "_name_or_path", "transformers_version", "model_type", "dtype", "torch_dtype"),
+    *("tokenizer_class", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "return_dict", "n_ctx"),
+    *("output_hidden_states", "output_attentions", "id2label", "label2id", "problem_type", "task_specific_params"),
     *("attention_dropout", "hidden_dropout", "classifier_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop"),
     *("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout"),
 }
-"""Fields that do not change what the model computes. Dropout is a choice of each training run, not part of the model."""
+"""Fields that do not change what the model computes. Dropout is each training run's choice, not part of the model."""
 
 FIXED: Json = {
     "is_encoder_decoder": False,
@@ -99,7 +102,10 @@ def config_from_json(fields: Mapping[str, Any], origin: str) -> ModelConfig:
     reader.close()
     if reader.problems:
         raise CheckpointError(f"{origin}: fields that are not implemented: " + "; ".join(reader.problems))
-    return ModelConfig(**ours)
+    try:
+        return _ADAPTER.validate_python(ours)
+    except ValidationError as error:
+        raise CheckpointError(f"{origin}: {error}") from error
 
 
 class _Fields:
@@ -239,7 +245,8 @@ def _gpt2_fields(fields: _Fields) -> Json:
 
 
 def _neox_clashes(config: ModelConfig) -> list[str]:
-    wanted = {"norm": "layernorm", "positions": "rope", "mlp": ("gelu", "gelu_tanh"), "qk_norm": False, "mlp_bias": True}
+    kind = {"norm": "layernorm", "positions": "rope", "mlp": ("gelu", "gelu_tanh")}
+    wanted = kind | {"qk_norm": False, "mlp_bias": True}
     return _clashes(config, wanted) + _uneven_heads(config) + _uneven_biases(config)
 
 
@@ -285,8 +292,9 @@ def _neox_fields(fields: _Fields) -> Json:
 def _rope_json(config: ModelConfig, more: Json) -> Json:
     """The rotary fields, as version 4 (rope_scaling) and version 5 (rope_parameters) of transformers want them."""
     scaling = config.rope_scaling
+    base = {"rope_theta": config.rope_theta} | more
     if scaling is None:
-        return {"rope_scaling": None, "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta} | more}
+        return {"rope_scaling": None, "rope_parameters": {"rope_type": "default"} | base}
     stretch = {
         "rope_type": "llama3",
         "factor": scaling.factor,
@@ -294,7 +302,7 @@ def _rope_json(config: ModelConfig, more: Json) -> Json:
         "high_freq_factor": scaling.high_frequency_factor,
         "original_max_position_embeddings": scaling.original_context_length,
     }
-    return {"rope_scaling": stretch, "rope_parameters": stretch | {"rope_theta": config.rope_theta} | more}
+    return {"rope_scaling": stretch, "rope_parameters": stretch | base}
 
 
 def _rope_fields(fields: _Fields, theta_name: str, more: Json) -> Json:

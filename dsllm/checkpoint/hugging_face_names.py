@@ -33,7 +33,10 @@ TRANSPOSED = Layout(lambda parts: parts[0].t(), lambda tensor: [tensor.t()])
 STACKED = Layout(lambda parts: torch.cat(list(parts)), lambda tensor: tensor.chunk(3))
 STACKED_TRANSPOSED = Layout(lambda parts: torch.cat(list(parts)).t(), lambda tensor: tensor.t().chunk(3))
 
-IGNORED_SUFFIXES = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
+IGNORED_SUFFIXES = (
+    *(".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias"),
+    *(".attention.bias", ".attention.masked_bias"),
+)
 """Buffers that older files carry: frequencies and causal masks."""
 
 

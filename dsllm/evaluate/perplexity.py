@@ -9,14 +9,14 @@ import torch
 
 
 class HeldOutBatch(Protocol):
-    """Inputs and targets [B, T], and how much each target counts."""
+    """Inputs and targets [B, T], and how much each target counts; None: all count fully."""
 
     @property
     def inputs(self) -> torch.Tensor: ...
     @property
     def targets(self) -> torch.Tensor: ...
     @property
-    def weights(self) -> torch.Tensor: ...
+    def weights(self) -> torch.Tensor | None: ...
 
 
 class HeldOutBatches(Protocol):
@@ -67,8 +67,9 @@ def validation_loss(
     total = torch.zeros((), dtype=torch.float64, device=device)
     counted = torch.zeros((), dtype=torch.float64, device=device)
     for batch in batches:
-        weights = batch.weights.to(device)
-        total += (losses(batch.inputs.to(device), batch.targets.to(device)).double() * weights).sum()
-        counted += weights.double().sum()
+        weights = torch.ones(batch.targets.shape) if batch.weights is None else batch.weights
+        weights = weights.to(device, torch.float64)
+        total += (losses(batch.inputs.to(device), batch.targets.to(device)) * weights).sum()
+        counted += weights.sum()
     loss_sum, num_tokens = sum_over_ranks([float(total), float(counted)])
     return HeldOutLoss(loss=loss_sum / num_tokens, num_tokens=int(num_tokens), text_bytes=batches.text_bytes)

@@ -1,0 +1,151 @@
+"""Writes a Hugging Face folder: config.json, generation_config.json, safetensors in shards and the tokenizer."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dsllm.checkpoint.hugging_face import INDEX_FILE, SINGLE_FILE, VOCABULARY
+from dsllm.checkpoint.hugging_face_config import architecture_for, config_to_json
+from dsllm.checkpoint.hugging_face_names import their_tensors
+from dsllm.checkpoint.hugging_face_tokenizer import write_tokenizer
+from dsllm.config.model import ModelConfig
+from dsllm.errors import CheckpointError
+from dsllm.files import partial, publish_directory, sync_directory
+from dsllm.slices import MASTER
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class WeightReader(Protocol):
+    """Where the weights come from: a checkpoint, or another Hugging Face folder."""
+
+    def read(self, name: str, key: str, start: int, stop: int) -> Tensor:
+        """The fp32 values [start, stop) of the flattened parameter `name`, 1-d."""
+        ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a parameter."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """What to write, and how."""
+
+    config: ModelConfig
+    """The model, its vocabulary resolved."""
+    context_length: int
+    """Longest sequence it is made for, in tokens."""
+    end_of_text_id: int
+    dtype: Dtype = "float32"
+    shard_bytes: int = 5 * 10**9
+    """Largest weight file; also the memory that writing takes, beside the largest parameter."""
+    tokenizer: Path | None = None
+    """Folder of the tokenizer to ship with the model."""
+
+
+def export_hugging_face(reader: WeightReader, export: Export, folder: Path) -> list[Path]:
+    """Write a model as a folder that `transformers.AutoModelForCausalLM.from_pretrained` loads; returns its files.
+
+    Written beside its place and renamed when it is whole: the folder is there complete, or not at all.
+
+    Raises:
+        CheckpointError: the folder exists and is not empty, no Hugging Face architecture holds the model, or the disk
+            refuses.
+    """
+    architecture_for(export.config)  # refuses before anything is written
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder}: exists already and is not empty: remove it, or export to another folder")
+    aside = partial(folder)
+    try:
+        shutil.rmtree(aside, ignore_errors=True)  # what an export that was killed left behind
+        aside.mkdir(parents=True)
+        _write_weights(reader, export, aside)
+        _write_json(aside / "config.json", _config_json(export))
+        ends = {"bos_token_id": export.end_of_text_id, "eos_token_id": export.end_of_text_id}
+        _write_json(aside / "generation_config.json", ends)
+        if export.tokenizer is not None:
+            write_tokenizer(export.tokenizer, aside, export.context_length)
+        for path in aside.iterdir():
+            _settle(path)
+        if folder.is_dir():
+            folder.rmdir()
+        publish_directory(aside, folder)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: could not be written: {error}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return sorted(folder.iterdir())
+
+
+def _config_json(export: Export) -> dict[str, object]:
+    return config_to_json(export.config, export.context_length, export.dtype, export.end_of_text_id)
+
+
+def _write_weights(reader: WeightReader, export: Export, folder: Path) -> None:
+    """Fill one file after the other; what a file is finally called depends on how many there are."""
+    files: list[tuple[Path, list[str]]] = []
+    shard: dict[str, Tensor] = {}
+    size = total = 0
+    for name, tensor in _tensors(reader, export):
+        if shard and size + tensor.nbytes > export.shard_bytes:
+            files.append(_write_shard(folder / f"{len(files)}.safetensors", shard))
+            shard, size = {}, 0
+        shard[name] = tensor
+        size += tensor.nbytes
+        total += tensor.nbytes
+    files.append(_write_shard(folder / f"{len(files)}.safetensors", shard))
+    if len(files) == 1:
+        files[0][0].rename(folder / SINGLE_FILE)
+        return
+    weight_map: dict[str, str] = {}
+    for number, (path, names) in enumerate(files, 1):
+        final = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        path.rename(folder / final)
+        weight_map |= dict.fromkeys(names, final)
+    _write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _tensors(reader: WeightReader, export: Export) -> Iterator[tuple[str, Tensor]]:
+    """Their tensors, one by one, in the dtype of the export."""
+    for tensor in their_tensors(architecture_for(export.config).model_type, export.config):
+        parts = [_read(reader, name, export) for name in tensor.parts]
+        yield tensor.name, tensor.layout.join(parts).contiguous()
+
+
+def _read(reader: WeightReader, name: str, export: Export) -> Tensor:
+    """One of our parameters; of the vocabulary without the padding rows."""
+    shape = reader.shape(name)
+    if name in VOCABULARY:
+        assert export.config.vocab_size is not None, "vocab_size is resolved in a saved run"
+        shape = (export.config.vocab_size, *shape[1:])
+    values = reader.read(name, MASTER, 0, torch.Size(shape).numel())
+    return values.to(DTYPES[export.dtype]).view(shape)
+
+
+def _write_shard(path: Path, shard: dict[str, Tensor]) -> tuple[Path, list[str]]:
+    save_file(shard, path, metadata={"format": "pt"})
+    return path, list(shard)
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _settle(path: Path) -> None:
+    """Flush a file to the disk, readable by whom the umask says: safetensors makes its files private."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    sync_directory(path.parent)

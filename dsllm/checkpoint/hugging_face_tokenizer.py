@@ -1,0 +1,121 @@
+"""The tokenizer of an exported model: files that transformers 4 and 5 load as a PreTrainedTokenizerFast."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+
+from dsllm.errors import CheckpointError
+
+INFO_FILE, JSON_FILE, SENTENCEPIECE_FILE = "tokenizer_info.json", "tokenizer.json", "tokenizer.model"
+SPACE = "\u2581"
+"""What SentencePiece writes for a space."""
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
+"""Types of SentencePiece pieces (sentencepiece_model.proto)."""
+UNIGRAM, BPE = 1, 2
+"""Types of SentencePiece models."""
+
+
+def write_tokenizer(source: Path, folder: Path, context_length: int) -> None:
+    """Write a prepared tokenizer's files into the folder of an exported model.
+
+    A tokenizer.json is copied. A SentencePiece model is written as a tokenizer.json that gives the same ids, with the
+    tokenizer.model beside it for llama.cpp: what transformers makes of a tokenizer.model by itself does not. (Where two
+    ways to cut a very long text score the same up to fp32 rounding, a unigram model may choose the other.)
+
+    Args:
+        source: the prepared folder: tokenizer_info.json with tokenizer.json or tokenizer.model
+        context_length: the model's, in tokens
+    Raises:
+        CheckpointError: there is no such tokenizer, or it cannot be written exactly.
+    """
+    try:
+        end_of_text = json.loads((source / INFO_FILE).read_text(encoding="utf-8"))["end_of_text"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{source}: not a prepared tokenizer ({error}): export without a tokenizer") from error
+    unknown = None
+    if (source / JSON_FILE).is_file():
+        shutil.copyfile(source / JSON_FILE, folder / JSON_FILE)
+    elif (source / SENTENCEPIECE_FILE).is_file():
+        tokenizer, unknown = _convert(source / SENTENCEPIECE_FILE)
+        tokenizer.save(str(folder / JSON_FILE))
+        shutil.copyfile(source / SENTENCEPIECE_FILE, folder / SENTENCEPIECE_FILE)
+    else:
+        raise CheckpointError(f"{source}: holds neither {JSON_FILE} nor {SENTENCEPIECE_FILE}")
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": end_of_text,
+        "eos_token": end_of_text,
+        "unk_token": unknown,
+        "model_max_length": context_length,
+        "clean_up_tokenization_spaces": False,
+    }
+    given = {name: value for name, value in settings.items() if value is not None}
+    (folder / "tokenizer_config.json").write_text(json.dumps(given, indent=2) + "\n", encoding="utf-8")
+
+
+def _convert(path: Path) -> tuple[Tokenizer, str]:
+    """A SentencePiece model as an equal tokenizer of the `tokenizers` library, and its unknown token."""
+    proto = ModelProto()
+    proto.ParseFromString(path.read_bytes())
+    problems = list(_obstacles(proto))
+    if problems:
+        raise CheckpointError(
+            f"{path}: cannot be written as a tokenizer.json with the same ids ({'; '.join(problems)}): "
+            "export without a tokenizer"
+        )
+    pieces = [(piece.piece, piece.score) for piece in proto.pieces]
+    unknown_id = next(i for i, piece in enumerate(proto.pieces) if piece.type == UNKNOWN)
+    byte_fallback = proto.trainer_spec.byte_fallback
+    model: models.Model
+    if proto.trainer_spec.model_type == UNIGRAM:
+        model = models.Unigram(pieces, unknown_id, byte_fallback)
+    else:
+        ids = {piece: index for index, (piece, _) in enumerate(pieces)}
+        unknown = pieces[unknown_id][0]
+        model = models.BPE(ids, _merges(proto), unk_token=unknown, fuse_unk=True, byte_fallback=byte_fallback)
+    tokenizer = Tokenizer(model)
+    prefix = proto.normalizer_spec.add_dummy_prefix
+    steps = [normalizers.Prepend(SPACE)] if prefix else []
+    tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
+    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    for piece in proto.pieces:
+        if piece.type in (CONTROL, UNKNOWN):
+            tokenizer.add_special_tokens([AddedToken(piece.piece, normalized=False, special=True)])
+    return tokenizer, pieces[unknown_id][0]
+
+
+def _obstacles(proto: ModelProto) -> Iterator[str]:
+    """What of a SentencePiece model has no exact counterpart."""
+    if proto.trainer_spec.model_type not in (UNIGRAM, BPE):
+        yield "it is neither a unigram nor a BPE model"
+    if proto.normalizer_spec.name != "identity" or proto.normalizer_spec.precompiled_charsmap:
+        yield f"it normalises text by {proto.normalizer_spec.name or 'rules of its own'}, not by identity"
+    if proto.normalizer_spec.remove_extra_whitespaces:
+        yield "it removes extra spaces"
+    if not proto.normalizer_spec.escape_whitespaces:
+        yield "it does not escape spaces"
+    if proto.trainer_spec.treat_whitespace_as_suffix:
+        yield "it treats a space as the end of a word"
+    if any(piece.type == USER_DEFINED for piece in proto.pieces):
+        yield "it has user-defined symbols"
+
+
+def _merges(proto: ModelProto) -> list[tuple[str, str]]:
+    """BPE merges in the order in which SentencePiece applies them: the best scores of the merged piece first."""
+    scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == NORMAL}
+    ids = {piece.piece: index for index, piece in enumerate(proto.pieces)}
+    found = []
+    for piece, score in scores.items():
+        halves = [(piece[:cut], piece[cut:]) for cut in range(1, len(piece))]
+        known = [pair for pair in halves if pair[0] in scores and pair[1] in scores]
+        found += [(score, pair) for pair in sorted(known, key=lambda pair: (ids[pair[0]], ids[pair[1]]))]
+    found.sort(key=lambda entry: -entry[0])  # stable: pairs of one piece keep their order
+    return [pair for _, pair in found]

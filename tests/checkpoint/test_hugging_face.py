@@ -1,0 +1,307 @@
+"""Models go to Hugging Face folders and come back: transformers computes the same logits, both ways."""
+
+import dataclasses
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from dsllm.checkpoint.hugging_face import HuggingFaceReader
+from dsllm.checkpoint.hugging_face_config import config_from_json, config_to_json
+from dsllm.checkpoint.hugging_face_export import Export, export_hugging_face
+from dsllm.config.model import ModelConfig
+from dsllm.errors import CheckpointError
+from dsllm.evaluate.load import load_model, open_saved
+from tests.helpers.models import CONTEXT, GPT2, LLAMA, NEOX, SHAPES, WeightsOf, random_model, tokens_for
+
+# Both sides compute in fp32 and differ by the order of sums only, about 4e-7 of the largest logit. A norm's epsilon of
+# 1e-6 for 1e-5 shows as 6e-6, other mistakes as 2e-5 and more.
+RELATIVE = 5e-6
+
+
+def export(model, folder: Path, **more) -> Path:
+    settings = {"config": model.config, "context_length": CONTEXT, "end_of_text_id": 3}
+    export_hugging_face(WeightsOf(model), Export(**settings | more), folder)
+    return folder
+
+
+def load_theirs(folder: Path):
+    """The model as transformers loads it; nothing may be missing, left over or misshapen."""
+    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, output_loading_info=True, attn_implementation="eager", local_files_only=True
+    )
+    assert not any(info.values()), info
+    return theirs.eval()
+
+
+def deviation(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@torch.no_grad()
+def test_an_exported_model_computes_the_same_logits(name: str, tmp_path: Path):
+    ours = random_model(SHAPES[name]).eval()
+    theirs = load_theirs(export(ours, tmp_path / "hf"))
+    tokens = tokens_for(ours.config)
+    assert deviation(ours(tokens), theirs(tokens).logits) < RELATIVE
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@torch.no_grad()
+def test_what_transformers_saves_is_read_back_with_the_same_logits(name: str, tmp_path: Path):
+    config_file = config_to_json(SHAPES[name], CONTEXT, "float32", 3)
+    theirs = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.for_model(**config_file), attn_implementation="eager"
+    ).eval()
+    for tensor_name, tensor in theirs.named_parameters():
+        noise = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(len(tensor_name)))
+        is_norm = "norm" in tensor_name or ".ln_" in tensor_name
+        tensor.copy_(1 + 0.5 * noise if is_norm and tensor_name.endswith("weight") else 0.15 * noise)
+    theirs.save_pretrained(tmp_path / "hf")
+    ours = load_model(open_saved(tmp_path / "hf", print), "fp32", torch.device("cpu"))
+    tokens = tokens_for(SHAPES[name])
+    assert deviation(ours(tokens), theirs(tokens).logits) < RELATIVE
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_weights_and_config_come_back_as_they_went(name: str, tmp_path: Path):
+    model = random_model(SHAPES[name])
+    reader = HuggingFaceReader(export(model, tmp_path / "hf"))
+    sent, back = WeightsOf(model), reader
+    assert sorted(back.names()) == sorted(sent.names())
+    for parameter in sent.names():
+        assert back.shape(parameter) == sent.shape(parameter)
+        assert torch.equal(back.read_whole(parameter), sent.weights[parameter])
+    described = dataclasses.asdict(reader.model_config)
+    wanted = dataclasses.asdict(model.config) | {"context_length": CONTEXT}
+    resolved = {"num_kv_heads": model.config.kv_heads, "head_size": model.config.head_width}
+    for field, value in wanted.items():
+        assert described[field] in (value, resolved.get(field)), field
+
+
+def test_any_range_is_read_even_past_the_last_token_id(tmp_path: Path):
+    model = random_model(GPT2)
+    reader = HuggingFaceReader(export(model, tmp_path / "hf"))
+    for name in ("embed.weight", "layers.1.attention.k.weight", "layers.0.mlp.up.weight", "norm.bias"):
+        whole = WeightsOf(model).weights[name].reshape(-1)
+        for start, stop in ((0, 1), (5, 48), (17, len(whole) - 3), (len(whole) - 2, len(whole))):
+            assert torch.equal(reader.read(name, "master", start, stop), whole[start:stop])
+
+
+def test_padding_rows_are_not_exported(tmp_path: Path):
+    model = random_model(LLAMA)
+    weights = load_file(export(model, tmp_path / "hf") / "model.safetensors")
+    assert model.embed.weight.shape[0] == 256
+    assert weights["model.embed_tokens.weight"].shape == (200, 48)
+    assert weights["lm_head.weight"].shape == (200, 48)
+
+
+@torch.no_grad()
+def test_large_models_are_cut_into_shards_that_load(tmp_path: Path):
+    model = random_model(LLAMA).eval()
+    folder = export(model, tmp_path / "hf", shard_bytes=40_000)
+    shards = sorted(folder.glob("model-*-of-*.safetensors"))
+    largest_tensor = 200 * 48 * 4
+    assert len(shards) > 3 and all(s.stat().st_size < 40_000 + largest_tensor for s in shards)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == {s.name for s in shards}
+    tokens = tokens_for(LLAMA)
+    assert deviation(model(tokens), load_theirs(folder)(tokens).logits) < RELATIVE
+    assert HuggingFaceReader(folder).shape("head.weight") == (256, 48)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_dtype_of_the_files_is_the_one_that_the_config_names(dtype: str, tmp_path: Path):
+    folder = export(random_model(LLAMA), tmp_path / "hf", dtype=dtype)
+    weights = load_file(folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    assert {t.dtype for t in weights.values()} == {getattr(torch, dtype)}
+    assert config["dtype"] == config["torch_dtype"] == dtype
+    assert load_theirs(folder).dtype == getattr(torch, dtype)
+
+
+def test_files_are_readable_as_the_umask_says(tmp_path: Path):
+    before = os.umask(0o027)
+    try:
+        folder = export(random_model(LLAMA), tmp_path / "hf")
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o640}
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path):
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "precious").write_text("keep")
+    with pytest.raises(CheckpointError, match="not empty"):
+        export(random_model(LLAMA), tmp_path / "hf")
+    assert [path.name for path in tmp_path.rglob("*")] == ["hf", "precious"]
+
+
+def test_an_export_that_fails_leaves_nothing(tmp_path: Path):
+    class Failing(WeightsOf):
+        def read(self, name: str, key: str, start: int, stop: int) -> torch.Tensor:
+            if name == "norm.weight":
+                raise OSError(28, "No space left on device")
+            return super().read(name, key, start, stop)
+
+    settings = Export(config=LLAMA, context_length=CONTEXT, end_of_text_id=3)
+    with pytest.raises(CheckpointError, match="No space left"):
+        export_hugging_face(Failing(random_model(LLAMA)), settings, tmp_path / "hf")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"qk_norm": True}, "qk_norm: True"),
+        ({"attention_bias": True}, "attention_output_bias: False beside attention_bias: True"),
+        ({"parallel_residual": True}, "parallel_residual: True"),
+        ({"norm": "layernorm"}, "norm: 'layernorm'"),
+    ],
+)
+def test_a_shape_that_no_architecture_holds_is_refused_by_field(change: dict, named: str, tmp_path: Path):
+    config = dataclasses.replace(LLAMA, **change)
+    with pytest.raises(CheckpointError, match="LlamaForCausalLM has no place for") as refusal:
+        export(random_model(config), tmp_path / "hf")
+    assert named in str(refusal.value)
+    assert not (tmp_path / "hf").exists()
+
+
+def test_old_and_new_readers_find_their_rotary_fields():
+    # transformers 4 reads rope_theta and rope_scaling, transformers 5 rope_parameters; neither warns about the other's.
+    fields = config_to_json(SHAPES["llama-scaled"], CONTEXT, "float32", 3)
+    assert fields["rope_theta"] == fields["rope_parameters"]["rope_theta"] == 500.0
+    assert fields["rope_scaling"]["rope_type"] == "llama3"
+    assert fields["rope_scaling"].items() <= fields["rope_parameters"].items()
+    neox = config_to_json(NEOX, CONTEXT, "float32", 3)
+    assert neox["rotary_pct"] == neox["rope_parameters"]["partial_rotary_factor"] == 0.25
+    assert neox["rotary_emb_base"] == neox["rope_parameters"]["rope_theta"] == 10000.0
+
+
+@pytest.mark.parametrize("version", ["4", "5"])
+@pytest.mark.parametrize("name", ["llama-scaled", "neox-tied-no-attention-bias"])
+def test_the_fields_of_either_version_alone_are_understood(name: str, version: str):
+    fields = config_to_json(SHAPES[name], CONTEXT, "float32", 3)
+    of_version_4 = {"rope_theta", "rope_scaling", "rotary_pct", "rotary_emb_base"}
+    dropped = {"rope_parameters"} if version == "4" else of_version_4
+    fields = {key: value for key, value in fields.items() if key not in dropped}
+    found = config_from_json(fields, "config.json")
+    assert (found.rope_theta, found.rope_fraction, found.rope_scaling) == (
+        SHAPES[name].rope_theta,
+        SHAPES[name].rope_fraction,
+        SHAPES[name].rope_scaling,
+    )
+
+
+REFUSED = [
+    (LLAMA, {"hidden_act": "relu"}, "hidden_act: 'relu'"),
+    (LLAMA, {"pretraining_tp": 2}, "pretraining_tp: 2"),
+    (LLAMA, {"sliding_window": 4096}, "sliding_window: 4096"),
+    (
+        LLAMA,
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}},
+        "rope_parameters.rope_type: 'yarn'",
+    ),
+    (LLAMA, {"rope_theta": 1e6}, "rope_parameters.rope_theta: 10000.0 contradicts 1000000.0"),
+    (LLAMA, {"quantization_config": {"bits": 4}}, "quantization_config"),
+    (LLAMA, {"hidden_size": None}, "hidden_size is missing"),
+    (GPT2, {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx: True"),
+    (GPT2, {"add_cross_attention": True}, "add_cross_attention: True"),
+    (GPT2, {"activation_function": "silu"}, "activation_function: 'silu'"),
+    (NEOX, {"hidden_act": "gelu_fast"}, "hidden_act: 'gelu_fast'"),
+    (NEOX, {"is_decoder": True}, "is_decoder: True"),
+]
+
+
+@pytest.mark.parametrize(
+    ("config", "change", "named"), REFUSED, ids=[f"{r[0].norm}-{next(iter(r[1]))}" for r in REFUSED]
+)
+def test_a_field_that_is_not_implemented_is_refused_by_name(config: ModelConfig, change: dict, named: str):
+    fields = config_to_json(config, CONTEXT, "float32", 3) | change
+    with pytest.raises(CheckpointError) as refusal:
+        config_from_json(fields, "folder/config.json")
+    assert named in str(refusal.value) and "folder/config.json" in str(refusal.value)
+
+
+def test_all_problems_are_named_at_once():
+    fields = config_to_json(LLAMA, CONTEXT, "float32", 3) | {
+        "hidden_act": "relu",
+        "sliding_window": 9,
+        "logit_scale": 2,
+    }
+    with pytest.raises(CheckpointError) as refusal:
+        config_from_json(fields, "config.json")
+    assert all(name in str(refusal.value) for name in ("hidden_act", "sliding_window", "logit_scale"))
+
+
+def test_default_configs_of_transformers_are_understood():
+    for kind in (transformers.LlamaConfig, transformers.GPT2Config, transformers.GPTNeoXConfig):
+        assert config_from_json(json.loads(kind().to_json_string(use_diff=False)), "defaults").vocab_size
+
+
+def test_another_architecture_is_refused():
+    with pytest.raises(CheckpointError, match=r"model_type 'mamba'.*llama, gpt2, gpt_neox"):
+        config_from_json({"model_type": "mamba"}, "config.json")
+
+
+def changed(folder: Path, change) -> None:
+    """Rewrite an export's weights."""
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors")
+
+
+def test_missing_unexpected_and_misshapen_tensors_are_refused(tmp_path: Path):
+    folder = export(random_model(LLAMA), tmp_path / "hf")
+    changed(folder, lambda w: w.pop("lm_head.weight"))
+    with pytest.raises(CheckpointError, match=r"lacks lm_head\.weight"):
+        HuggingFaceReader(folder)
+    changed(folder, lambda w: w.update({"lm_head.weight": torch.zeros(200, 48), "adapter.a": torch.zeros(1)}))
+    with pytest.raises(CheckpointError, match=r"has adapter\.a, which the model has no place for"):
+        HuggingFaceReader(folder)
+    changed(folder, lambda w: (w.pop("adapter.a"), w.update({"lm_head.weight": torch.zeros(300, 48)})))
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight is \[300, 48\]"):
+        HuggingFaceReader(folder)
+
+
+def test_a_tied_model_may_repeat_its_embedding_but_not_have_another_head(tmp_path: Path):
+    folder = export(random_model(SHAPES["llama-tied"]), tmp_path / "hf")
+    changed(folder, lambda w: w.update({"lm_head.weight": w["model.embed_tokens.weight"].clone()}))
+    assert "head.weight" not in HuggingFaceReader(folder).names()
+    changed(folder, lambda w: w["lm_head.weight"].add_(1))
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight"):
+        HuggingFaceReader(folder)
+
+
+def test_files_of_the_bare_model_and_old_buffers_are_read(tmp_path: Path):
+    # GPT-2 on the hub: no "transformer." before the names, and the causal mask as a buffer
+    model = random_model(GPT2)
+    folder = export(model, tmp_path / "hf")
+
+    def bare(weights: dict) -> None:
+        for name in list(weights):
+            weights[name.removeprefix("transformer.")] = weights.pop(name)
+        weights["h.0.attn.bias"] = torch.ones(1, 1, 4, 4)
+
+    changed(folder, bare)
+    assert torch.equal(HuggingFaceReader(folder).read_whole("embed.weight"), model.embed.weight)
+
+
+def test_pickles_and_folders_without_weights_are_refused(tmp_path: Path):
+    folder = export(random_model(LLAMA), tmp_path / "hf")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="is a pickle"):
+        HuggingFaceReader(folder)
+    (folder / "pytorch_model.bin").rename(folder / "model.safetensors")
+    (folder / "model.safetensors").write_bytes(b"truncated")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        HuggingFaceReader(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"config\.json: cannot be read"):
+        HuggingFaceReader(folder)
