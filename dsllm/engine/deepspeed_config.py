@@ -247,7 +247,7 @@ def _check_zero_value(where: str, key: str, value: Any) -> Iterator[str]:
         if not isinstance(value, bool):
             yield f"{where}: must be true or false, but it is {value!r}"
         elif key == "memory_efficient_linear" and value:
-            yield f"{where}: it replaces torch.nn.functional.linear in the whole process, and rounds twice where there is a bias"
+            yield f"{where}: it replaces torch.nn.functional.linear in the process, and rounds twice where there is a bias"
     elif isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < 0:
         yield f"{where}: must be a whole number, but it is {value!r}"
     elif key == "stage" and value not in (0, 1, 2, 3):
