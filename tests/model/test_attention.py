@@ -1,0 +1,90 @@
+"""The block-causal kernel equals torch's attention; each token sees itself and what came before."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from dsllm.model import attention
+from dsllm.model.attention import block_causal_attention, cached_attention, causal_attention
+
+
+def inputs(heads: int, kv_heads: int, tokens: int, dtype: torch.dtype, width: int = 16) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(tokens)
+    shapes = [(2, heads, tokens, width), (2, kv_heads, tokens, width), (2, kv_heads, tokens, width)]
+    return [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for s in shapes]
+
+
+def values_and_gradients(function, arguments: list[torch.Tensor]) -> list[torch.Tensor]:
+    out = function(*arguments)
+    upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(out.dtype)
+    return [out, *torch.autograd.grad(out, arguments, upstream)]
+
+
+def deviation(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Largest difference beside the largest element; a single token's query and key have a gradient of 0."""
+    return float((found.double() - wanted.double()).abs().max()) / (float(wanted.abs().max()) or 1.0)
+
+
+def torch_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 128, 200, 300])  # one block, a whole block, blocks with a shorter last
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (3, 1)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float64, 1e-13), (torch.float32, 5e-6)],  # a few hundred terms of random sign, beside the largest element
+)
+def test_block_causal_equals_torch(tokens: int, heads: int, kv_heads: int, dtype: torch.dtype, tolerance: float):
+    arguments = inputs(heads, kv_heads, tokens, dtype)
+    found = values_and_gradients(block_causal_attention, arguments)
+    wanted = values_and_gradients(torch_attention, arguments)
+    assert all(deviation(f, w) < tolerance for f, w in zip(found, wanted, strict=True))
+
+
+def test_in_bf16_it_is_as_exact_as_bf16_allows():
+    # Scores and weights are rounded to bf16 (2^-9 = 2e-3 each) on the way; torch's own kernel is about as far off.
+    arguments = inputs(4, 2, 300, torch.bfloat16)
+    wide = [a.detach().double().requires_grad_() for a in arguments]
+    found = values_and_gradients(block_causal_attention, arguments)
+    wanted = values_and_gradients(torch_attention, wide)
+    assert all(deviation(f, w) < 2e-2 for f, w in zip(found, wanted, strict=True))
+
+
+def test_gradcheck_of_the_kernel(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(attention, "BLOCK_TOKENS", 2)
+    assert torch.autograd.gradcheck(block_causal_attention, inputs(4, 2, 5, torch.float64, width=3))
+
+
+def test_inputs_need_not_be_contiguous():
+    arguments = [a.transpose(1, 2).contiguous().transpose(1, 2) for a in inputs(4, 2, 40, torch.float64)]
+    assert deviation(block_causal_attention(*arguments), torch_attention(*arguments)) < 1e-13
+
+
+@pytest.mark.parametrize("tokens", [40, attention.BLOCK_CAUSAL_TOKENS + 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_whichever_kernel_is_chosen_the_future_is_hidden(tokens: int, dtype: torch.dtype):
+    query, key, value = inputs(2, 1, tokens, dtype)
+    before = causal_attention(query, key, value)
+    with torch.no_grad():
+        key[:, :, 30:] = 5
+        value[:, :, 30:] = 5
+    after = causal_attention(query, key, value)
+    assert torch.equal(before[:, :, :30], after[:, :, :30])
+    assert not torch.equal(before[:, :, 30:], after[:, :, 30:])
+
+
+def test_dropout_drops_and_is_repeatable():
+    arguments = inputs(2, 2, 20, torch.bfloat16)
+    torch.manual_seed(0)
+    first = causal_attention(*arguments, dropout=0.5)
+    torch.manual_seed(0)
+    assert torch.equal(first, causal_attention(*arguments, dropout=0.5))
+    assert not torch.equal(first, causal_attention(*arguments))
+
+
+@pytest.mark.parametrize("num_new", [1, 3, 10])
+def test_cached_attention_is_the_end_of_the_whole(num_new: int):
+    query, key, value = inputs(4, 2, 10, torch.float64)
+    found = cached_attention(query[:, :, -num_new:], key, value)
+    assert deviation(found, torch_attention(query, key, value)[:, :, -num_new:]) < 1e-13
