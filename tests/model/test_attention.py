@@ -21,8 +21,8 @@ def values_and_gradients(function, arguments: list[torch.Tensor]) -> list[torch.
 
 
 def deviation(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """Largest difference beside the largest element; a single token's query and key have a gradient of 0."""
-    return float((found.double() - wanted.double()).abs().max()) / (float(wanted.abs().max()) or 1.0)
+    """Largest difference beside the largest element, or beside 0.01: a single token's query has a gradient of 0."""
+    return float((found.double() - wanted.double()).abs().max()) / max(float(wanted.abs().max()), 0.01)
 
 
 def torch_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -53,7 +53,7 @@ def test_in_bf16_it_is_as_exact_as_bf16_allows():
 
 def test_gradcheck_of_the_kernel(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(attention, "BLOCK_TOKENS", 2)
-    assert torch.autograd.gradcheck(block_causal_attention, inputs(4, 2, 5, torch.float64, width=3))
+    assert torch.autograd.gradcheck(block_causal_attention, inputs(4, 2, 5, torch.float64, width=3), fast_mode=True)
 
 
 def test_inputs_need_not_be_contiguous():
