@@ -1,5 +1,6 @@
 """The command table: `dsllm COMMAND ...` loads that command alone, so that help needs neither torch nor DeepSpeed."""
 
+import contextlib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -28,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the process's exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
-        print(HELP)
+        with contextlib.suppress(BrokenPipeError):  # `dsllm --help | head`
+            print(HELP, flush=True)
         return 0 if words else EXIT_USAGE
     if words[0] in ("-V", "--version"):
         print(__version__)

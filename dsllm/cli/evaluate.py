@@ -10,7 +10,7 @@ from typing import Any
 from dsllm.config.train import Precision
 from dsllm.data.loader import ValidationBatches
 from dsllm.data.manifest import Manifest, check_shards, check_tokenizer, load_manifest
-from dsllm.engine.device import choose_device, resolve_precision, set_up_process
+from dsllm.engine.device import choose_device, set_up_process
 from dsllm.errors import CheckpointError, DataError
 from dsllm.evaluate.load import DTYPES, SavedModel, load_model, open_saved
 from dsllm.evaluate.perplexity import HeldOutLoss, validation_loss
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     check_shards(directory, manifest)
     check_tokenizer(directory, manifest)
     batches = _batches(saved, directory, manifest, options)
-    precision: Precision = options.precision or resolve_precision(_trained_precision(saved), device)
+    precision: Precision = options.precision or saved.precision or "fp32"
     if precision == "fp16" and device.type == "cpu":
         precision = "fp32"  # this device has no fp16
     start = time.monotonic()
@@ -114,10 +114,6 @@ def _batches(saved: SavedModel, directory: Path, manifest: Manifest, options: ar
     if batches.num_tokens == 0:
         raise DataError(f"{directory}: no text is held out: set data.validation_share above 0 and prepare again")
     return batches
-
-
-def _trained_precision(saved: SavedModel) -> str:
-    return saved.run.train.precision if saved.run else "fp32"
 
 
 def _show(saved: SavedModel, result: HeldOutLoss, baselines: Mapping[str, Any]) -> None:

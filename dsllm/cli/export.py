@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
         config=saved.config,
         context_length=saved.context_length,
         end_of_text_id=open_tokenizer(tokenizer).end_of_text_id,
-        dtype=options.dtype or OF_PRECISION.get(saved.run.train.precision, "float32"),
+        dtype=options.dtype or OF_PRECISION.get(saved.precision or "", "float32"),
         shard_bytes=int(options.shard_gb * 1e9),
         tokenizer=None if options.without_tokenizer else tokenizer,
     )
@@ -42,7 +42,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("model", type=Path, help="a run directory (its newest checkpoint) or a checkpoint")
     parser.add_argument("--to", type=Path, required=True, help="folder to write; must not exist")
-    parser.add_argument("--dtype", choices=list(DTYPES), help="default: that of the run's parameters; auto: float32")
+    parser.add_argument("--dtype", choices=list(DTYPES), help="default: that of the parameters in training")
     parser.add_argument("--shard-gb", type=float, default=5.0, help="largest weight file, in 10^9 bytes (default 5)")
     parser.add_argument("--data", type=Path, help="prepared directory with the tokenizer; default: the run's")
     parser.add_argument("--tokenizer", type=Path, help="folder of the prepared tokenizer; default: the run's")

@@ -181,7 +181,8 @@ def final_config(config: RunConfig, given: Mapping[str, Any], layout: Layout) ->
 
 
 def _final_zero(zero: Mapping[str, Any]) -> dict[str, Any]:
-    return ZERO_KEYS | {key: value for key, value in zero.items() if key in ZERO_KEYS and value != AUTO}
+    final = ZERO_KEYS | {key: value for key, value in zero.items() if key in ZERO_KEYS and value != AUTO}
+    return {key: value for key, value in final.items() if final["stage"] == 3 or not key.startswith("stage3_")}
 
 
 def _from_run(config: RunConfig, layout: Layout, stage: int) -> dict[str, Any]:

@@ -45,6 +45,8 @@ class SavedModel:
     """The run that trained it; None: it comes from a Hugging Face folder."""
     step: int | None = None
     """Optimizer steps it was trained for; None: not known."""
+    precision: Precision | None = None
+    """The one it was trained in; None: not known."""
 
     @property
     def run_directory(self) -> Path | None:
@@ -75,6 +77,7 @@ def open_saved(path: Path, tell: Callable[[str], None]) -> SavedModel:
         context_length=run.context_length,
         run=run,
         step=checkpoint.step,
+        precision=checkpoint.manifest.engine.get("precision"),
     )
 
 
