@@ -1,0 +1,105 @@
+"""A saved model is found by any of its paths and loads with the weights that were saved."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from dsllm.checkpoint.find import CHECKPOINTS
+from dsllm.checkpoint.hugging_face_export import Export, export_hugging_face
+from dsllm.config.run import RunConfig
+from dsllm.errors import CheckpointError, DataError
+from dsllm.evaluate.load import find_tokenizer, load_model, open_saved, open_tokenizer
+from tests.helpers.models import CONTEXT, tokens_for
+from tests.helpers.saved_run import MODEL, STEP, prepare_golden, save_run
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A run with prepared data."""
+    return prepare_golden(tmp_path_factory.mktemp("golden"))
+
+
+def into(config: RunConfig, directory: Path, **model) -> RunConfig:
+    """The same run with its directory elsewhere."""
+    run = dataclasses.replace(config.run, directory=str(directory))
+    return dataclasses.replace(config, run=run, model=dataclasses.replace(config.model, **model))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@torch.no_grad()
+def test_a_run_its_checkpoint_and_its_export_are_the_same_model(config: RunConfig, tied: bool, tmp_path: Path):
+    directory, model = save_run(into(config, tmp_path / "run", tie_embeddings=tied))
+    saved = open_saved(directory, print)
+    tokenizer = find_tokenizer(saved)
+    export = Export(config=saved.config, context_length=CONTEXT, end_of_text_id=0, tokenizer=tokenizer)
+    export_hugging_face(saved.reader, export, tmp_path / "hf")
+    tokens = tokens_for(MODEL)
+    wanted = model(tokens)
+    for path in (directory, directory / CHECKPOINTS / f"step-{STEP:08d}", tmp_path / "hf"):
+        assert torch.equal(load_model(open_saved(path, print), "fp32", CPU)(tokens), wanted)
+    assert saved.step == STEP and saved.run_directory == directory
+    assert open_saved(tmp_path / "hf", print).run is None
+
+
+@torch.no_grad()
+def test_precisions(config: RunConfig, tmp_path: Path):
+    directory, _ = save_run(into(config, tmp_path / "run"))
+    saved, tokens = open_saved(directory, print), tokens_for(MODEL)
+    low = load_model(saved, "bf16", CPU)
+    assert {p.dtype for p in low.parameters()} == {torch.bfloat16}
+    mixed = load_model(saved, "fp32_compute_bf16", CPU)
+    assert {p.dtype for p in mixed.parameters()} == {torch.float32}
+    assert mixed(tokens).dtype == low(tokens).dtype == torch.bfloat16
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_dropout_is_off(config: RunConfig, tmp_path: Path):
+    directory, _ = save_run(into(config, tmp_path / "run", dropout=0.5))
+    model = load_model(open_saved(directory, print), "fp32", CPU)
+    tokens = tokens_for(MODEL)
+    assert torch.equal(model.train()(tokens), model.eval()(tokens))
+
+
+def test_paths_that_hold_no_model_are_refused(tmp_path: Path):
+    with pytest.raises(CheckpointError, match="no such folder"):
+        open_saved(tmp_path / "nothing", print)
+    with pytest.raises(CheckpointError, match="neither a run directory"):
+        open_saved(tmp_path, print)
+
+
+def test_weights_of_another_model_are_refused(config: RunConfig, tmp_path: Path):
+    directory, _ = save_run(into(config, tmp_path / "run"))
+    saved = open_saved(directory, print)
+    wider = dataclasses.replace(saved, config=dataclasses.replace(saved.config, mlp_size=80))
+    with pytest.raises(
+        CheckpointError, match=r"6 parameters are not those of its config.*layers\.0\.mlp\.down\.weight"
+    ):
+        load_model(wider, "fp32", CPU)
+
+
+def test_the_tokenizer_is_found_with_the_data_beside_the_run_or_where_it_is_said_to_be(
+    config: RunConfig, tmp_path: Path
+):
+    directory, _ = save_run(into(config, tmp_path / "run"))
+    saved = open_saved(directory, print)
+    prepared = Path(config.data.directory or "")
+    assert find_tokenizer(saved) == find_tokenizer(saved, prepared) == prepared / "tokenizer"
+    (directory / "tokenizer").mkdir()
+    assert find_tokenizer(saved) == directory / "tokenizer"
+    with pytest.raises(DataError, match="--data"):
+        find_tokenizer(saved, tmp_path)
+
+
+def test_the_tokenizer_of_an_export_ends_texts_with_the_same_token(config: RunConfig, tmp_path: Path):
+    directory, _ = save_run(into(config, tmp_path / "run"))
+    saved = open_saved(directory, print)
+    ours = open_tokenizer(find_tokenizer(saved))
+    export = Export(config=saved.config, context_length=CONTEXT, end_of_text_id=0, tokenizer=find_tokenizer(saved))
+    export_hugging_face(saved.reader, export, tmp_path / "hf")
+    theirs = open_tokenizer(find_tokenizer(open_saved(tmp_path / "hf", print)))
+    assert (theirs.end_of_text, theirs.end_of_text_id) == (ours.end_of_text, ours.end_of_text_id)
+    assert theirs.encode("To be, or not") == ours.encode("To be, or not")
