@@ -1,10 +1,16 @@
 """Files that are either there whole or not there at all: written aside, flushed to the disk, renamed."""
 
+import errno
+import fcntl
 import hashlib
 import os
+import socket
+import time
 from pathlib import Path
+from typing import IO
 
 READ_BYTES = 2**20
+_NO_LOCKS_HERE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # some network file systems
 
 
 def partial(path: Path) -> Path:
@@ -75,3 +81,30 @@ def sha256_of_folder(directory: Path) -> str:
         if path.is_file():
             digest.update(f"{path.name}\0{sha256_of_file(path)}\n".encode())
     return digest.hexdigest()
+
+
+class HeldElsewhereError(Exception):
+    """Another process holds the lock; the message says which."""
+
+
+def hold_lock(file: IO[str]) -> bool:
+    """Lock a file, opened with "a+", until it is closed; the kernel lets go when the process ends, however it ends.
+
+    The holder writes its name into the file. Returns False where the file system has no locks.
+
+    Raises:
+        HeldElsewhereError: with the name of the holder.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise HeldElsewhereError(file.read().strip() or "an unknown process") from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS_HERE:
+            raise
+        return False
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+    file.flush()
+    return True

@@ -21,6 +21,7 @@ def problems_in(config: RunConfig) -> list[Problem]:
         *_check_train(config.train),
         *_check_schedule(config.train.schedule),
         *_check_rest(config),
+        *_check_shards_have_a_tokenizer(config),
     ]
 
 
@@ -55,6 +56,12 @@ def _check_data(data: DataConfig) -> Iterator[Problem]:
     if weighted and len(weighted) < len(names):
         missing = [n for n in names if n not in weighted]
         yield "data.sources", f"weight is given to {weighted} but not to {missing}; give it to all sources or to none"
+
+
+def _check_shards_have_a_tokenizer(config: RunConfig) -> Iterator[Problem]:
+    adopted = [s.name for s in config.data.sources if s.kind == "megatron"]
+    if adopted and config.tokenizer.kind != "pretrained":
+        yield "tokenizer.kind", f"must be pretrained: the shards of {adopted} were made with a tokenizer already; give its path"
 
 
 def _check_source(where: str, source: SourceConfig) -> Iterator[Problem]:

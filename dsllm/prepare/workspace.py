@@ -1,10 +1,7 @@
 """The folder beside a prepared directory in which the work is done: one process at a time, published by one rename."""
 
-import errno
-import fcntl
 import os
 import shutil
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +14,6 @@ from dsllm.data.manifest import Manifest
 from dsllm.errors import DataError
 
 CARD_FILE = "data_card.json"
-_NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 def prepared_before(directory: Path, settings: dict[str, Any]) -> Manifest | None:
@@ -136,23 +132,17 @@ def open_workspace(directory: Path, report: Callable[[str], None]) -> Iterator[W
 
 
 def _lock(file: IO[str], place: Workspace, report: Callable[[str], None]) -> None:
-    """Hold the lock until the file is closed; the kernel releases it when the process ends, however it ends."""
+    """Hold the lock until the file is closed."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        owner = file.read().strip() or "an unknown process"
+        if not files.hold_lock(file):
+            report(
+                f"{place.aside}: this file system has no locks; make sure that nothing else prepares {place.directory}"
+            )
+    except files.HeldElsewhereError as error:
         raise DataError(
-            f"data.directory {place.directory} is being prepared already ({owner}): wait for it, "
+            f"data.directory {place.directory} is being prepared already ({error}): wait for it, "
             "or set another data.directory"
         ) from None
-    except OSError as error:
-        if error.errno not in _NO_LOCKS_HERE:
-            raise
-        report(f"{place.aside}: this file system has no locks; make sure that nothing else prepares {place.directory}")
     path = place.aside / "lock"
     if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
         raise DataError(f"data.directory {place.directory} was being prepared until this moment: start again")
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()

@@ -1,6 +1,5 @@
 """The run directory: a contract on disk. One live run at a time, seen by all hosts, readable by every other command."""
 
-import fcntl
 import json
 import os
 import socket
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dsllm.errors import RunError
-from dsllm.files import write_atomically
+from dsllm.files import HeldElsewhereError, hold_lock, write_atomically
 
 FORMAT_VERSION = 1
 RUN_FILE, DEEPSPEED_FILE, STATUS_FILE, METRICS_FILE = "run.yaml", "deepspeed.json", "status.json", "metrics.jsonl"
@@ -41,17 +40,12 @@ def lock_run(directory: Path) -> RunLock:
     except OSError as error:
         raise RunError(f"run.directory {directory}: cannot be used: {error.strerror or error}") from error
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        owner = file.read().strip() or "an unknown process"
+        hold_lock(file)
+    except HeldElsewhereError as error:
         file.close()
         raise RunError(
-            f"{directory}: a run is alive here ({owner}); wait for it, stop it, or set another run.directory"
+            f"{directory}: a run is alive here ({error}); wait for it, stop it, or set another run.directory"
         ) from None
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-    file.flush()
     return RunLock(file)
 
 

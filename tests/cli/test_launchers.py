@@ -141,7 +141,9 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(by_deepspeed, folder, launche
     assert status["state"] == "interrupted" and status["step"] == len(losses(folder))
     budget = f"train.total_tokens={(status['step'] + 3) * 8 * 32}"
     done = run([*words, budget, "train.schedule.shape=constant"], folder)
-    assert done.returncode == 0 and f"resuming runs/tiny/checkpoints/step-{status['step']:08d}" in done.stdout, done.stderr
+    assert done.returncode == 0 and f"resuming runs/tiny/checkpoints/step-{status['step']:08d}" in done.stdout, (
+        done.stderr
+    )
     assert len(losses(folder)) == status["step"] + 3
 
 

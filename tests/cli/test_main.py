@@ -12,7 +12,8 @@ from dsllm.errors import EXIT_USAGE
 def test_help_needs_no_torch():
     code = (
         "import sys; from dsllm.cli import main; main(['--help']); "
-        "heavy = {'torch', 'deepspeed', 'transformers', 'pydantic', 'numpy'} & set(sys.modules); sys.exit(str(heavy) if heavy else 0)"
+        "heavy = {'torch', 'deepspeed', 'transformers', 'pydantic', 'numpy'} & set(sys.modules); "
+        "sys.exit(str(heavy) if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -34,9 +35,19 @@ def test_a_user_error_is_one_message_and_no_traceback(capsys, tmp_path):
 
 def test_dry_run_shows_everything_and_starts_nothing(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(["train", "--dry-run", "--world-size", "2", "train.total_tokens=1e6", "deepspeed=ds_configs/zero2.json"]) == 0
+    assert (
+        main(["train", "--dry-run", "--world-size", "2", "train.total_tokens=1e6", "deepspeed=ds_configs/zero2.json"])
+        == 0
+    )
     out = capsys.readouterr().out
-    for part in ("total_tokens: 1000000", '"stage": 2', "parameters   ", "2 ranks", "steps        ", "memory       per rank"):
+    for part in (
+        "total_tokens: 1000000",
+        '"stage": 2',
+        "parameters   ",
+        "2 ranks",
+        "steps        ",
+        "memory       per rank",
+    ):
         assert part in out
     assert list(tmp_path.iterdir()) == []
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dsllm.checkpoint.find import list_checkpoints
 from dsllm.errors import EXIT_INTERRUPTED
@@ -301,3 +302,24 @@ def test_empty_corpus(folder):
 def test_fp16_on_cpu_is_refused_in_words(folder):
     codes, output = train(folder, 1, ["tiny.yaml", "train.precision=fp16"])
     assert codes == [2] and "this accelerator (cpu) has no fp16" in output
+
+
+def test_saving_by_the_clock_and_tensorboard(folder):
+    """A save is due when the minutes have passed: with almost none, after every step."""
+    codes, output = train(
+        folder, 2, ["tiny.yaml", "checkpoint.every_minutes=1e-6", "log.tensorboard=true", "checkpoint.keep_last=99"]
+    )
+    assert codes == [0, 0], output
+    assert len(checkpoints(folder)) == NUM_STEPS
+    (events,) = (folder / "runs" / "tiny" / "tensorboard").iterdir()
+    board = EventAccumulator(str(events)).Reload()
+    assert [e.step for e in board.Scalars("loss")] == list(range(1, NUM_STEPS + 1))
+    assert [e.value for e in board.Scalars("loss")] == pytest.approx([row["loss"] for row in metrics(folder)])
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_activation_checkpointing_under_zero(uninterrupted, folder, stage):
+    """With dropout: recomputation replays the same randomness."""
+    codes, output = train(folder, 2, ["tiny.yaml", zero(stage), "train.activation_checkpointing=full"])
+    assert codes == [0, 0], output
+    assert curve(folder) == uninterrupted[stage]
