@@ -20,6 +20,8 @@ STAMP := $(VENV)/stamp
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 # GPUs that torch sees, else two processes on the CPU
 RANKS ?= $$($(BIN)/python -c "import torch; print(torch.cuda.device_count() or 2)")
+# DeepSpeed's default port is the same for every job of a machine
+PORT ?= $$($(BIN)/python -c "import socket; s = socket.socket(); s.bind(('', 0)); print(s.getsockname()[1])")
 
 export DS_BUILD_OPS = 0# DeepSpeed's own C++ operators are not used, so none is compiled
 export PATH := $(abspath $(BIN)):$(PATH)
@@ -42,7 +44,7 @@ $(STAMP): setup.py constraints.txt
 	@touch $@
 
 pretrain: $(STAMP)
-	deepspeed --num_gpus $(RANKS) launch/pretrain.py
+	deepspeed --num_gpus $(RANKS) --master_port $(PORT) launch/pretrain.py
 	dsllm evaluate $(RUN)
 	dsllm generate $(RUN) --prompt "def "
 	dsllm export $(RUN) --to $(EXPORT)
