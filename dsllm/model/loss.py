@@ -10,8 +10,9 @@ from torch import Tensor
 CHUNK_ELEMENTS = 2**26
 """Logits per chunk, in the hidden state's dtype: each chunk costs a pass over the head's gradient."""
 
-WIDE_ELEMENTS = 2**22
-"""Logits in fp32 at a time: 16 MiB, so that the passes over them stay in the cache."""
+WIDE_ELEMENTS = 2**24
+WIDE_ELEMENTS_CPU = 2**20
+"""Logits in fp32 at a time: 64 MiB; on CPUs 4 MiB, so that the passes over them stay in the cache."""
 
 KEPT_ELEMENTS = 2**25
 """Up to so many logits are kept for the backward pass, in the hidden state's dtype; beyond, they are computed again."""
@@ -59,8 +60,8 @@ class _TokenLosses(torch.autograd.Function):
             # Gradient of each loss: the probabilities, minus 1 at the target. There p - 1 = expm1(-loss), which does
             # not cancel in low precision. The incoming gradient scales rows, and so is applied to the small matrices.
             grad_logits = torch.softmax(logits, -1)
-            at_targets = torch.expm1(-losses[rows]).to(grad_logits.dtype)
-            grad_logits.scatter_(1, targets[rows].unsqueeze(1), at_targets.unsqueeze(1))
+            every_row = torch.arange(len(logits), device=logits.device)
+            grad_logits[every_row, targets[rows]] = torch.expm1(-losses[rows]).to(logits.dtype)
             if grad_hidden is not None:
                 torch.mul(grad_logits @ cast, grad[rows], out=grad_hidden[rows])
             if ctx.needs_input_grad[1]:
@@ -83,7 +84,8 @@ def _masked_logits(hidden: Tensor, weight: Tensor, vocab_size: int) -> Tensor:
 def _losses_of(logits: Tensor, targets: Tensor) -> Tensor:
     """-log softmax(logits)[target] in fp32, [N]; a part of the rows in fp32 at a time."""
     parts = []
-    for rows in _chunks(len(logits), WIDE_ELEMENTS // logits.shape[1]):
+    elements = WIDE_ELEMENTS_CPU if logits.device.type == "cpu" else WIDE_ELEMENTS
+    for rows in _chunks(len(logits), elements // logits.shape[1]):
         log_probabilities = torch.log_softmax(logits[rows].float(), -1)
         parts.append(log_probabilities.gather(1, targets[rows].unsqueeze(1)).squeeze(1).neg_())
     return torch.cat(parts)
