@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
     set_up_process(1)
     device = choose_device(0)
     saved = open_saved(options.model, print)
-    tokenizer = open_tokenizer(options.tokenizer or find_tokenizer(saved, options.data))
+    tokenizer = open_tokenizer(options.tokenizer or find_tokenizer(saved, options.data), options.end_of_text)
     if tokenizer.vocab_size > (saved.config.vocab_size or 0):
         raise CheckpointError(
             f"{saved.folder}: knows {saved.config.vocab_size} token ids, the tokenizer has {tokenizer.vocab_size}: "
@@ -65,6 +65,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--precision", choices=list(DTYPES), help="default: fp32 on CPU, bf16 on GPU")
     parser.add_argument("--data", type=Path, help="prepared directory with the tokenizer; default: the run's")
     parser.add_argument("--tokenizer", type=Path, help="tokenizer.json, .model or folder; default: the model's own")
+    parser.add_argument("--end-of-text", help="the token that ends a text; default: as the tokenizer says")
     options = parser.parse_args(arguments)
     for name, fits in [
         ("max_tokens", options.max_tokens >= 0),

@@ -120,21 +120,26 @@ def find_tokenizer(saved: SavedModel, data: Path | None = None) -> Path:
     raise DataError(f"{prepared}: no prepared data, so no tokenizer: give its folder with --data")
 
 
-def open_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer in a prepared folder, or in a Hugging Face folder, which says elsewhere what ends a text.
+def open_tokenizer(path: Path, end_of_text: str | None = None) -> Tokenizer:
+    """The tokenizer in a prepared folder, in a file, or in a Hugging Face folder, which says elsewhere what ends a text.
+
+    Args:
+        end_of_text: the token that ends a text, where it is not the one that the folder names
 
     Raises:
         DataError: there is none.
     """
-    settings = folder / "tokenizer_config.json"
+    settings = path / "tokenizer_config.json"
+    if end_of_text is not None:
+        return load_tokenizer(path, end_of_text)
     if not settings.is_file():
-        return load_tokenizer(folder)
+        return load_tokenizer(path)
     try:
         token = json.loads(settings.read_text(encoding="utf-8")).get("eos_token")
     except (OSError, ValueError) as error:
         raise DataError(f"{settings}: cannot be read: {error}") from error
     token = token.get("content") if isinstance(token, dict) else token
-    return load_tokenizer(folder, token) if token else load_tokenizer(folder)
+    return load_tokenizer(path, token) if token else load_tokenizer(path)
 
 
 def _check_parameters(saved: SavedModel, model: Transformer) -> None:

@@ -1,10 +1,15 @@
 """Named sizes fill what was not given, and only that."""
 
+from pathlib import Path
+
 import pytest
 from pydantic import TypeAdapter
 
 from dsllm.config.model import ModelConfig
 from dsllm.config.sizes import PUBLISHED, SIZES, resolve_size
+from dsllm.counts import parameter_count
+
+PAGE = (Path(__file__).parents[2] / "docs" / "model.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -33,3 +38,14 @@ def test_a_section_without_size_is_left_alone():
 
 def test_every_size_says_what_it_was_published_with():
     assert list(PUBLISHED) != [] and set(PUBLISHED) == set(SIZES)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_table_of_sizes_in_the_documents_is_true(name: str):
+    vocab_size, context_length = PUBLISHED[name]
+    model = TypeAdapter(ModelConfig).validate_python(SIZES[name] | {"vocab_size": vocab_size})
+    heads = str(model.num_heads) if model.kv_heads == model.num_heads else f"{model.num_heads} ({model.kv_heads})"
+    total = parameter_count(model, context_length, padded=False).total
+    facts = [model.num_layers, model.hidden_size, heads, model.mlp_width]
+    row = [f"`{name}`", *map(str, facts), f"{vocab_size:,}", f"{context_length:,}", f"{total:,}"]
+    assert f"| {' | '.join(row)} |" in PAGE
