@@ -23,8 +23,8 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
     """(x - mean) / sqrt(variance + epsilon) * weight + bias (Ba et al. 2016). Shapes as in `rms_norm`."""
-    if x.device.type == "cpu":  # the kernel takes a low-precision x beside fp32 parameters
-        return F.layer_norm(x, weight.shape, weight.float(), bias.float(), epsilon)
+    if x.device.type == "cpu":  # given a bf16 x, its kernel would sum the parameters' gradients in bf16: 5 % off
+        return F.layer_norm(x.float(), weight.shape, weight.float(), bias.float(), epsilon).to(x.dtype)
     return F.layer_norm(x, weight.shape, weight.to(x.dtype), bias.to(x.dtype), epsilon)
 
 
@@ -40,11 +40,13 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         # LayerNorm's fused kernel, told that the mean is 0, gives this gradient but for one term: it holds that the
-        # mean depends on x, and subtracts the mean of grad * weight. That is put back.
+        # mean depends on x, and subtracts the mean of grad * weight. That is put back. The weight's gradient is summed
+        # here, because the kernel sums it in x's dtype.
         x, weight, inverse = ctx.saved_tensors
-        wide_weight, width = weight.float(), x.shape[-1]
-        grad_x, grad_weight, _ = torch.ops.aten.native_layer_norm_backward(
-            grad, x, [width], torch.zeros_like(inverse), inverse, wide_weight, None, [True, True, False]
+        wide_grad, wide_weight, width = grad.float(), weight.float(), x.shape[-1]
+        grad_x, _, _ = torch.ops.aten.native_layer_norm_backward(
+            grad, x, [width], torch.zeros_like(inverse), inverse, wide_weight, None, [True, False, False]
         )
-        mean = (grad.float() @ wide_weight).div_(width).unsqueeze(-1) * inverse
+        mean = (wide_grad @ wide_weight).div_(width).unsqueeze(-1) * inverse
+        grad_weight = inverse.view(-1) @ (wide_grad * x.float()).view(-1, width)
         return grad_x.add_(mean.to(grad_x.dtype)), grad_weight.to(weight.dtype), None
