@@ -79,11 +79,12 @@ def process_group(ranks: Ranks, device: torch.device) -> Iterator[World]:
             f"(started by {ranks.launcher}): {error}"
         ) from error
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    world = World(ranks=ranks, device=device)
     try:
-        yield World(ranks=ranks, device=device)
+        yield world
+        world.barrier()  # nobody takes its sockets away while another rank still talks
     finally:
-        # without this a rank can die at interpreter exit after a run that went well
-        dist.destroy_process_group()
+        dist.destroy_process_group()  # without this a rank can die at interpreter exit after a run that went well
 
 
 def bound_all_groups(timeout: timedelta = TIMEOUT) -> None:
