@@ -43,12 +43,15 @@ $(STAMP): setup.py constraints.txt
 	@$(PIP) --constraint $(VENV)/constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
 
+# The launcher hides the exit codes of its ranks, and exits 0 when it is killed itself: status.json has the truth.
 pretrain: $(STAMP)
 	deepspeed --num_gpus $(RANKS) --master_port $(PORT) launch/pretrain.py
+	@grep -q '"state": "finished"' $(RUN)/status.json || { echo "$(RUN) is not finished (status.json): make pretrain goes on with it"; exit 1; }
 	dsllm evaluate $(RUN)
 	dsllm generate $(RUN) --prompt "def "
 	dsllm export $(RUN) --to $(EXPORT)
-	@echo "Run, loss curve and checkpoints: $(RUN)   exported model: $(EXPORT)"
+	@echo "Loss curve: $(RUN)/loss.png   metrics: $(RUN)/metrics.jsonl   evaluation: $(RUN)/eval/"
+	@echo "Checkpoints: $(RUN)/checkpoints/   data card: $(RUN)/data_card.json   exported model: $(EXPORT)/"
 
 test: check test-slow
 
