@@ -66,11 +66,12 @@ types: $(STAMP)
 contracts: $(STAMP)
 	lint-imports --no-logo
 
+# one thread a process: the tests' tensors are tiny, and several ranks share the cores
 test-quick: $(STAMP)
-	python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 python -m pytest -m "not slow"
 
 test-slow: $(STAMP)
-	python -m pytest -m slow
+	OMP_NUM_THREADS=1 python -m pytest -m slow
 
 bench: $(STAMP) .venv-litgpt/stamp
 	python bench/throughput.py --write

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dsllm.config.train import Precision
+from dsllm.config.train import PRECISIONS, Precision
 from dsllm.data.loader import ValidationBatches
 from dsllm.data.manifest import Manifest, check_shards, check_tokenizer, load_manifest
 from dsllm.engine.device import choose_device, set_up_process
 from dsllm.errors import CheckpointError, DataError
-from dsllm.evaluate.load import DTYPES, SavedModel, load_model, open_saved
+from dsllm.evaluate.load import SavedModel, load_model, open_saved
 from dsllm.evaluate.perplexity import HeldOutLoss, validation_loss
 from dsllm.files import write_atomically
 
@@ -65,7 +65,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("model", type=Path, help="a run directory, a checkpoint or a Hugging Face folder")
     parser.add_argument("--data", type=Path, help="prepared directory with the held-out text; default: the run's")
-    parser.add_argument("--precision", choices=list(DTYPES), help="default: the one it was trained in; fp32 if unknown")
+    parser.add_argument("--precision", choices=PRECISIONS, help="default: the one it was trained in; fp32 if unknown")
     parser.add_argument("--sequence-length", type=int, help="tokens per window; default: as in training")
     parser.add_argument("--stride", type=int, help="counted tokens per window; fewer give each more context")
     parser.add_argument("--max-sequences", type=int, help="use so many windows, spread evenly; default: all")

@@ -4,12 +4,12 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from dsllm.config.train import Precision
+from dsllm.config.train import PRECISIONS, Precision
 from dsllm.data.tokenizer import Tokenizer
 from dsllm.engine.device import choose_device, set_up_process
 from dsllm.errors import CheckpointError
 from dsllm.evaluate.generate import Sampling, generate
-from dsllm.evaluate.load import DTYPES, find_tokenizer, load_model, open_saved, open_tokenizer
+from dsllm.evaluate.load import find_tokenizer, load_model, open_saved, open_tokenizer
 
 REPLACEMENT = "\ufffd"
 """What stands for bytes that are not a whole character yet."""
@@ -62,7 +62,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--top-k", type=int, default=0, help="choose among the k likeliest; 0: among all (default)")
     parser.add_argument("--top-p", type=float, default=0.95, help="... that together have this probability (0.95)")
     parser.add_argument("--seed", type=int, default=0, help="same seed, same text (default 0)")
-    parser.add_argument("--precision", choices=list(DTYPES), help="default: fp32 on CPU, bf16 on GPU")
+    parser.add_argument("--precision", choices=PRECISIONS, help="default: fp32 on CPU, bf16 on GPU")
     parser.add_argument("--data", type=Path, help="prepared directory with the tokenizer; default: the run's")
     parser.add_argument("--tokenizer", type=Path, help="tokenizer.json, .model or folder; default: the model's own")
     parser.add_argument("--end-of-text", help="the token that ends a text; default: as the tokenizer says")

@@ -22,9 +22,9 @@ from dsllm.config.yaml_file import read_yaml, write_yaml
 from dsllm.data.loader import TrainingBatches, ValidationBatches
 from dsllm.data.manifest import FILE_NAME as DATA_MANIFEST
 from dsllm.data.manifest import Manifest
-from dsllm.engine.build import Engine, build_engine, compute_dtype
+from dsllm.engine.build import Engine, build_engine
 from dsllm.engine.deepspeed_config import Layout, final_config
-from dsllm.engine.device import choose_device, peak_flops, resolve_precision, set_up_process
+from dsllm.engine.device import choose_device, compute_dtype, peak_flops, resolve_precision, set_up_process
 from dsllm.engine.process_group import World, process_group
 from dsllm.engine.ranks import Ranks
 from dsllm.engine.state import check_attributes, load_state
@@ -67,7 +67,7 @@ def run(config: RunConfig, given: Mapping[str, Any], manifest: Manifest, ranks: 
             tell(f"{directory} is finished: {progress.tokens:,} tokens. Raise train.total_tokens to go on")
             return 0
         record = RunRecord(config=run_to_dict(config), deepspeed=final, versions=_versions())
-        metrics = _open_metrics(config, engine, progress, attempt, tell)
+        metrics = _open_metrics(config, engine, manifest, progress, attempt, tell)
         try:
             _introduce(config, engine, metrics.speed, tell)
             job = Run(
@@ -240,7 +240,9 @@ def _validation(config: RunConfig, manifest: Manifest, world: World) -> Callable
     return validate
 
 
-def _open_metrics(config: RunConfig, engine: Engine, progress: Progress, attempt: int, tell: Tell) -> Metrics:
+def _open_metrics(
+    config: RunConfig, engine: Engine, manifest: Manifest, progress: Progress, attempt: int, tell: Tell
+) -> Metrics:
     """The run's records, opened on rank 0 only; the peak is measured on every rank at the same time."""
     world, directory = engine.world, Path(config.run.directory)
     peak, origin = peak_flops(world.device, engine.precision, config.log.peak_tflops)
@@ -254,9 +256,10 @@ def _open_metrics(config: RunConfig, engine: Engine, progress: Progress, attempt
     if world.rank == 0:
         write_atomically(directory / RUN_FILE, write_yaml(run_to_dict(config)))
         write_atomically(directory / DEEPSPEED_FILE, json.dumps(engine.deepspeed.config, indent=2) + "\n")
-        card = Path(config.data.directory or "") / "data_card.json"
-        if card.is_file():
-            shutil.copyfile(card, directory / card.name)
+        data = Path(config.data.directory or "")
+        shutil.copytree(data / manifest.tokenizer.directory, directory / "tokenizer", dirs_exist_ok=True)
+        if (data / "data_card.json").is_file():
+            shutil.copyfile(data / "data_card.json", directory / "data_card.json")
         metrics.open(progress.step)
     return metrics
 

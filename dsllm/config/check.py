@@ -61,7 +61,10 @@ def _check_data(data: DataConfig) -> Iterator[Problem]:
 def _check_shards_have_a_tokenizer(config: RunConfig) -> Iterator[Problem]:
     adopted = [s.name for s in config.data.sources if s.kind == "megatron"]
     if adopted and config.tokenizer.kind != "pretrained":
-        yield "tokenizer.kind", f"must be pretrained: the shards of {adopted} were made with a tokenizer already; give its path"
+        yield (
+            "tokenizer.kind",
+            f"must be pretrained: the shards of {adopted} were made with a tokenizer already; give its path",
+        )
 
 
 def _check_source(where: str, source: SourceConfig) -> Iterator[Problem]:

@@ -1,11 +1,12 @@
 """The training branch of a run: how many tokens, in what batches, precision, optimizer and schedule."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from dsllm.config.fields import FORBID_UNKNOWN_KEYS, changeable
 
 Precision = Literal["fp32", "fp32_compute_bf16", "bf16", "fp16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 @dataclass(frozen=True, kw_only=True)

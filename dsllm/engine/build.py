@@ -11,6 +11,7 @@ from torch import nn
 
 from dsllm.config.train import OptimizerConfig, Precision, TrainConfig
 from dsllm.engine.deepspeed_library import deepspeed
+from dsllm.engine.device import parameter_dtype
 from dsllm.engine.process_group import World, bound_all_groups
 
 
@@ -41,16 +42,6 @@ class Engine:
     def wraps_nothing(self) -> bool:
         """True where DeepSpeed hands the step straight to AdamW, and checks neither norm nor finiteness."""
         return self.stage == 0 and self.precision in ("fp32", "fp32_compute_bf16")
-
-
-def parameter_dtype(precision: Precision) -> torch.dtype:
-    """The type in which the layers see their weights."""
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-
-
-def compute_dtype(precision: Precision) -> torch.dtype:
-    """The type of the activations between layers."""
-    return torch.bfloat16 if precision == "fp32_compute_bf16" else parameter_dtype(precision)
 
 
 def build_engine(

@@ -39,6 +39,16 @@ def resolve_precision(asked: str, device: torch.device) -> Precision:
     return asked  # type: ignore[return-value]  # the config's Literal holds exactly these and "auto"
 
 
+def parameter_dtype(precision: Precision) -> torch.dtype:
+    """The type in which the layers see their weights."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+
+
+def compute_dtype(precision: Precision) -> torch.dtype:
+    """The type of the activations between layers."""
+    return torch.bfloat16 if precision == "fp32_compute_bf16" else parameter_dtype(precision)
+
+
 def set_up_process(local_size: int) -> None:
     """Settings of the whole process, made here so that they do not depend on the launcher's environment."""
     if "OMP_NUM_THREADS" not in os.environ:

@@ -18,16 +18,9 @@ from dsllm.config.train import Precision
 from dsllm.data.manifest import FILE_NAME as DATA_MANIFEST
 from dsllm.data.manifest import load_manifest
 from dsllm.data.tokenizer import Tokenizer, load_tokenizer
+from dsllm.engine.device import compute_dtype, parameter_dtype
 from dsllm.errors import CheckpointError, DataError
 from dsllm.model.transformer import Transformer
-
-DTYPES: dict[Precision, tuple[torch.dtype, torch.dtype]] = {
-    "fp32": (torch.float32, torch.float32),
-    "fp32_compute_bf16": (torch.float32, torch.bfloat16),
-    "bf16": (torch.bfloat16, torch.bfloat16),
-    "fp16": (torch.float16, torch.float16),
-}
-"""Of the parameters, and of the activations between layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +80,14 @@ def load_model(saved: SavedModel, precision: Precision, device: torch.device) ->
     Raises:
         CheckpointError: what is saved are not this model's parameters.
     """
-    dtype, compute_dtype = DTYPES[precision]
     config = dataclasses.replace(saved.config, dropout=0.0)
     default_dtype = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)  # so that the parameters are made in it: converted later, they would lose their tie
+    torch.set_default_dtype(
+        parameter_dtype(precision)
+    )  # so that the parameters are made in it: converted later, they would lose their tie
     try:
         with device:
-            model = Transformer(config, saved.context_length, compute_dtype)
+            model = Transformer(config, saved.context_length, compute_dtype(precision))
     finally:
         torch.set_default_dtype(default_dtype)
     _check_parameters(saved, model)

@@ -5,6 +5,8 @@ import os
 import random
 import shutil
 import signal
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,8 @@ from tests.helpers.jobs import start_job, train
 
 CORPUS = Path(__file__).parents[1] / "data" / "golden.txt"
 NUM_STEPS = 20
+MOST_SLOWLY = [*(pytest.param(stage, marks=pytest.mark.slow) for stage in range(3)), 3]
+"""ZeRO stages: the hardest one in the everyday tests, all of them in `make test`."""
 
 RUN = {
     "run": {"name": "tiny", "seed": 11},
@@ -91,22 +95,25 @@ def zero(stage: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(prepared, tmp_path_factory) -> dict[int, list[tuple]]:
+def uninterrupted(prepared, tmp_path_factory) -> Callable[[int], list[tuple]]:
     """The curve of a run on 2 ranks that nothing disturbed, by ZeRO stage."""
-    curves = {}
-    for stage in range(4):
+
+    @cache
+    def curve_of(stage: int) -> list[tuple]:
         folder = tmp_path_factory.mktemp("whole") / "job"
         shutil.copytree(prepared, folder)
         codes, output = train(folder, 2, ["tiny.yaml", zero(stage)])
         assert codes == [0, 0], output
         assert status(folder)["state"] == "finished"
-        curves[stage] = curve(folder)
-        assert [row[0] for row in curves[stage]] == list(range(1, NUM_STEPS + 1))
-        assert curves[stage][-1][2] < curves[stage][0][2]
-    return curves
+        rows = curve(folder)
+        assert [row[0] for row in rows] == list(range(1, NUM_STEPS + 1))
+        assert rows[-1][2] < rows[0][2]
+        return rows
+
+    return curve_of
 
 
-@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("stage", MOST_SLOWLY)
 def test_killed_at_a_random_step_it_continues_to_the_last_bit(uninterrupted, folder, stage):
     step = random.Random(os.getpid() + stage).randrange(5, NUM_STEPS - 1)
     job = start_job(folder, 2, ["tiny.yaml", zero(stage)])
@@ -116,10 +123,10 @@ def test_killed_at_a_random_step_it_continues_to_the_last_bit(uninterrupted, fol
     codes, output = train(folder, 2, ["tiny.yaml", zero(stage)])
     assert codes == [0, 0], output
     assert "resuming" in output
-    assert curve(folder) == uninterrupted[stage], f"killed at step {step}"
+    assert curve(folder) == uninterrupted(stage), f"killed at step {step}"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_signal_to_one_rank_saves_on_all_and_exits_75(uninterrupted, folder, number, rank):
     job = start_job(folder, 2, ["tiny.yaml", zero(2), "checkpoint.every_steps=0"])
@@ -131,7 +138,7 @@ def test_a_signal_to_one_rank_saves_on_all_and_exits_75(uninterrupted, folder, n
     assert int(saved.name.removeprefix("step-")) == len(metrics(folder)) < NUM_STEPS
     codes, output = train(folder, 2, ["tiny.yaml", zero(2)])
     assert codes == [0, 0], output
-    assert curve(folder) == uninterrupted[2]
+    assert curve(folder) == uninterrupted(2)
 
 
 def test_another_layout_goes_on_with_the_same_samples_and_losses(uninterrupted, folder):
@@ -317,9 +324,9 @@ def test_saving_by_the_clock_and_tensorboard(folder):
     assert [e.value for e in board.Scalars("loss")] == pytest.approx([row["loss"] for row in metrics(folder)])
 
 
-@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("stage", MOST_SLOWLY)
 def test_activation_checkpointing_under_zero(uninterrupted, folder, stage):
     """With dropout: recomputation replays the same randomness."""
     codes, output = train(folder, 2, ["tiny.yaml", zero(stage), "train.activation_checkpointing=full"])
     assert codes == [0, 0], output
-    assert curve(folder) == uninterrupted[stage]
+    assert curve(folder) == uninterrupted(stage)

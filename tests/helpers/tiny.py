@@ -9,8 +9,9 @@ from dsllm.config.data import DataConfig
 from dsllm.config.model import ModelConfig
 from dsllm.config.run import RunConfig, RunSection
 from dsllm.config.train import OptimizerConfig, TrainConfig
-from dsllm.engine.build import Engine, build_engine, compute_dtype
+from dsllm.engine.build import Engine, build_engine
 from dsllm.engine.deepspeed_config import Layout, final_config
+from dsllm.engine.device import compute_dtype
 from dsllm.engine.process_group import World
 from dsllm.engine.state import load_state
 from dsllm.model.initial import decay_groups, initial_value

@@ -86,7 +86,7 @@ def folder_of(directory: Path, world_size: int, stage: int) -> Path:
 
 @pytest.mark.parametrize("world_size", WORLDS)
 @pytest.mark.parametrize("from_world", WORLDS)
-@pytest.mark.parametrize("from_stage", STAGES)
+@pytest.mark.parametrize("from_stage", [0, *(pytest.param(stage, marks=pytest.mark.slow) for stage in (1, 2)), 3])
 def test_any_layout_resumes_from_any_other(saved, from_stage, from_world, world_size):
     directory, losses = saved
     folder = folder_of(directory, from_world, from_stage)
