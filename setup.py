@@ -82,6 +82,6 @@ setup(
     packages=find_packages(include=["dsllm", "dsllm.*"]),
     install_requires=CORE,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["dsllm = dsllm.cli:main"]},
+    entry_points={"console_scripts": ["dsllm = dsllm.cli:entry"]},
     cmdclass={"build_py": BuildWithPresets},
 )

@@ -1,7 +1,5 @@
 """Runs the command line: python -m dsllm COMMAND."""
 
-import sys
+from dsllm.cli import entry
 
-from dsllm.cli import main
-
-sys.exit(main())
+entry()

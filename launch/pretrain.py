@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout works without installation
 
-from dsllm.cli import run_command
+from dsllm.cli import leave, run_command
 
 if __name__ == "__main__":
-    sys.exit(run_command("train", sys.argv[1:]))
+    leave(run_command("train", sys.argv[1:]))

@@ -64,6 +64,8 @@ def run(config: RunConfig, given: Mapping[str, Any], manifest: Manifest, ranks: 
         batches = _training_batches(config, manifest, world)
         progress = _start_or_resume(engine, reader, config, manifest, batches, tell)
         if progress.step >= config.num_steps:
+            if world.rank == 0:
+                write_status(directory, "finished", attempt=attempt, step=progress.step, tokens=progress.tokens)
             tell(f"{directory} is finished: {progress.tokens:,} tokens. Raise train.total_tokens to go on")
             return 0
         record = RunRecord(config=run_to_dict(config), deepspeed=final, versions=_versions())

@@ -163,6 +163,7 @@ def test_a_finished_run_says_so_and_a_larger_budget_goes_on(folder):
     train(folder, 1, ["tiny.yaml"])
     codes, output = train(folder, 1, ["tiny.yaml"])
     assert codes == [0] and "is finished" in output
+    assert status(folder)["state"] == "finished" and status(folder)["step"] == NUM_STEPS
     codes, output = train(folder, 1, ["tiny.yaml", f"train.total_tokens={24 * 8 * 32}"])
     assert codes == [0] and "changed since the last attempt: train.total_tokens" in output
     assert metrics(folder)[-1]["step"] == 24
