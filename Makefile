@@ -49,7 +49,7 @@ pretrain: $(STAMP)
 	@grep -q '"state": "finished"' $(RUN)/status.json || { echo "$(RUN) is not finished (status.json): make pretrain goes on with it"; exit 1; }
 	dsllm evaluate $(RUN)
 	dsllm generate $(RUN) --prompt "def "
-	dsllm export $(RUN) --to $(EXPORT)
+	dsllm export $(RUN) --to $(EXPORT) --replace
 	@echo "Loss curve: $(RUN)/loss.png   metrics: $(RUN)/metrics.jsonl   evaluation: $(RUN)/eval/"
 	@echo "Checkpoints: $(RUN)/checkpoints/   data card: $(RUN)/data_card.json   exported model: $(EXPORT)/"
 

@@ -51,6 +51,8 @@ class Export:
     """Largest weight file; also the memory that writing takes, beside the largest parameter."""
     tokenizer: Path | None = None
     """Folder of the tokenizer to ship with the model."""
+    replace: bool = False
+    """A model that lies in the folder already gives way to this one, once this one is whole."""
 
 
 def export_hugging_face(reader: WeightReader, export: Export, folder: Path) -> list[Path]:
@@ -63,8 +65,11 @@ def export_hugging_face(reader: WeightReader, export: Export, folder: Path) -> l
             refuses.
     """
     architecture_for(export.config)  # refuses before anything is written
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder}: exists already and is not empty: remove it, or export to another folder")
+    replaces = export.replace and (folder / "config.json").is_file()
+    if folder.exists() and not replaces and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(
+            f"{folder}: exists already and is not empty: remove it, export to another folder, or give --replace for a model"
+        )
     aside = partial(folder)
     try:
         shutil.rmtree(aside, ignore_errors=True)  # what an export that was killed left behind
@@ -77,9 +82,11 @@ def export_hugging_face(reader: WeightReader, export: Export, folder: Path) -> l
             write_tokenizer(export.tokenizer, aside, export.context_length)
         for path in aside.iterdir():
             _settle(path)
+        old = folder.with_name(f".{folder.name}.replaced")
         if folder.is_dir():
-            folder.rmdir()
+            folder.rename(old)
         publish_directory(aside, folder)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise CheckpointError(f"{folder}: could not be written: {error}") from error
     finally:

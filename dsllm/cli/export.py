@@ -29,6 +29,7 @@ def main(arguments: list[str]) -> int:
         dtype=options.dtype or OF_PRECISION.get(saved.precision or "", "float32"),
         shard_bytes=int(options.shard_gb * 1e9),
         tokenizer=None if options.without_tokenizer else tokenizer,
+        replace=options.replace,
     )
     files = export_hugging_face(saved.reader, export, options.to)
     _show(saved, files, export, options.to)
@@ -42,6 +43,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("model", type=Path, help="a run directory (its newest checkpoint) or a checkpoint")
     parser.add_argument("--to", type=Path, required=True, help="folder to write; must not exist")
+    parser.add_argument(
+        "--replace", action="store_true", help="a model that is in the folder already gives way to this one"
+    )
     parser.add_argument("--dtype", choices=list(DTYPES), help="default: that of the parameters in training")
     parser.add_argument("--shard-gb", type=float, default=5.0, help="largest weight file, in 10^9 bytes (default 5)")
     parser.add_argument("--data", type=Path, help="prepared directory with the tokenizer; default: the run's")

@@ -137,3 +137,14 @@ def test_an_export_without_tokenizer_and_in_another_dtype(saved, tmp_path: Path)
     assert "tokenizer.json" not in names and "model.safetensors.index.json" in names
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     assert theirs.dtype == torch.bfloat16
+
+
+def test_an_export_gives_way_only_when_asked_and_only_a_model(saved, tmp_path: Path, capsys):
+    words = ["--without-tokenizer", "--to", tmp_path / "hf"]
+    assert command("export", saved[1], *words) == 0
+    assert command("export", saved[1], *words) == 1 and "give --replace" in capsys.readouterr().err
+    assert command("export", saved[1], *words, "--replace", "--dtype", "bfloat16") == 0
+    assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").dtype == torch.bfloat16
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+    (tmp_path / "hf" / "config.json").unlink()
+    assert command("export", saved[1], *words, "--replace") == 1
