@@ -19,6 +19,7 @@ from dsllm.cli.dry_run import checkpoint_every
 from dsllm.config.load import run_from_dict, run_to_dict
 from dsllm.config.run import RunConfig
 from dsllm.config.yaml_file import read_yaml, write_yaml
+from dsllm.data import fingerprint
 from dsllm.data.loader import TrainingBatches, ValidationBatches
 from dsllm.data.manifest import FILE_NAME as DATA_MANIFEST
 from dsllm.data.manifest import Manifest
@@ -206,8 +207,7 @@ def _check_delivery(progress: Progress, batches: TrainingBatches, world: World) 
     if progress.step == 0:
         return
     own = batches.fingerprint(progress.step - 1)
-    low, high = world.sum([own & 0xFFFFFFFF, own >> 32])
-    if (int(low) + (int(high) << 32)) % 2**64 != progress.last_step_fingerprint:
+    if fingerprint.from_halves(*world.sum(fingerprint.halves(own))) != progress.last_step_fingerprint:
         raise DataError(
             f"the loaders deliver other samples for step {progress.step} than those trained on: a shard's content or the "
             "sources' weights have changed; `dsllm prepare CONFIG` tells more"

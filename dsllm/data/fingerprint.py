@@ -45,3 +45,13 @@ def to_int64(value: int) -> int:
 def from_int64(value: int) -> int:
     """Back from `to_int64`."""
     return value % MODULUS
+
+
+def halves(value: int) -> tuple[int, int]:
+    """The lower and upper 32 bits: numbers whose sum over ranks fp64 holds exactly."""
+    return value & 0xFFFFFFFF, value >> 32
+
+
+def from_halves(low: float, high: float) -> int:
+    """The fingerprint whose halves, summed over ranks, these are."""
+    return (int(low) + (int(high) << 32)) % 2**64

@@ -79,10 +79,10 @@ def train(
                 engine,
                 micro_batches,
                 seed=config.run.seed + progress.step,
-                also_sum=(own & 0xFFFFFFFF, own >> 32, stop.requested, late),
+                also_sum=(*fingerprint.halves(own), stop.requested, late),
             )
             low, high, stops, lates = result.sums
-            step_fingerprint = (int(low) + (int(high) << 32)) % 2**64
+            step_fingerprint = fingerprint.from_halves(low, high)
             progress = progress.after(
                 result, step_fingerprint, fingerprint.chain(progress.fingerprint, step_fingerprint)
             )
