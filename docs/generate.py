@@ -53,12 +53,15 @@ def configuration() -> str:
         "A run is one YAML file; `key.path=value` on the command line changes a field of it. Fields marked † may",
         "differ when a run is resumed; every other difference is refused. Written by `make docs` from `dsllm/config/`.",
     ]
-    branches = {
-        node.name: node
+    nodes = [
+        node
         for name in CONFIG_FILES
         for node in ast.parse((ROOT / "dsllm" / "config" / f"{name}.py").read_text(encoding="utf-8")).body
-        if isinstance(node, ast.ClassDef)
-    }
+    ]
+    branches = {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
+    types = {ast.unparse(n.targets[0]): n.value for n in nodes if isinstance(n, ast.Assign)}
+    for node in (node for branch in branches.values() for node in branch.body if isinstance(node, ast.AnnAssign)):
+        node.annotation = types.get(ast.unparse(node.annotation), node.annotation)  # a named type by what it means
     return "\n".join([*parts, *_section("RunConfig", "", branches), ""])
 
 

@@ -141,7 +141,13 @@ def _check_train(train: TrainConfig) -> Iterator[Problem]:
     if isinstance(train.activation_checkpointing, int) and train.activation_checkpointing < 1:
         yield (
             "train.activation_checkpointing",
-            f"must be none, full, or every k-th block with k >= 1, but it is {train.activation_checkpointing}",
+            "must be none, full, attention, mlp, or every k-th block with k >= 1, "
+            f"but it is {train.activation_checkpointing}",
+        )
+    if train.activation_offload and train.activation_checkpointing == "none":
+        yield (
+            "train.activation_offload",
+            "moves what train.activation_checkpointing keeps, which is none: set that to full, attention, mlp or a number",
         )
     optimizer = train.optimizer
     yield from _not_negative("train.optimizer", optimizer, "learning_rate", "weight_decay")

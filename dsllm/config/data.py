@@ -52,6 +52,8 @@ class DataConfig:
     """Where the documents come from."""
     sequence_length: int = 1024
     """Tokens per packed sequence."""
+    document_mask: bool = False
+    """A token attends to tokens of its own document only, however many are packed into its sequence."""
     validation_share: float = 0.01
     """Share of the documents held out for validation, chosen by the hash of each document's text."""
     deduplicate: bool = True

@@ -145,7 +145,7 @@ def _explain(error: ValidationError, origin: _Origin) -> list[str]:
             lines.append(f"{origin.of(path)}: {'.'.join(path)}: unknown key{_did_you_mean(path)}")
         elif item["type"] in ("missing", "missing_argument"):
             lines.append(f"{origin.of(path)}: {'.'.join(path)}: is required")
-        elif path and path[-1] in ("int", "literal['none','full']"):  # the arms of a union are reported one by one
+        elif path and (path[-1] == "int" or path[-1].startswith("literal[")):  # a union's arms are reported one by one
             unions.setdefault(path[:-1], []).append(_say(item))
         else:
             lines.append(f"{origin.of(path)}: {'.'.join(path)}: {_say(item)}")

@@ -7,6 +7,8 @@ from dsllm.config.fields import FORBID_UNKNOWN_KEYS, changeable
 
 Precision = Literal["fp32", "fp32_compute_bf16", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+ActivationCheckpointing = Literal["none", "full", "attention", "mlp"] | int
+Kernels = Literal["torch", "liger"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +85,15 @@ class TrainConfig:
     auto: bf16 on GPUs, fp32_compute_bf16 on CPU."""
     gradient_clipping: float = 1.0
     """Largest gradient norm; larger gradients are scaled down to it; 0: off."""
-    activation_checkpointing: Literal["none", "full"] | int = changeable("none")
-    """none; full: keep only each block's input and recompute the rest; k: the same in every k-th block."""
+    activation_checkpointing: ActivationCheckpointing = changeable("none")
+    """none; full: keep only each block's input and compute the rest again in the backward pass; attention, mlp: the same
+    for that branch of each block and its norm; k: whole blocks, every k-th. Less memory, more work, the same numbers."""
+    activation_offload: bool = changeable(False)
+    """What activation checkpointing keeps waits in the CPU's memory for the backward pass. Saves memory on GPUs only."""
+    compile: bool = changeable(False)
+    """Compile each layer with torch.compile; the first step takes longer, so it pays in long runs only."""
+    kernels: Kernels = changeable("torch")
+    """Norms and MLP by torch's kernels, or by Liger's (Triton; GPUs only, needs the extra `gpu`)."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss_scale: LossScaleConfig = field(default_factory=LossScaleConfig)

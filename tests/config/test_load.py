@@ -91,7 +91,7 @@ def test_a_key_in_the_wrong_section_is_found(file):
 
 def test_a_union_is_one_problem(file):
     (text,) = problems(file, "train.activation_checkpointing=some")
-    assert "'none' or 'full'" in text and "integer" in text
+    assert "'none', 'full', 'attention' or 'mlp'" in text and "integer" in text
 
 
 @pytest.mark.parametrize(
@@ -103,6 +103,8 @@ def test_a_union_is_one_problem(file):
         ("model.size=llama-9b", "did you mean"),
         ("train.micro_batch_sequences=0", "must be above 0"),
         ("train.micro_batch_sequences=9", "is more than global_batch_sequences 8"),
+        ("train.activation_checkpointing=0", "every k-th block with k >= 1, but it is 0"),
+        ("train.activation_offload=true", "moves what train.activation_checkpointing keeps, which is none"),
         ("train.schedule.decay_steps=5", "belong to wsd, but shape is cosine"),
         ("data.validation_share=1.5", "must be in [0, 1)"),
         ("data.sources.1.name=books", "is already the name of source 0"),
