@@ -1,0 +1,176 @@
+"""Runs a function on several real ranks of this machine: on CPU forked from a process that has everything loaded, on GPUs spawned."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import torch
+
+from dsllm.engine.device import choose_device
+from dsllm.engine.process_group import World, process_group
+from dsllm.engine.ranks import Ranks
+
+PRELOADED = (
+    "dsllm.engine.local_ranks",
+    "deepspeed.runtime.zero.stage3",
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # DeepSpeed imports it, and the compiler, with the first ZeRO engine
+)
+"""A clean process imports these once; each rank is a fork of it, made before any thread or process group exists. A rank
+then starts in a tenth of a second, where a new process takes ten."""
+
+forkserver = multiprocessing.get_context("forkserver")
+forkserver.set_forkserver_preload(list(PRELOADED))
+
+END_SECONDS = 5.0
+"""What a rank gets to end by itself after its last value."""
+
+
+class RankError(Exception):
+    """A rank raised, died or gave nothing in time; the message tells which, with the rank's own traceback."""
+
+
+def run_on_ranks(
+    world_size: int,
+    function: Callable[..., Any],
+    *arguments: Any,
+    device: str = "cpu",
+    timeout_seconds: float = 120,
+) -> list[Any]:
+    """Call `function(world, *arguments)` on each of `world_size` ranks; their results in rank order.
+
+    Args:
+        function: lives at the top of a module, so that the ranks can import it.
+        device: "cpu" (gloo) or "cuda" (nccl, one rank per GPU).
+    Raises:
+        RankError: see there. No rank is left running.
+    """
+    (results,) = iterate_on_ranks(
+        world_size, _once, function, *arguments, device=device, timeout_seconds=timeout_seconds
+    )
+    return results
+
+
+def _once(world: World, function: Callable[..., Any], *arguments: Any) -> Iterator[Any]:
+    yield function(world, *arguments)
+
+
+def iterate_on_ranks(
+    world_size: int,
+    function: Callable[..., Iterator[Any]],
+    *arguments: Any,
+    device: str = "cpu",
+    timeout_seconds: float = 120,
+) -> Iterator[list[Any]]:
+    """As `run_on_ranks`, for a function that yields: each round of values as soon as all ranks have yielded one.
+
+    Args:
+        timeout_seconds: longest wait for one round.
+    """
+    context = forkserver if device == "cpu" else multiprocessing.get_context("spawn")
+    pipes: list[Connection] = []
+    processes = []
+    port = _free_port()
+    try:
+        for rank in range(world_size):
+            receiver, sender = context.Pipe(duplex=False)
+            call = (_local(rank, world_size, port), device, sender, function, arguments)
+            process = context.Process(target=_rank_main, args=call, daemon=True)
+            process.start()
+            sender.close()
+            pipes.append(receiver)
+            processes.append(process)
+        yield from _rounds(pipes, timeout_seconds)
+        for process in processes:
+            process.join(END_SECONDS)
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _local(rank: int, world_size: int, port: int) -> Ranks:
+    return Ranks(
+        rank=rank,
+        local_rank=rank,
+        world_size=world_size,
+        local_size=world_size,
+        launcher="dsllm",
+        master_address="127.0.0.1",
+        master_port=port,
+    )
+
+
+def _rounds(pipes: Sequence[Connection], timeout_seconds: float) -> Iterator[list[Any]]:
+    """One value of every rank at a time, until all have ended."""
+    while True:
+        values: dict[int, Any] = {}
+        ended: set[int] = set()
+        deadline = time.monotonic() + timeout_seconds
+        while len(values) + len(ended) < len(pipes):
+            open_pipes = [pipe for rank, pipe in enumerate(pipes) if rank not in values and rank not in ended]
+            ready = wait(open_pipes, max(0.0, deadline - time.monotonic()))
+            if not ready:
+                missing = ", ".join(str(pipes.index(pipe)) for pipe in open_pipes)
+                raise RankError(f"rank {missing} gave no result within {timeout_seconds:g} s")
+            for pipe in ready:
+                rank = next(rank for rank, p in enumerate(pipes) if p is pipe)
+                kind, value = _received(pipe, rank)
+                if kind == "value":
+                    values[rank] = value
+                else:
+                    ended.add(rank)
+        if ended:
+            assert not values, f"ranks {sorted(ended)} yielded less often than {sorted(values)}"
+            return
+        yield [values[rank] for rank in range(len(pipes))]
+
+
+def _received(pipe: Connection, rank: int) -> tuple[str, Any]:
+    try:
+        kind, value = pipe.recv()
+    except EOFError:
+        raise RankError(f"rank {rank} died without a result") from None
+    if kind == "error":
+        raise RankError(f"rank {rank}:\n{value}")
+    return kind, value
+
+
+def _rank_main(
+    ranks: Ranks, device: str, sender: Connection, function: Callable[..., Iterator[Any]], arguments: tuple[Any, ...]
+) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent as well, which ends its ranks
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if device == "cpu":  # several ranks share the cores, and what runs this way is small
+        torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        where = torch.device("cpu") if device == "cpu" else choose_device(ranks.local_rank)
+        with process_group(ranks, where) as world:
+            for value in function(world, *arguments):
+                sender.send(("value", value))
+        sender.send(("end", None))
+    except BaseException:  # noqa: BLE001 - the parent must hear of everything, SystemExit included
+        sender.send(("error", traceback.format_exc()))
+    finally:
+        sender.close()
+
+
+def _end_with_parent() -> None:
+    """A rank that waits for others in a collective would not notice that nobody waits for it any more."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a rank is always somebody's child"
+    wait([parent.sentinel])
+    os._exit(1)
