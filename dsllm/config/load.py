@@ -1,8 +1,6 @@
 """Loads a run: defaults, then the YAML file, then key=value overrides; every problem is reported at once."""
 
 import dataclasses
-import difflib
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +8,11 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from dsllm.config.check import problems_in
+from dsllm.config.explain import Origin, explain
 from dsllm.config.paths import DEFAULT_RECIPE, find_file, searched
 from dsllm.config.run import RunConfig
 from dsllm.config.sizes import resolve_size
-from dsllm.config.yaml_file import Lines, parse_value, read_yaml
+from dsllm.config.yaml_file import parse_value, read_yaml
 from dsllm.errors import ConfigError
 
 _ADAPTER = TypeAdapter(RunConfig)
@@ -30,42 +29,18 @@ def load_run(path: str | None, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(f"config file not found: {searched(path or DEFAULT_RECIPE)}")
     tree, lines = read_yaml(file)
     problems = [problem for text in overrides if (problem := _apply_override(tree, text))]
-    origin = _Origin(file, lines, {text.split("=", 1)[0].strip(): text for text in overrides})
+    origin = Origin(file, lines, {text.split("=", 1)[0].strip(): text for text in overrides})
     return _build(tree, origin, file.stem, problems)
 
 
 def run_from_dict(tree: dict[str, Any], origin: str) -> RunConfig:
     """The run in a mapping, as saved in a checkpoint or in run.yaml; `origin` names it in error messages."""
-    return _build(dict(tree), _Origin(Path(origin), {}, {}), Path(origin).stem, [])
+    return _build(dict(tree), Origin(Path(origin), {}, {}), Path(origin).stem, [])
 
 
 def run_to_dict(config: RunConfig) -> dict[str, Any]:
     """The run as plain values that JSON and YAML can hold."""
     return _ADAPTER.dump_python(config, mode="json")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Origin:
-    """Where each value came from, for error messages."""
-
-    file: Path
-    lines: Lines
-    overrides: dict[str, str]
-
-    def of(self, path: tuple[str, ...]) -> str:
-        """'override KEY=VALUE' or 'FILE:LINE' of a key path, or of its nearest parent that was given."""
-        dotted = ".".join(path)
-        for key, text in self.overrides.items():
-            if dotted == key or dotted.startswith(key + "."):
-                return f"override '{text}'"
-        if path not in self.lines:
-            inside = [text for key, text in self.overrides.items() if key.startswith(dotted + ".")]
-            if inside:
-                return f"override '{inside[0]}'"
-        for end in range(len(path), 0, -1):
-            if path[:end] in self.lines:
-                return f"{self.file}:{self.lines[path[:end]]}"
-        return str(self.file)
 
 
 def _apply_override(tree: dict[str, Any], text: str) -> str | None:
@@ -97,7 +72,7 @@ def _apply_override(tree: dict[str, Any], text: str) -> str | None:
     return None
 
 
-def _build(tree: dict[str, Any], origin: _Origin, stem: str, problems: list[str]) -> RunConfig:
+def _build(tree: dict[str, Any], origin: Origin, stem: str, problems: list[str]) -> RunConfig:
     """Validate a raw tree, fill in what follows from the name, and check the fields against each other."""
     run = tree.get("run")
     if run is None:
@@ -112,7 +87,7 @@ def _build(tree: dict[str, Any], origin: _Origin, stem: str, problems: list[str]
     try:
         config = _ADAPTER.validate_python(_without_empty_sections(tree))
     except ValidationError as error:
-        problems.extend(_explain(error, origin))
+        problems.extend(explain(error, origin, RunConfig))
     if config is not None:
         config = _fill_names(config)
         problems.extend(f"{origin.of(tuple(field.split('.')))}: {field}: {text}" for field, text in problems_in(config))
@@ -133,59 +108,3 @@ def _fill_names(config: RunConfig) -> RunConfig:
         run=dataclasses.replace(run, directory=run.directory or f"runs/{run.name}"),
         data=dataclasses.replace(data, directory=data.directory or f"data/{run.name}"),
     )
-
-
-def _explain(error: ValidationError, origin: _Origin) -> list[str]:
-    """One line per problem: where, which field, what is wrong, what was meant."""
-    lines = []
-    unions: dict[tuple[str, ...], list[str]] = {}
-    for item in error.errors():
-        path = tuple(str(p) for p in item["loc"])
-        if item["type"] == "extra_forbidden" or item["type"] == "unexpected_keyword_argument":
-            lines.append(f"{origin.of(path)}: {'.'.join(path)}: unknown key{_did_you_mean(path)}")
-        elif item["type"] in ("missing", "missing_argument"):
-            lines.append(f"{origin.of(path)}: {'.'.join(path)}: is required")
-        elif path and (path[-1] == "int" or path[-1].startswith("literal[")):  # a union's arms are reported one by one
-            unions.setdefault(path[:-1], []).append(_say(item))
-        else:
-            lines.append(f"{origin.of(path)}: {'.'.join(path)}: {_say(item)}")
-    lines += [f"{origin.of(path)}: {'.'.join(path)}: {' or '.join(says)}" for path, says in unions.items()]
-    return lines
-
-
-def _say(item: Any) -> str:
-    message = item["msg"][0].lower() + item["msg"][1:]
-    return f"{message}, but it is {item['input']!r}"
-
-
-def _did_you_mean(path: tuple[str, ...]) -> str:
-    """A suggestion from the keys of that section, or of another section that has such a key."""
-    known = _keys_by_section(RunConfig)
-    section = ".".join("*" if p.isdigit() else p for p in path[:-1])
-    close = difflib.get_close_matches(path[-1], known.get(section, []), n=1)
-    if close:
-        return f"; did you mean '{close[0]}'?"
-    elsewhere = [f"{s}.{path[-1]}" if s else path[-1] for s, keys in known.items() if path[-1] in keys]
-    if elsewhere:
-        return f"; did you mean {' or '.join(repr(e) for e in elsewhere)}?"
-    return f"; known here: {', '.join(known.get(section, []))}"
-
-
-def _keys_by_section(branch: type, prefix: str = "") -> dict[str, list[str]]:
-    """Field names of each dataclass in the tree, by dotted section; list items are written '*'."""
-    fields = dataclasses.fields(branch)
-    known = {prefix: [f.name for f in fields]}
-    for f in fields:
-        inner = _dataclass_in(f.type, branch)
-        if inner is not None:
-            star = ".*" if "tuple" in str(f.type) else ""
-            known |= _keys_by_section(inner, f"{prefix}.{f.name}{star}".lstrip("."))
-    return known
-
-
-def _dataclass_in(annotation: Any, owner: type) -> type | None:
-    """The dataclass inside an annotation such as X, X | None or tuple[X, ...]."""
-    if isinstance(annotation, str):
-        annotation = eval(annotation, vars(sys.modules[owner.__module__]))
-    candidates = [annotation, *getattr(annotation, "__args__", ())]
-    return next((c for c in candidates if dataclasses.is_dataclass(c) and isinstance(c, type)), None)
