@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dsllm.config.model import ModelConfig
+from dsllm.config.model import VOCAB_MULTIPLE, ModelConfig
 from dsllm.config.train import Precision
 
 
@@ -53,6 +53,19 @@ def matmul_parameters(config: ModelConfig) -> int:
     """Parameters in a matrix product with every token: all projections, and the padded head, tied or not."""
     layers = config.num_layers * (_attention_matrices(config) + _mlp_matrices(config))
     return layers + config.padded_vocab_size * config.hidden_size
+
+
+def largest_parameter(config: ModelConfig, vocab_size: int, context_length: int) -> int:
+    """Elements of the model's largest parameter: what ZeRO-3 gathers at once, and a buffer for swapping must hold.
+
+    Args:
+        vocab_size: before padding; taken instead of the config's, which may still be open
+        context_length: in tokens; decides the learned positions
+    """
+    rows = max(
+        -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE, config.num_heads * config.head_width, config.mlp_width
+    )
+    return config.hidden_size * max(rows, context_length if config.positions == "learned" else 0)
 
 
 def flops_per_token(config: ModelConfig, sequence_length: int) -> int:

@@ -79,6 +79,7 @@ def _construction(stage: int, config: Mapping[str, Any], precision: Precision) -
     """ZeRO-3 shards each module as soon as it is constructed, so that no rank ever holds the whole model."""
     if stage < 3:
         return contextlib.nullcontext()
+    deepspeed.utils.groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None  # ZeRO++'s, of an earlier engine in this process
     return deepspeed.zero.Init(config_dict_or_path=dict(config), dtype=parameter_dtype(precision))
 
 

@@ -3,14 +3,16 @@
 import difflib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dsllm.config.paths import find_file, searched
 from dsllm.config.run import RunConfig
-from dsllm.config.train import Precision
+from dsllm.engine.layout import Layout
+from dsllm.engine.offload_config import OFFLOAD_OPTIMIZER, OFFLOAD_PARAM, ZEROPP_KEYS, check_offload, final_offload
 from dsllm.errors import ConfigError
+
+__all__ = ["Layout", "final_config", "gradient_accumulation", "read_deepspeed_json"]
 
 AUTO = "auto"
 
@@ -32,6 +34,7 @@ OWNED_BY_JSON = {
     "zero_optimization", "communication_data_type", "data_types", "prescale_gradients", "gradient_predivide_factor",
     "steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state", "comms_logger", "flops_profiler",
     "disable_python_gc", "log_level", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer",
+    "aio",
 }  # fmt: skip
 """Top-level keys that are handed on."""
 
@@ -50,7 +53,7 @@ REFUSED = {
     "managed_gradient_accumulation": "the accumulation boundary belongs to dsllm's optimizer step",
     "tensor_parallel": "not supported by this version", "pipeline": "not supported by this version",
     "sequence_parallel_size": "not supported by this version: ZeRO 0-2 would not synchronise the sequence ranks",
-    "aio": "offload is not supported by this version", "zenflow": "offload is not supported by this version",
+    "zenflow": "it steps behind the gradients, with DeepSpeed's own CPU Adam; not proven here",
     "hybrid_engine": "it serves inference",
 }  # fmt: skip
 """Top-level keys that DeepSpeed knows and this version of dsllm refuses, with the reason."""
@@ -82,28 +85,13 @@ ZERO_REFUSED = {
     "elastic_checkpoint": "its checkpoints cannot be loaded with torch's AdamW; dsllm's load under any layout",
     "load_from_fp32_weights": "weights are loaded by dsllm",
     "compute_grad_norm": "the gradient norm is reported at every step",
-    "offload_optimizer": "not supported by this version",
-    "offload_param": "not supported by this version",
-    "zero_hpz_partition_size": "ZeRO++ is not supported by this version",
-    "zero_quantized_weights": "ZeRO++ is not supported by this version, and not implemented on CPU",
-    "zero_quantized_gradients": "ZeRO++ is not supported by this version, and silently inactive on one node",
+    "zero_quantized_nontrainable_weights": "no weight is frozen in pretraining",
     "mics_shard_size": "MiCS was removed from DeepSpeed 0.19",
     "mics_hierarchical_params_gather": "MiCS was removed from DeepSpeed 0.19",
-    "cpu_offload": "removed from DeepSpeed", "cpu_offload_params": "removed from DeepSpeed",
+    "cpu_offload": "removed from DeepSpeed; use offload_optimizer",
+    "cpu_offload_params": "removed from DeepSpeed; use offload_param",
 }  # fmt: skip
 """zero_optimization: keys that are refused unless they are false, with the reason."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """What the machine adds to the run."""
-
-    world_size: int
-    """Data-parallel ranks."""
-    device: str
-    """"cpu" or "cuda"."""
-    precision: Precision
-    """The run's precision, with auto resolved."""
 
 
 def read_deepspeed_json(name: str, beside: Path | None = None) -> dict[str, Any]:
@@ -162,6 +150,7 @@ def final_config(config: RunConfig, given: Mapping[str, Any], layout: Layout) ->
     zero = given.get("zero_optimization", {})
     stage = zero.get("stage", 0) if isinstance(zero, Mapping) else 0
     problems = [*_check_top_level(given), *_check_zero(zero), *_check_precision(layout, stage)]
+    problems += check_offload(given, layout)
     final: dict[str, Any] = {}
     try:
         final = _from_run(config, layout, stage)
@@ -171,7 +160,10 @@ def final_config(config: RunConfig, given: Mapping[str, Any], layout: Layout) ->
     if problems:
         raise ConfigError(problems)
     final |= {key: value for key, value in given.items() if key in OWNED_BY_JSON and value != AUTO}
-    final["zero_optimization"] = _final_zero(zero) if stage else {"stage": 0}
+    final.pop("aio", None)  # written out below, where NVMe is used
+    offload, around = final_offload(given, config, layout)
+    final["zero_optimization"] = _final_zero(zero) | offload if stage else {"stage": 0}
+    final |= around
     if layout.device == "cpu" and zero.get("reduce_scatter", AUTO) == AUTO and stage in (1, 2):
         final["zero_optimization"]["reduce_scatter"] = False  # gloo's reduce-scatter is slower than its all-reduce
     if layout.precision in ("bf16", "fp16") and stage > 0:
@@ -227,8 +219,11 @@ def _check_zero(zero: Any) -> Iterator[str]:
         if key in ZERO_REFUSED:
             if not _is_off(key, value):
                 yield f"{where}: {ZERO_REFUSED[key]}"
+        elif key in (OFFLOAD_OPTIMIZER, OFFLOAD_PARAM, *ZEROPP_KEYS):
+            continue  # check_offload's
         elif key not in ZERO_KEYS:
-            close = difflib.get_close_matches(key, [*ZERO_KEYS, *ZERO_REFUSED], n=1)
+            known = [*ZERO_KEYS, *ZERO_REFUSED, OFFLOAD_OPTIMIZER, OFFLOAD_PARAM, *ZEROPP_KEYS]
+            close = difflib.get_close_matches(key, known, n=1)
             yield f"{where}: unknown key" + (f"; did you mean '{close[0]}'?" if close else "")
         elif value != AUTO:
             yield from _check_zero_value(where, key, value)
@@ -238,9 +233,7 @@ def _is_off(key: str, value: Any) -> bool:
     """A refused key may stand in the JSON with the value that switches it off."""
     if key in ("check_grad_overflow", "compute_grad_norm", "load_from_fp32_weights"):
         return value in (True, None, AUTO)
-    return value in (False, None, AUTO, {"device": "none"}) or (
-        key == "zero_hpz_partition_size" and value is not True and value == 1
-    )
+    return value in (False, None, AUTO)
 
 
 def _check_zero_value(where: str, key: str, value: Any) -> Iterator[str]:

@@ -1,12 +1,15 @@
 """This rank's state as slices: which ranges of which parameters it owns, to be saved, and to be loaded under any layout.
 
 Where the fp32 masters and Adam's moments lie differs with every wrapper that DeepSpeed puts around the optimizer; the
-four functions `_pieces_*` are the only code that knows. They read private attributes of DeepSpeed, tried with the
-versions in deepspeed_library.TESTED_VERSIONS; `check_attributes` says at the start if one of them is gone.
+functions `_pieces_*`, and swap.py for what lies on NVMe, are the only code that knows. They read private attributes of
+DeepSpeed, tried with the versions in deepspeed_library.TESTED_VERSIONS; `check_attributes` says at the start if one of
+them is gone. Offload to CPU moves these tensors and changes nothing else here.
 """
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -14,6 +17,7 @@ import torch.distributed as dist
 
 from dsllm.engine.build import Engine
 from dsllm.engine.deepspeed_library import TESTED_VERSIONS, deepspeed
+from dsllm.engine.swap import forget_moments, in_memory, is_swapped, swapped_tensors
 from dsllm.errors import LaunchError
 from dsllm.slices import MASTER, ParameterSlice, StateReader
 
@@ -30,7 +34,8 @@ _ATTRIBUTES = {
     "BF16_Optimizer": ("fp32_groups_flat_partition", "real_dp_process_group", "bf16_groups", "update_lp_params", "optimizer"),
     "DeepSpeedZeroOptimizer_Stage3": (
         "fp16_groups", "fp32_partitioned_groups_flat", "persistent_parameters", "_get_param_partition_rank",
-        "_reassign_or_swap_out_partitioned_parameters", "optimizer",
+        "_reassign_or_swap_out_partitioned_parameters", "invalidate_secondary_tensor", "_swappable_optimizer_subgroup",
+        "_optimizer_states_and_gradient_swap_in", "_optimizer_states_and_gradient_swap_out", "optimizer",
     ),
 }  # fmt: skip
 """What is read of each wrapper."""
@@ -38,14 +43,15 @@ _ATTRIBUTES = {
 
 @dataclass(frozen=True)
 class _Piece:
-    """A range of one parameter inside one of the optimizer's own tensors."""
+    """A range of one parameter inside one of the optimizer's own fp32 tensors."""
 
     name: str
     shape: tuple[int, ...]
     start: int
-    master: torch.Tensor  # 1-d view of the fp32 weights
-    owner: torch.Tensor  # the tensor that keys the optimizer's state
+    count: int
+    owner: torch.Tensor  # the fp32 weights that key the optimizer's state; empty while they lie on NVMe
     offset: int  # of the range inside the owner
+    swapped: int | None = None  # ZeRO-3's sub-group, where that lies on NVMe
 
 
 def check_attributes(engine: Engine) -> None:
@@ -67,25 +73,27 @@ def check_attributes(engine: Engine) -> None:
 def owned_slices(engine: Engine) -> Iterator[ParameterSlice]:
     """The slices that this rank saves: over all ranks every element of every parameter exactly once.
 
-    The tensors are views of the engine's own memory: write them out before the next step.
+    The tensors are views of the engine's own memory, or of its files on NVMe: write them out before the next step.
     """
     state = _torch_optimizer(engine).state
     rank, size = engine.world.rank, engine.world.size
     for piece in _pieces(engine):
-        low, high = 0, piece.master.numel()
+        low, high = 0, piece.count
         if engine.stage == 0:  # replicated: each rank saves its share
             low, high = rank * high // size, (rank + 1) * high // size
         if low == high:
             continue
-        tensors = {MASTER: piece.master[low:high]}
         moments = state.get(piece.owner, {})
+        if piece.swapped is None:
+            whole = {MASTER: piece.owner.data} | {key: moments[key] for key in MOMENTS if key in moments}
+        else:
+            whole = swapped_tensors(engine.optimizer, piece.swapped, MOMENTS)
         at = piece.offset + low
-        tensors |= {key: moments[key].view(-1)[at : at + high - low] for key in MOMENTS if key in moments}
         yield ParameterSlice(
             name=piece.name,
             shape=piece.shape,
             start=piece.start + low,
-            tensors=tensors,
+            tensors={key: tensor.view(-1)[at : at + high - low] for key, tensor in whole.items()},
             scalars={"step": float(moments["step"])} if "step" in moments else {},
         )
 
@@ -96,20 +104,41 @@ def load_state(engine: Engine, reader: StateReader) -> None:
 
     Where the reader has no moments, the optimizer starts anew.
     """
+    _share_fp32_weights(engine)
     state = _torch_optimizer(engine).state
     # also undoes the empty step that DeepSpeed takes when it wraps the optimizer in 16 bits at ZeRO stage 0
     state.clear()
-    for piece in _pieces(engine):
-        stop = piece.start + piece.master.numel()
-        piece.master.copy_(reader.read(piece.name, MASTER, piece.start, stop))
-        if MOMENTS[0] not in reader.keys(piece.name):
-            continue
-        moments = state[piece.owner] or _empty_moments(state, piece.owner)
-        moments["step"].fill_(reader.scalars(piece.name)["step"])
-        for key in MOMENTS:
-            target = moments[key].view(-1)[piece.offset : piece.offset + piece.master.numel()]
-            target.copy_(reader.read(piece.name, key, piece.start, stop))
+    if any(piece.swapped is not None for piece in _pieces(engine)):
+        forget_moments(engine.optimizer)
+    for _, found in groupby(_pieces(engine), lambda piece: id(piece.owner)):
+        pieces = list(found)
+        with _in_memory(engine, pieces[0].swapped):
+            for piece in pieces:
+                _fill(state, piece, reader)
     _refresh_weights(engine)
+
+
+def _fill(state: Mapping[torch.Tensor, dict[str, torch.Tensor]], piece: _Piece, reader: StateReader) -> None:
+    """One piece's masters and moments, from the reader."""
+    inside, stop = slice(piece.offset, piece.offset + piece.count), piece.start + piece.count
+    piece.owner.data.view(-1)[inside].copy_(reader.read(piece.name, MASTER, piece.start, stop))
+    if MOMENTS[0] not in reader.keys(piece.name):
+        return
+    moments = state[piece.owner] or _empty_moments(state, piece.owner)
+    moments["step"].fill_(reader.scalars(piece.name)["step"])
+    for key in MOMENTS:
+        moments[key].view(-1)[inside].copy_(reader.read(piece.name, key, piece.start, stop))
+
+
+@contextlib.contextmanager
+def _in_memory(engine: Engine, swapped: int | None) -> Iterator[None]:
+    """A sub-group that lies on NVMe is in memory inside the block; afterwards its weights have its values too."""
+    if swapped is None:
+        yield
+        return
+    with in_memory(engine.optimizer, swapped):
+        yield
+        engine.optimizer._reassign_or_swap_out_partitioned_parameters(swapped)
 
 
 def _empty_moments(
@@ -148,7 +177,7 @@ def _pieces_of_whole_parameters(optimizer: Any, names: Mapping[int, str]) -> Ite
             for pair in zip(low, full, strict=True)
         ]
     for parameter, master in pairs:
-        yield _Piece(names[id(parameter)], tuple(parameter.shape), 0, master.data.view(-1), master, 0)
+        yield _Piece(names[id(parameter)], tuple(parameter.shape), 0, parameter.numel(), master, 0)
 
 
 def _pieces_of_flat_groups(optimizer: Any, names: Mapping[int, str]) -> Iterator[_Piece]:
@@ -165,33 +194,53 @@ def _pieces_of_flat_groups(optimizer: Any, names: Mapping[int, str]) -> Iterator
                 at = optimizer.round_robin_bit16_offsets[g][j]
             low, high = max(at, first), min(at + p.numel(), last)
             if low < high:
-                master = flat.data[low - first : high - first]
-                yield _Piece(names[id(p)], tuple(p.shape), low - at, master, flat, low - first)
+                yield _Piece(names[id(p)], tuple(p.shape), low - at, high - low, flat, low - first)
             at += p.numel()
 
 
 def _pieces_of_stage3(optimizer: Any, names: Mapping[int, str]) -> Iterator[_Piece]:
     """ZeRO-3: rank r owns the r-th part of each parameter; the parts of a sub-group lie one after the other."""
-    for group, flat in zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True):
-        offset = 0
-        for p in group:
+    for group, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
+        offset, swapped = 0, group if is_swapped(optimizer, group) else None
+        for p in optimizer.fp16_groups[group]:
             width = p.ds_tensor.ds_numel  # the last ranks' parts are padded to it
             start = optimizer._get_param_partition_rank(p) * width
             count = max(0, min(width, p.ds_numel - start))
             if count:
-                yield _Piece(names[id(p)], tuple(p.ds_shape), start, flat.data[offset : offset + count], flat, offset)
+                yield _Piece(names[id(p)], tuple(p.ds_shape), start, count, flat, offset, swapped)
             offset += width
+
+
+def _share_fp32_weights(engine: Engine) -> None:
+    """fp32 at ZeRO-3: make the masters and the layers' weights, which are the same numbers, one tensor instead of two.
+
+    DeepSpeed means to do this itself, but compares a torch.device with a string, which is never equal (stage3.py, line
+    1163). Where anything is offloaded the two lie on different devices, and stay apart.
+    """
+    optimizer = engine.optimizer
+    if (
+        type(optimizer).__name__ != "DeepSpeedZeroOptimizer_Stage3"
+        or optimizer.offload_optimizer
+        or optimizer.offload_param
+    ):
+        return
+    masters, weights = optimizer.fp32_partitioned_groups_flat, optimizer.fp16_partitioned_groups_flat
+    for master, weight in zip(masters, weights, strict=True):
+        if master.dtype == weight.dtype:
+            master.data = weight
 
 
 def _refresh_weights(engine: Engine) -> None:
     """Copy the masters to the weights that the layers see."""
     optimizer, kind = engine.optimizer, type(engine.optimizer).__name__
     if kind == "DeepSpeedZeroOptimizer_Stage3":
+        for group in range(len(optimizer.fp16_groups)):
+            if not is_swapped(optimizer, group):  # those were done while their masters were in memory
+                optimizer._reassign_or_swap_out_partitioned_parameters(group)
         small = optimizer.persistent_parameters  # whole on every rank
         if small:  # let go of the old values first: gathering passes over what is already there
             small[0].partition(small)
-        for group in range(len(optimizer.fp16_groups)):
-            optimizer._reassign_or_swap_out_partitioned_parameters(group)
+        optimizer.invalidate_secondary_tensor()  # ZeRO++'s second copy, made of old values when letting go of them
         if small:
             small[0].all_gather(small)
     elif kind in ("DeepSpeedZeroOptimizer", "BF16_Optimizer"):
