@@ -74,7 +74,7 @@ test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 python -m pytest -m slow
 
 bench: $(STAMP) .venv-litgpt/stamp
-	python bench/throughput.py --write
+	python -m bench.throughput --write
 
 # litgpt's dependencies exclude ours, so it has an environment of its own
 .venv-litgpt/stamp: bench/peers/requirements-litgpt.txt

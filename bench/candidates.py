@@ -1,64 +1,150 @@
-"""Who is measured, and how each is started: the one list to add to."""
+"""Who is measured, how each is started, and which ratios it has to reach: the one list to add to."""
 
+import socket
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from turns import Candidate
+from bench.turns import Candidate
+from bench.workloads import WORKLOADS
 
 ROOT = Path(__file__).resolve().parents[1]
-PEERS = ROOT / "bench" / "peers"
 BIN = Path(sys.executable).parent
 LITGPT_PYTHON = ROOT / ".venv-litgpt" / "bin" / "python"
-RECIPE = "bench/recipes/workload_a.yaml"
+"""litgpt and Lightning live in an environment of their own."""
+RECIPE = "bench/recipes/workload.yaml"
 
 BASE = "plain PyTorch, autocast"
 """Each group's first; the others are given as a ratio to it."""
 OWN_MODEL = "plain PyTorch loop, dsllm's model"
-TRAINER, TRAINER_ZERO = "transformers.Trainer", "transformers.Trainer, DeepSpeed ZeRO-1"
+DEEPSPEED_ZERO_3 = "DeepSpeed's own bf16, ZeRO-3"
+ONE_PROCESS, TWO_RANKS = "a, one process x 2 threads", "a, 2 ranks x 1 thread"
+ONE_PROCESS_B = "b, one process x 2 threads"
 
 
-def one_process(folder: Path) -> list[Candidate]:
-    """One process with two threads."""
-    python = sys.executable
-    deepspeed = (str(BIN / "deepspeed"), "--num_gpus", "1", "--master_port", "29610")
-    found = [
-        Candidate(name=BASE, command=(python, str(PEERS / "plain.py"))),
-        Candidate(name=OWN_MODEL, command=(python, str(PEERS / "plain.py"), "--model", "dsllm")),
-        Candidate(name=TRAINER, command=(python, str(PEERS / "trainer.py"))),
-        Candidate(name=TRAINER_ZERO, command=(*deepspeed, str(PEERS / "trainer.py"), "--zero", "1")),
-        Candidate(name="litgpt, compiled", command=(str(LITGPT_PYTHON), str(PEERS / "litgpt_loop.py"))),
-    ]
-    for stage in range(4):
-        program = (python, "launch/pretrain.py", *dsllm_arguments(folder, stage, 4))
-        found.append(Candidate(name=f"dsllm, ZeRO-{stage}", command=program))
-    return found
+@dataclass(frozen=True)
+class Bar:
+    """A ratio of speeds that dsllm has to reach in a group."""
+
+    group: str
+    candidate: str
+    against: str
+    at_least: float
 
 
-def two_ranks(folder: Path) -> list[Candidate]:
-    """Two ranks with one thread each, over gloo."""
-    torchrun = (str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port")
-    deepspeed = (str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port")
-    commands = {
-        BASE: (*torchrun, "29620", str(PEERS / "plain.py")),
-        OWN_MODEL: (*torchrun, "29621", str(PEERS / "plain.py"), "--model", "dsllm"),
-        TRAINER: (*torchrun, "29622", str(PEERS / "trainer.py")),
-        TRAINER_ZERO: (*deepspeed, "29623", str(PEERS / "trainer.py"), "--zero", "1"),
-    }
-    for stage in range(4):
-        program = (*deepspeed, str(29630 + stage), "launch/pretrain.py", *dsllm_arguments(folder, stage, 2))
-        commands[f"dsllm, ZeRO-{stage}"] = program
-    return [Candidate(name=name, command=words, num_ranks=2, threads_per_rank=1) for name, words in commands.items()]
+BARS = [
+    *(Bar(ONE_PROCESS, f"dsllm, ZeRO-{stage}", BASE, ratio) for stage, ratio in enumerate((1.4, 1.4, 1.4, 1.0))),
+    Bar(ONE_PROCESS, "dsllm, ZeRO-3", DEEPSPEED_ZERO_3, 1.25),
+    *(Bar(TWO_RANKS, f"dsllm, ZeRO-{stage}", BASE, ratio) for stage, ratio in enumerate((1.25, 1.1, 1.05, 0.9))),
+    *(Bar(ONE_PROCESS_B, f"dsllm, ZeRO-{stage}", BASE, ratio) for stage, ratio in enumerate((1.4, 1.4, 1.4, 1.0))),
+]
 
 
-def dsllm_arguments(folder: Path, stage: int, micro_batch_sequences: int) -> tuple[str, ...]:
-    """The run of workload (a); `folder` is new for each start, so that nothing is resumed."""
+def module(name: str, *arguments: str, python: Path | str = sys.executable) -> tuple[str, ...]:
+    """A program of this folder, in one process."""
+    return (str(python), "-m", name, *arguments)
+
+
+def torchrun(num_ranks: int, *words: str, python: Path | str = sys.executable) -> tuple[str, ...]:
+    """The same on several ranks, on a port that torchrun finds."""
+    return (str(python), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_ranks), *words)
+
+
+def deepspeed(num_ranks: int, *words: str) -> tuple[str, ...]:
+    """Through DeepSpeed's launcher, on a free port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    return (str(BIN / "deepspeed"), "--num_gpus", str(num_ranks), "--master_port", str(port), *words)
+
+
+def dsllm(workload: str, folder: Path, stage: int, num_ranks: int) -> tuple[str, ...]:
+    """The product itself; `folder` is new for each start, so that nothing is resumed."""
     return (
+        "launch/pretrain.py",
         "--config",
         RECIPE,
         f"deepspeed=ds_configs/zero{stage}.json",
-        f"train.micro_batch_sequences={micro_batch_sequences}",
-        f"run.directory={folder}/zero{stage}-{micro_batch_sequences}",
+        f"run.directory={folder}/{workload}-zero{stage}-{num_ranks}",
+        *WORKLOADS[workload].dsllm_overrides(num_ranks),
     )
 
 
-GROUPS = {"one process x 2 threads": one_process, "2 ranks x 1 thread": two_ranks}
+def one_process(folder: Path) -> list[Candidate]:
+    """Workload (a): every loop that there is."""
+    commands = {
+        BASE: module("bench.peers.plain"),
+        OWN_MODEL: module("bench.peers.plain", "--model", "dsllm"),
+        "transformers.Trainer": module("bench.peers.trainer"),
+        "transformers.Trainer, DeepSpeed ZeRO-1": deepspeed(1, "--module", "bench.peers.trainer", "--zero", "1"),
+        "litgpt, compiled": module("bench.peers.litgpt_loop", python=LITGPT_PYTHON),
+        "Lightning": module("bench.peers.lightning_loop", python=LITGPT_PYTHON),
+        "DeepSpeed's own bf16, ZeRO-1": deepspeed(1, "--module", "bench.peers.deepspeed_loop", "--zero", "1"),
+        DEEPSPEED_ZERO_3: deepspeed(1, "--module", "bench.peers.deepspeed_loop", "--zero", "3"),
+        **{f"dsllm, ZeRO-{stage}": (sys.executable, *dsllm("a", folder, stage, 1)) for stage in range(4)},
+    }
+    return [Candidate(name=name, command=words) for name, words in commands.items()]
+
+
+def two_ranks(folder: Path) -> list[Candidate]:
+    """Workload (a), beside DDP and FSDP2."""
+    commands = {
+        BASE: torchrun(2, "-m", "bench.peers.plain"),
+        OWN_MODEL: torchrun(2, "-m", "bench.peers.plain", "--model", "dsllm"),
+        "transformers.Trainer": torchrun(2, "-m", "bench.peers.trainer"),
+        "FSDP2": torchrun(2, "-m", "bench.peers.fsdp"),
+        **{f"dsllm, ZeRO-{stage}": deepspeed(2, *dsllm("a", folder, stage, 2)) for stage in range(4)},
+    }
+    return on_two_ranks(commands)
+
+
+def two_ranks_more(folder: Path) -> list[Candidate]:
+    """Workload (a): the peers that do not fit into the memory beside the others."""
+    commands = {
+        BASE: torchrun(2, "-m", "bench.peers.plain"),
+        "transformers.Trainer, DeepSpeed ZeRO-1": deepspeed(2, "--module", "bench.peers.trainer", "--zero", "1"),
+        "Lightning": torchrun(2, "-m", "bench.peers.lightning_loop", python=LITGPT_PYTHON),
+        "DeepSpeed's own bf16, ZeRO-1": deepspeed(2, "--module", "bench.peers.deepspeed_loop", "--zero", "1"),
+        DEEPSPEED_ZERO_3: deepspeed(2, "--module", "bench.peers.deepspeed_loop", "--zero", "3"),
+        **{f"dsllm, ZeRO-{stage}": deepspeed(2, *dsllm("a", folder, stage, 2)) for stage in (0, 3)},
+    }
+    return on_two_ranks(commands)
+
+
+def on_two_ranks(commands: dict[str, tuple[str, ...]]) -> list[Candidate]:
+    """One thread for each rank."""
+    return [Candidate(name=name, command=words, num_ranks=2, threads_per_rank=1) for name, words in commands.items()]
+
+
+def one_process_b(folder: Path) -> list[Candidate]:
+    """Workload (b), GPT-2 124M: a process takes 3 to 4 GiB."""
+    commands = {
+        BASE: module("bench.peers.plain", "--workload", "b"),
+        "transformers.Trainer": module("bench.peers.trainer", "--workload", "b"),
+        **{f"dsllm, ZeRO-{stage}": (sys.executable, *dsllm("b", folder, stage, 1)) for stage in range(4)},
+    }
+    return [Candidate(name=name, command=words) for name, words in commands.items()]
+
+
+def one_process_b_more(folder: Path) -> list[Candidate]:
+    """Workload (b): the loops that do not fit into the memory beside the others."""
+    own = deepspeed(1, "--module", "bench.peers.deepspeed_loop", "--workload", "b", "--zero", "1")
+    commands = {
+        BASE: module("bench.peers.plain", "--workload", "b"),
+        OWN_MODEL: module("bench.peers.plain", "--workload", "b", "--model", "dsllm"),
+        "Lightning": module("bench.peers.lightning_loop", "--workload", "b", python=LITGPT_PYTHON),
+        "DeepSpeed's own bf16, ZeRO-1": own,
+        "dsllm, ZeRO-0": (sys.executable, *dsllm("b", folder, 0, 1)),
+    }
+    return [Candidate(name=name, command=words) for name, words in commands.items()]
+
+
+GROUPS: dict[str, tuple[str, Callable[[Path], list[Candidate]]]] = {
+    ONE_PROCESS: ("a", one_process),
+    TWO_RANKS: ("a", two_ranks),
+    f"{TWO_RANKS}, more peers": ("a", two_ranks_more),
+    ONE_PROCESS_B: ("b", one_process_b),
+    f"{ONE_PROCESS_B}, more loops": ("b", one_process_b_more),
+}
+"""Name -> its workload, and its candidates; the base comes first in each."""

@@ -1,42 +1,78 @@
-"""From a throughput record to the tables of RESULTS.md."""
+"""From a bench's record to a table of RESULTS.md, and both onto the disk."""
 
+import json
 import statistics
+import time
 from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- throughput: begin (written by bench/throughput.py --write) -->", "<!-- throughput: end -->"
+from bench.candidates import BARS, ROOT
+from bench.intervals import median_interval, ratios
+
+PAGE = ROOT / "bench" / "RESULTS.md"
 
 
-def ratios(base_seconds: list[float], seconds: list[float]) -> list[float]:
-    """Speed against the base, round by round: both did one step in the same short while."""
-    return [base / own for base, own in zip(base_seconds, seconds, strict=True)]
+def keep(name: str, record: dict[str, Any], text: str, into_page: bool) -> None:
+    """Print the table, write the raw numbers to bench/results, and the table into RESULTS.md where asked."""
+    folder = ROOT / "bench" / "results"
+    folder.mkdir(exist_ok=True)
+    file = folder / time.strftime(f"{name}-%Y%m%d-%H%M%S.json")
+    file.write_text(json.dumps(record, indent=1) + "\n")
+    print(text)
+    if into_page:
+        write(text, name, PAGE)
+    print(f"raw numbers: {file.relative_to(ROOT)}")
 
 
-def tables(record: dict[str, Any]) -> str:
-    """The record as Markdown: one table per group."""
-    about = record["machine"]
+def marks(name: str) -> tuple[str, str]:
+    """The lines of the page between which a bench writes."""
+    return f"<!-- {name}: begin (written by python -m bench.{name} --write) -->", f"<!-- {name}: end -->"
+
+
+def write(text: str, name: str, page: Path) -> None:
+    """Put a bench's tables between its marks in the page."""
+    begin, end = marks(name)
+    before, found_begin, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, found_end, after = rest.partition(end)
+    assert found_begin and found_end, f"{page} has no place for the tables of {name}"
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+
+
+def conditions(about: dict[str, Any]) -> str:
+    """When and on what the numbers were taken, as a sentence."""
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     hardware = f"{about['cores']} cores ({about['cpu']}), {about['memory_gib']} GiB"
-    lines = [f"{about['date']}, {hardware}; Python {about['python']}, {versions}."]
-    for group, measured in record["groups"].items():
-        base = next(m for m in measured if m["name"] == record["base"])
-        lines += [
-            "",
-            f"**{group}**, medians of {len(base['step_seconds'])} rounds and {len(base['start_seconds'])} starts",
-            "",
-            "| | ratio | quartiles | tokens/s | peak GiB per process | command to first step, s |",
-            "|---|---|---|---|---|---|",
-        ]
-        lines += [row(m, base, record["tokens_per_step"]) for m in measured]
+    return f"{about['date']}, {hardware}; Python {about['python']}, {versions}."
+
+
+def throughput(record: dict[str, Any]) -> str:
+    """One table per group, and one of what was to be reached."""
+    lines = [conditions(record["machine"])]
+    for name, group in record["groups"].items():
+        lines += ["", *_group(name, group, record["base"])]
+    bars = [line for name, group in record["groups"].items() for line in _bars(name, group["measured"])]
+    if bars:
+        lines += ["", "| to be reached | against | at least | measured | |", "|---|---|---|---|---|", *bars]
     return "\n".join(lines)
 
 
-def row(measured: dict[str, Any], base: dict[str, Any], tokens_per_step: int) -> str:
-    """One candidate of a table."""
+def _group(name: str, group: dict[str, Any], base_name: str) -> list[str]:
+    measured = group["measured"]
+    base = next(m for m in measured if m["name"] == base_name)
+    return [
+        f"**Workload {name}**, medians of {len(base['step_seconds'])} rounds and {len(base['start_seconds'])} starts",
+        "",
+        "| | ratio | 95 % interval | tokens/s | peak GiB per process | command to first step, s |",
+        "|---|---|---|---|---|---|",
+        *(_row(m, base, group["tokens_per_step"]) for m in measured),
+    ]
+
+
+def _row(measured: dict[str, Any], base: dict[str, Any], tokens_per_step: int) -> str:
     if measured["failure"] or not measured["step_seconds"]:
         return f"| {measured['name']} | failed | | | | |"
     ratio = ratios(base["step_seconds"], measured["step_seconds"])
-    low, _, high = statistics.quantiles(ratio, n=4) if len(ratio) > 1 else (ratio[0],) * 3
+    low, high = median_interval(ratio)
     speed = tokens_per_step / statistics.median(measured["step_seconds"])
     name = f"**{measured['name']}**" if measured["name"].startswith("dsllm") else measured["name"]
     return (
@@ -45,9 +81,12 @@ def row(measured: dict[str, Any], base: dict[str, Any], tokens_per_step: int) ->
     )
 
 
-def write(text: str, page: Path) -> None:
-    """Put the tables between their marks in the page."""
-    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    assert begin and end, f"{page} has no place for the throughput tables"
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+def _bars(group: str, measured: list[dict[str, Any]]) -> list[str]:
+    seconds = {m["name"]: m["step_seconds"] for m in measured if m["step_seconds"]}
+    lines = []
+    for bar in BARS:
+        if bar.group == group and bar.candidate in seconds and bar.against in seconds:
+            ratio = statistics.median(ratios(seconds[bar.against], seconds[bar.candidate]))
+            verdict = "reached" if ratio >= bar.at_least else "**missed**"
+            lines.append(f"| {bar.candidate} ({group}) | {bar.against} | {bar.at_least} | {ratio:.2f} | {verdict} |")
+    return lines

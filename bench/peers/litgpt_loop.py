@@ -9,7 +9,9 @@ from litgpt.data import DataModule
 from litgpt.model import Config
 from litgpt.pretrain import setup
 from torch.utils.data import DataLoader
-from workload import Workload, random_sequences
+
+from bench.peers.common import micro_batch, random_sequences
+from bench.workloads import WORKLOADS, Workload
 
 
 class RandomSequences(DataModule):
@@ -22,14 +24,14 @@ class RandomSequences(DataModule):
         """Nothing to connect: the sequences need no tokenizer."""
 
     def train_dataloader(self) -> DataLoader:
-        return DataLoader(random_sequences(self.shape, 4096), batch_size=self.shape.micro_batch_sequences)
+        return DataLoader(random_sequences(self.shape, 4096), batch_size=micro_batch(self.shape))
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(random_sequences(self.shape, 8), batch_size=self.shape.micro_batch_sequences)
+        return DataLoader(random_sequences(self.shape, 8), batch_size=micro_batch(self.shape))
 
 
 def main() -> None:
-    shape = Workload()
+    shape = WORKLOADS["a"]
     sys.stdout.reconfigure(line_buffering=True)  # litgpt prints its step lines itself
     config = Config(
         name="workload-a",
@@ -46,7 +48,7 @@ def main() -> None:
         norm_class_name="RMSNorm",
         mlp_class_name="LLaMAMLP",
     )
-    batch = shape.micro_batch_sequences
+    batch = micro_batch(shape)
     train = TrainArgs(
         save_interval=None,
         log_interval=1,
