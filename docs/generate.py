@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("cli", "prepare", "data", "model", "engine", "train", "checkpoint", "evaluate", "config")
+PACKAGES = ("cli", "launch", "prepare", "data", "model", "engine", "train", "checkpoint", "evaluate", "config")
 """In the order in which a run passes through them."""
 
 CONFIG_FILES = ("run", "data", "model", "train")

@@ -14,9 +14,11 @@ from dsllm.errors import EXIT_USAGE, DsllmError
 COMMANDS = {
     "prepare": "sources -> documents -> tokenizer -> token shards, with a data card",
     "train": "pretrain a model; started by python, deepspeed, torchrun, srun or mpirun",
+    "launch": "start a run on a cluster: deepspeed, SLURM, MPI, torchrun, or this machine",
     "evaluate": "loss, perplexity and bits per byte on held-out text",
     "generate": "continue a prompt",
     "export": "write a Hugging Face folder",
+    "doctor": "check an installation: its numbers against plain PyTorch",
 }
 
 HELP = f"""dsllm {__version__}: pretrain decoder-only language models with DeepSpeed

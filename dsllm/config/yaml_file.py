@@ -88,7 +88,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
         raise ConfigError(f"{path}: is not valid YAML: {error}") from error
     if not isinstance(value, dict):
         raise ConfigError(
-            f"{path}: holds a {type(value).__name__}; a run is a mapping of sections (run, data, model, train, ...)"
+            f"{path}: holds a {type(value).__name__} where a mapping of keys to values is expected"
         )
     lines: Lines = {}
     problems: list[str] = []

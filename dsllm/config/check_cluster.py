@@ -1,0 +1,135 @@
+"""Checks the fields of a cluster against each other, and everything that a shell or a scheduler will read."""
+
+import os
+import re
+from collections.abc import Iterator
+
+from dsllm.config.check import Problem
+from dsllm.config.cluster import ClusterConfig, ContainerConfig, SlurmConfig
+
+HOST_NAME = r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"
+"""What a host may be called: nothing that ssh could take for an option, or a shell for a command."""
+
+_VARIABLE_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
+_LAUNCHERS_OWN = (
+    r"(LOCAL_|GROUP_)?RANK|(LOCAL_)?WORLD_SIZE|LOCAL_SIZE|MASTER_(ADDR|PORT)"
+    r"|(SLURM|OMPI_COMM|PMIX|TORCHELASTIC)_.*|DSLLM_JOB"
+)
+_TIME_LIMIT = r"\d+|(\d+:)?\d+:\d+|\d+-\d+(:\d+){0,2}"
+
+
+def problems_in_cluster(cluster: ClusterConfig) -> list[Problem]:
+    """Everything about the cluster that cannot work, or that a shell would read as something else."""
+    return [
+        *_check_hosts(cluster),
+        *_check_numbers(cluster),
+        *_check_words(cluster),
+        *_check_environment(cluster),
+        *_check_launcher(cluster),
+        *(_check_slurm(cluster.slurm) if cluster.slurm else ()),
+        *(_check_container(cluster, cluster.container) if cluster.container else ()),
+    ]
+
+
+def _check_hosts(cluster: ClusterConfig) -> Iterator[Problem]:
+    names = [host.name for host in cluster.hosts]
+    for i, host in enumerate(cluster.hosts):
+        where = f"hosts.{i}"
+        if not re.fullmatch(HOST_NAME, host.name):
+            yield f"{where}.name", f"{host.name!r} is no host name: letters, digits, '.', '-' and '_' only"
+        if names.index(host.name) != i:
+            yield f"{where}.name", f"'{host.name}' is already host {names.index(host.name)}; give its slots once, in all"
+        if host.slots < 1:
+            yield f"{where}.slots", f"must be at least 1, but it is {host.slots}"
+
+
+def _check_numbers(cluster: ClusterConfig) -> Iterator[Problem]:
+    for field, port in (("port", cluster.port), ("ssh.port", cluster.ssh.port)):
+        if port is not None and not 1 <= port <= 65535:
+            yield field, f"must be between 1 and 65535, but it is {port}"
+    if cluster.slots is not None and cluster.slots < 1:
+        yield "slots", f"must be at least 1, but it is {cluster.slots}"
+    for name in ("save_seconds", "end_seconds", "connect_seconds"):
+        value = getattr(cluster.timeouts, name)
+        if not value > 0:
+            yield f"timeouts.{name}", f"must be above 0, but it is {value}"
+
+
+def _check_words(cluster: ClusterConfig) -> Iterator[Problem]:
+    """Names that scripts and launchers take as they are, and texts that no command line can hold."""
+    if cluster.interface is not None and not re.fullmatch(r"[A-Za-z0-9_.:@-]+", cluster.interface):
+        yield "interface", f"{cluster.interface!r} is no name of a network interface"
+    if cluster.master_address is not None and not re.fullmatch(HOST_NAME, cluster.master_address):
+        yield "master_address", f"{cluster.master_address!r} is neither a host name nor an IPv4 address"
+    for i, name in enumerate(cluster.modules):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+/-]*", name):
+            yield f"modules.{i}", f"{name!r} is no name of a module"
+    texts = {
+        **{name: getattr(cluster, name) for name in ("hostfile", "shared_directory", "virtual_environment")},
+        **{f"ssh.options.{i}": word for i, word in enumerate(cluster.ssh.options)},
+        **{f"mpi.options.{i}": word for i, word in enumerate(cluster.mpi.options)},
+        "mpi.program": cluster.mpi.program,
+    }
+    for field, text in texts.items():
+        if text is not None and re.search(r"[\0\n\r]", text):
+            yield field, f"{text!r} holds a line break"
+
+
+def _check_environment(cluster: ClusterConfig) -> Iterator[Problem]:
+    for name, value in cluster.environment.items():
+        where = f"environment.{name}"
+        if not re.fullmatch(_VARIABLE_NAME, name):
+            yield where, f"{name!r} is no name of a variable: letters, digits and '_' only"
+        elif re.fullmatch(_LAUNCHERS_OWN, name):
+            yield where, "is set by the launcher; take it out (port, master_address and hosts are fields of the cluster)"
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            yield where, f"must be text or a number, but it is {value!r}; put it in quotes as the program wants it"
+        elif "\0" in str(value):
+            yield where, "holds a NUL character, which no variable can"
+
+
+def _check_launcher(cluster: ClusterConfig) -> Iterator[Problem]:
+    chosen = cluster.chosen_launcher
+    if chosen == "slurm" and cluster.slurm is None:
+        yield "launcher", "slurm needs a section slurm: partition, nodes, tasks_per_node, time_limit"
+    if chosen == "torchrun" and len({host.slots for host in cluster.hosts}) > 1:
+        yield "hosts", "torchrun needs the same number of slots on every host; deepspeed does not"
+
+
+def _check_slurm(slurm: SlurmConfig) -> Iterator[Problem]:
+    for name in ("nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task", "signal_seconds"):
+        value = getattr(slurm, name)
+        if value is not None and value < 1:
+            yield f"slurm.{name}", f"must be at least 1, but it is {value}"
+    for name in ("partition", "account", "qos", "gres", "memory"):
+        value = getattr(slurm, name)
+        if value is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.,:=()+-]*", str(value)):
+            yield f"slurm.{name}", f"{value!r} holds more than the letters, digits and ._,:=()+- of such a name"
+    if slurm.time_limit is not None and not re.fullmatch(_TIME_LIMIT, str(slurm.time_limit)):
+        yield "slurm.time_limit", f"{slurm.time_limit!r} is not minutes, hours:minutes:seconds or days-hours:minutes:seconds"
+    if slurm.gpus_per_node is not None and slurm.gres is not None and "gpu" in slurm.gres:
+        yield "slurm.gpus_per_node", f"gres {slurm.gres} asks for GPUs too; give one of them"
+    for i, option in enumerate(slurm.options):
+        if not re.fullmatch(r"--[a-z][a-z-]*(=[^\s#]+)?", option):
+            yield f"slurm.options.{i}", f"{option!r} is no option of the form --name or --name=value, without blanks"
+
+
+def _check_container(cluster: ClusterConfig, container: ContainerConfig) -> Iterator[Problem]:
+    if container.runtime == "pyxis" and (cluster.slurm is None or cluster.slurm.start != "srun"):
+        yield "container.runtime", "pyxis belongs to srun: use launcher slurm with start srun, or apptainer"
+    texts = [("image", container.image), *((f"mounts.{i}", m) for i, m in enumerate(container.mounts))]
+    for field, text in texts:
+        if not text or re.search(r"[\0\n\r,]", text) or text.startswith("-"):
+            yield f"container.{field}", f"{text!r} is no image or path: no line breaks, commas or '-' at the start"
+
+
+def missing_hosts(cluster: ClusterConfig) -> Iterator[Problem]:
+    """A cluster's file that names no host: the job would run on this machine alone."""
+    if cluster.chosen_launcher in ("deepspeed", "torchrun", "mpi") and not cluster.hosts:
+        yield "launcher", f"{cluster.chosen_launcher} needs hosts or a hostfile (for this machine alone: launcher local)"
+
+
+def unset_variables(text: str) -> list[str]:
+    """Names of the variables in a path, written $NAME or ${NAME}, that are not set here."""
+    named = re.findall(r"\$(?:\{([^}]*)\}|(\w+))", text)
+    return [name for name in (braced or plain for braced, plain in named) if name not in os.environ]

@@ -1,0 +1,83 @@
+"""Loads a cluster: its YAML file and the hostfile that it names; every problem is reported at once."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from dsllm.config.check_cluster import missing_hosts, problems_in_cluster, unset_variables
+from dsllm.config.cluster import ClusterConfig, Launcher
+from dsllm.config.explain import Origin, explain
+from dsllm.config.hostfile import read_hostfile
+from dsllm.config.yaml_file import read_yaml
+from dsllm.errors import ConfigError
+
+_ADAPTER = TypeAdapter(ClusterConfig)
+_PATHS = ("hostfile", "shared_directory", "virtual_environment")
+
+
+def load_cluster(path: str | None, hostfile: str | None = None, launcher: Launcher | None = None) -> ClusterConfig:
+    """The cluster in a YAML file (nothing: this machine), with the hosts of a hostfile in place of its own.
+
+    Args:
+        launcher: in place of the file's.
+    Raises:
+        ConfigError: a file is missing or unreadable, or anything in it does not fit; lists every problem.
+    """
+    file = Path(path or "no cluster file")
+    tree, lines = read_yaml(file) if path else ({}, {})
+    origin = Origin(file, lines, {})
+    tree = {key: value for key, value in tree.items() if value is not None}  # a section commented out: its defaults
+    if launcher:
+        tree["launcher"] = launcher
+    if hostfile:
+        tree.pop("hosts", None)
+        tree["hostfile"] = str(Path(hostfile).absolute())
+    try:
+        cluster = _ADAPTER.validate_python(tree)
+    except ValidationError as error:
+        raise ConfigError(explain(error, origin, ClusterConfig)) from None
+    problems: list[str] = []
+    cluster = _with_paths(cluster, file.parent, origin, problems)
+    cluster = _with_hosts(cluster, origin, problems)
+    found = problems_in_cluster(cluster)
+    if path and not problems:  # without a file this machine is meant
+        found += missing_hosts(cluster)
+    problems += [f"{origin.of(tuple(name.split('.')))}: {name}: {text}" for name, text in found]
+    if problems:
+        raise ConfigError(problems)
+    return cluster
+
+
+def _with_paths(cluster: ClusterConfig, beside: Path, origin: Origin, problems: list[str]) -> ClusterConfig:
+    """Variables and ~ in paths resolved here; a hostfile's path counts from the YAML file's folder."""
+    changed = {}
+    for name in _PATHS:
+        text = getattr(cluster, name)
+        if text is None:
+            continue
+        for variable in unset_variables(text):
+            problems.append(f"{origin.of((name,))}: {name}: ${{{variable}}} is not set here")
+        changed[name] = os.path.expanduser(os.path.expandvars(text))
+        if not changed[name].strip():
+            problems.append(f"{origin.of((name,))}: {name}: is empty")
+    if "hostfile" in changed:
+        changed["hostfile"] = os.path.abspath(beside / changed["hostfile"])
+    for name in ("shared_directory", "virtual_environment"):
+        if name in changed and not os.path.isabs(changed[name]):
+            problems.append(f"{origin.of((name,))}: {name}: {changed[name]!r} must be absolute: hosts have no common folder")
+    return dataclasses.replace(cluster, **changed)
+
+
+def _with_hosts(cluster: ClusterConfig, origin: Origin, problems: list[str]) -> ClusterConfig:
+    if cluster.hostfile is None or any(": hostfile: " in problem for problem in problems):
+        return cluster
+    if cluster.hosts:
+        problems.append(f"{origin.of(('hostfile',))}: hostfile: hosts are given too; give one of them")
+        return cluster
+    try:
+        return dataclasses.replace(cluster, hosts=read_hostfile(Path(cluster.hostfile)))
+    except ConfigError as error:
+        problems += error.problems
+        return cluster

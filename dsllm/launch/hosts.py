@@ -1,0 +1,111 @@
+"""Hosts reached by ssh, and this machine: each one's launcher (DeepSpeed's or torch's) is started there by our own script."""
+
+import os
+import re
+import shlex
+import socket
+from pathlib import Path
+
+from dsllm.config.cluster import ClusterConfig
+from dsllm.config.hostfile import hostfile_text
+from dsllm.launch.job import Job, Plan, derived_port, in_container, python_of, quoted, script
+
+THIS_MACHINE = "localhost"
+SILENT_PROBES = 3
+"""So many unanswered probes of ssh's, one every connect_seconds, and a host counts as lost."""
+
+
+def plan_on_hosts(job: Job, cluster: ClusterConfig, with_torchrun: bool) -> Plan:
+    """A script for all hosts, and an ssh command for each.
+
+    DeepSpeed's own way (pdsh) is left aside: it mangles arguments, and its stop command ends every job on the hosts.
+    `deepspeed --no_ssh`, once per host, has neither fault.
+    """
+    hostfile, node = job.folder / "hosts", job.folder / "node.sh"
+    address, port = cluster.master_address or cluster.hosts[0].name, derived_port(job, cluster)
+    if with_torchrun:
+        start = [
+            *("-m", "torch.distributed.run", "--nnodes", str(len(cluster.hosts))),
+            *("--nproc-per-node", str(cluster.hosts[0].slots), "--node-rank", '"$1"'),
+            *("--master-addr", address, "--master-port", str(port), "--module"),
+        ]
+    else:
+        start = [
+            *("-m", "deepspeed.launcher.runner", "--hostfile", shlex.quote(str(hostfile)), "--no_ssh"),
+            *("--node_rank", '"$1"', "--master_addr", address, "--master_port", str(port)),
+            *("--no_local_rank", "--module"),
+        ]
+    about = f"Starts one host's ranks of the job {job.name}. $1: the host's number, from 0."
+    text = script(about, job, cluster, _watched(job, cluster, start, port))
+    commands = {host.name: ssh_command(cluster, host.name, node, str(i)) for i, host in enumerate(cluster.hosts)}
+    return Plan(files={hostfile: hostfile_text(cluster.hosts), node: text}, commands=commands)
+
+
+def plan_here(job: Job, cluster: ClusterConfig, with_torchrun: bool) -> Plan:
+    """A script for this machine alone."""
+    node, port = job.folder / "node.sh", cluster.port or free_port()
+    if with_torchrun:
+        start = [
+            *("-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", str(local_slots(cluster))),
+            *("--master-addr", "127.0.0.1", "--master-port", str(port), "--module"),
+        ]
+    else:
+        start = [
+            *("-m", "deepspeed.launcher.runner", *_which_devices(cluster)),
+            *("--master_addr", "127.0.0.1", "--master_port", str(port), "--no_local_rank", "--module"),
+        ]
+    text = script(f"Starts the ranks of the job {job.name}.", job, cluster, _watched(job, cluster, start, port))
+    return Plan(files={node: text}, commands={THIS_MACHINE: ("bash", str(node), "0")})
+
+
+def _watched(job: Job, cluster: ClusterConfig, start: list[str], port: int) -> str:
+    """The shell text that runs a launcher under our watch; `start` is shell text already, `job.words` are words."""
+    launcher = " ".join([quoted([python_of(cluster)]), *start, "dsllm", "train", quoted(job.words)])
+    inside = quoted([*in_container(cluster), python_of(cluster)])
+    return f"{watch(inside, cluster)} --port={port} -- \\\n    {launcher}"
+
+
+def watch(python: str, cluster: ClusterConfig) -> str:
+    """The call of dsllm/launch/node.py in shell text, up to its own options; `$1` is the host's number."""
+    waits = f"--save-seconds={cluster.timeouts.save_seconds:g} --end-seconds={cluster.timeouts.end_seconds:g}"
+    return f'{python} -u -m dsllm.launch.node --node="$1" {waits}'
+
+
+def ssh_command(cluster: ClusterConfig, host: str, file: Path, *arguments: str) -> tuple[str, ...]:
+    """The words that run one of the job's scripts on a host. The other side's shell reads them once: hence the quotes."""
+    waits = cluster.timeouts.connect_seconds
+    return (
+        *("ssh", "-T", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={waits}"),
+        *("-o", f"ServerAliveInterval={waits}", "-o", f"ServerAliveCountMax={SILENT_PROBES}"),
+        *(("-p", str(cluster.ssh.port)) if cluster.ssh.port else ()),
+        *cluster.ssh.options,
+        *(host, f"exec bash {quoted([str(file), *arguments])}"),
+    )
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+def visible_gpus() -> list[str]:
+    """Numbers of this machine's GPUs that CUDA would see, found without torch."""
+    present = [str(i) for i, _ in enumerate(sorted(Path("/proc/driver/nvidia/gpus").glob("*")))]
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None or not present:
+        return present
+    return [word.strip() for word in named.split(",") if word.strip()]
+
+
+def local_slots(cluster: ClusterConfig) -> int:
+    """Ranks of a local run: as given, one per GPU, or one."""
+    return cluster.slots or len(visible_gpus()) or 1
+
+
+def _which_devices(cluster: ClusterConfig) -> list[str]:
+    gpus = visible_gpus()
+    if cluster.slots is None and gpus and all(re.fullmatch(r"\d+", gpu) for gpu in gpus):
+        return ["--include", f"{THIS_MACHINE}:{','.join(gpus)}"]  # --num_gpus would forget CUDA_VISIBLE_DEVICES
+    return ["--num_gpus", str(local_slots(cluster))]

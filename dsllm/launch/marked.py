@@ -1,0 +1,62 @@
+"""Finds a job's processes on this machine by the variable that all of them inherit, and ends them."""
+
+import signal
+import time
+from collections.abc import Sequence
+
+import psutil
+
+from dsllm.launch.job import JOB_VARIABLE
+
+_RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK")
+_LOOK_AGAIN_SECONDS = 0.1
+
+
+def marked(job: str) -> list[psutil.Process]:
+    """The job's processes, without this one and its ancestors."""
+    own = {process.pid for process in [psutil.Process(), *psutil.Process().parents()]}
+    return [p for p in psutil.process_iter() if p.pid not in own and _variables(p).get(JOB_VARIABLE) == job]
+
+
+def ranks_among(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """The ranks: processes with a rank's variables whose parent has none (a rank's own helpers inherit them)."""
+    with_rank = {p.pid for p in processes if any(name in _variables(p) for name in _RANK_VARIABLES)}
+    return [p for p in processes if p.pid in with_rank and _parent(p) not in with_rank]
+
+
+def send(processes: Sequence[psutil.Process], number: signal.Signals) -> None:
+    """A signal to each process that is still there."""
+    for process in processes:
+        try:
+            process.send_signal(number)
+        except psutil.Error:
+            continue
+
+
+def end_marked(job: str, wait_seconds: float) -> int:
+    """Let what is left of a job save and leave, and kill what is there after the wait; the number of processes left over."""
+    left = marked(job)
+    if not left:
+        return 0
+    send(ranks_among(left) or left, signal.SIGTERM)
+    deadline = time.monotonic() + wait_seconds
+    while marked(job) and time.monotonic() < deadline:
+        time.sleep(_LOOK_AGAIN_SECONDS)
+    while rest := marked(job):  # more than once: a process may have started another meanwhile
+        send(rest, signal.SIGKILL)
+        time.sleep(_LOOK_AGAIN_SECONDS)
+    return len(left)
+
+
+def _variables(process: psutil.Process) -> dict[str, str]:
+    try:
+        return process.environ()
+    except (psutil.Error, OSError):
+        return {}
+
+
+def _parent(process: psutil.Process) -> int | None:
+    try:
+        return process.ppid()
+    except psutil.Error:
+        return None

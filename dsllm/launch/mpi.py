@@ -1,0 +1,41 @@
+"""Open MPI: a script that each rank becomes, and one for this machine that calls mpirun under our watch."""
+
+import sys
+from pathlib import Path
+
+from dsllm.config.cluster import ClusterConfig
+from dsllm.config.hostfile import hostfile_text
+from dsllm.launch.hosts import THIS_MACHINE, free_port, local_slots, watch
+from dsllm.launch.job import Job, Plan, derived_port, in_container, python_of, quoted, script
+
+
+def plan_mpi(job: Job, cluster: ClusterConfig) -> Plan:
+    """The hostfile, both scripts, and the command.
+
+    Ranks are told the address of rank 0's store, so that mpi4py is not needed. Variables go into the rank's script,
+    because mpirun carries only those named with -x.
+    """
+    hostfile, rank, node = job.folder / "hosts", job.folder / "rank.sh", job.folder / "node.sh"
+    address = cluster.master_address or (cluster.hosts[0].name if cluster.hosts else "127.0.0.1")
+    port = derived_port(job, cluster) if cluster.hosts else cluster.port or free_port()
+    train = quoted([*in_container(cluster), python_of(cluster), "-u", "-m", "dsllm", "train", *job.words])
+    store = f"env MASTER_ADDR={address} MASTER_PORT={port}"
+    mpirun = quoted([cluster.mpi.program, *mpirun_words(cluster, hostfile), "bash", str(rank)])
+    # mpirun kills its ranks a second after a SIGTERM, but hands SIGUSR1 on to them: they save
+    own = f"{watch(quoted([sys.executable]), cluster)} --stop-command-by=SIGUSR1"
+    files = {
+        rank: script(f"Becomes one rank of the job {job.name}.", job, cluster, f"{store} {train}"),
+        node: script(f"Starts the ranks of the job {job.name}.", job, cluster, f"{own} -- \\\n    {mpirun}"),
+    }
+    if cluster.hosts:
+        files[hostfile] = hostfile_text(cluster.hosts)
+    return Plan(files=files, commands={THIS_MACHINE: ("bash", str(node), "0")})
+
+
+def mpirun_words(cluster: ClusterConfig, hostfile: Path) -> list[str]:
+    """How many ranks, where, and over which network."""
+    words = ["-np", str(cluster.num_ranks or local_slots(cluster))]
+    words += ["--hostfile", str(hostfile)] if cluster.hosts else ["--oversubscribe"]
+    if cluster.interface:
+        words += ["--mca", "btl_tcp_if_include", cluster.interface, "--mca", "oob_tcp_if_include", cluster.interface]
+    return [*words, *cluster.mpi.options]
