@@ -12,6 +12,7 @@ from torch import nn
 from dsllm.config.train import OptimizerConfig, Precision, TrainConfig
 from dsllm.engine.deepspeed_library import deepspeed
 from dsllm.engine.device import parameter_dtype
+from dsllm.engine.loss_scale import grow_after_step, stay_at_minimum
 from dsllm.engine.process_group import World, bound_all_groups
 
 
@@ -70,6 +71,9 @@ def build_engine(
     with contextlib.redirect_stdout(io.StringIO()):  # one of its wrappers prints memory tables
         engine, *_ = deepspeed.initialize(model=model, config=dict(config), optimizer=adamw, dist_init_required=False)
     bound_all_groups()
+    if precision == "fp16":
+        grow_after_step(engine.optimizer)
+        stay_at_minimum(engine.optimizer)
     return Engine(
         deepspeed=engine, world=world, precision=precision, stage=stage, gradient_clipping=train.gradient_clipping
     )

@@ -1,4 +1,4 @@
-"""Runs a function on several real ranks of this machine: on CPU forked from a process that has everything loaded, on GPUs spawned."""
+"""Runs a function on several real ranks of this machine: forked from a process that has all loaded, or one per GPU."""
 
 import multiprocessing
 import os
@@ -30,6 +30,15 @@ forkserver.set_forkserver_preload(list(PRELOADED))
 
 END_SECONDS = 5.0
 """What a rank gets to end by itself after its last value."""
+
+
+MOST_CPU_RANKS = 64
+
+
+def local_devices() -> tuple[str, int]:
+    """The kind of device that ranks of this machine run on, and how many ranks it can hold: one per GPU."""
+    num_gpus = torch.accelerator.device_count()
+    return ("cuda", num_gpus) if num_gpus else ("cpu", MOST_CPU_RANKS)
 
 
 class RankError(Exception):

@@ -1,0 +1,86 @@
+"""The same run through the product: its config, its engine, its optimizer step, on the ranks that are there."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from dsllm.engine.build import Engine, build_engine
+from dsllm.engine.deepspeed_config import Layout, final_config
+from dsllm.engine.device import compute_dtype
+from dsllm.engine.fp16_on_cpu import allow_fp16_on_cpu
+from dsllm.engine.process_group import World
+from dsllm.engine.state import check_attributes, load_state, owned_slices
+from dsllm.engine.step import set_learning_rate, take_step
+from dsllm.model.initial import decay_groups
+from dsllm.model.initial_state import InitialValues
+from dsllm.model.recompute import Recompute
+from dsllm.model.transformer import Transformer, parameter_shapes
+from dsllm.parity.combinations import Combination
+from dsllm.parity.tiny_run import NUM_STEPS, learning_rate, micro_batches, run_of
+from dsllm.slices import MASTER
+
+Piece = tuple[str, int, np.ndarray]
+"""Name of a parameter, first element of the range, fp32 values. numpy: a tensor would travel through /dev/shm."""
+
+
+@dataclass(frozen=True)
+class RankTrained:
+    """What one rank reports of its training run."""
+
+    losses: list[float]
+    norms: list[float]
+    applied: list[bool]
+    pieces: list[Piece]
+    """The final weights that this rank owns."""
+
+
+def train_on_rank(world: World, combination: Combination, seed: int) -> RankTrained:
+    """Train the tiny run through the engine; a collective call."""
+    engine = make_engine(world, combination, seed)
+    results = []
+    for step in range(NUM_STEPS):
+        set_learning_rate(engine, learning_rate(step))
+        results.append(take_step(engine, micro_batches(combination, seed, step, world.rank), seed=step))
+    return RankTrained(
+        losses=[r.loss for r in results],
+        norms=[r.gradient_norm for r in results],
+        applied=[r.applied for r in results],
+        pieces=[
+            (piece.name, piece.start, piece.tensors[MASTER].detach().cpu().numpy()) for piece in owned_slices(engine)
+        ],
+    )
+
+
+def make_engine(world: World, combination: Combination, seed: int) -> Engine:
+    """The combination's engine at its initial weights, built as `dsllm train` builds one."""
+    config = run_of(combination, seed)
+    fp16_on_cpu = combination.precision == "fp16" and world.device.type == "cpu"
+    if fp16_on_cpu:
+        allow_fp16_on_cpu()
+    layout = Layout(
+        world_size=world.size,
+        device="cuda"
+        if fp16_on_cpu
+        else world.device.type,  # where fp16 is at home, as far as the checks are concerned
+        precision=combination.precision,
+    )
+    make_model = partial(
+        Transformer,
+        config.model,
+        config.context_length,
+        compute_dtype(combination.precision),
+        Recompute(what=combination.activation_checkpointing),
+    )
+    final = final_config(config, combination.deepspeed_json(), layout)
+    engine = build_engine(make_model, decay_groups, config.train, combination.precision, final, world)
+    check_attributes(engine)
+    load_state(engine, InitialValues(config.model, parameter_shapes(config.model, config.context_length), seed))
+    return engine
+
+
+def train_all_on_rank(world: World, combinations: Sequence[Combination], seed: int) -> Iterator[RankTrained]:
+    """One combination after the other."""
+    for combination in combinations:
+        yield train_on_rank(world, combination, seed)

@@ -1,0 +1,115 @@
+"""Runs a table of combinations: per world size one job of ranks that trains them one after the other, and the references."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from dsllm.engine.local_ranks import RankError, iterate_on_ranks, local_devices
+from dsllm.engine.process_group import World
+from dsllm.parity.combinations import Combination, full_product
+from dsllm.parity.compare import Row, compare, failed
+from dsllm.parity.cover import pairwise_cover
+from dsllm.parity.engine_run import train_all_on_rank
+from dsllm.parity.reference import Reference, train_reference
+
+SECONDS_PER_ROW = 240.0
+"""A row that takes longer hangs: the slowest takes a few seconds, and a minute where a layer is compiled."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is to be run on this machine, and what is not."""
+
+    combinations: tuple[Combination, ...]
+    """By world size, the smallest first."""
+    left_out: tuple[str, ...]
+    """World sizes and settings that are not run, each with the reason."""
+    device: str
+    """"cpu" or "cuda"."""
+
+
+def plan_table(world_sizes: Sequence[int], quick: bool, only: str) -> Plan:
+    """The combinations that this machine can run.
+
+    Args:
+        quick: the cover alone, without the full product.
+        only: words that the name of a combination must contain.
+    """
+    device, most = local_devices()
+    chosen = [c for c in all_combinations(quick) if all(word in c.name for word in only.split())]
+    runs = sorted(
+        (c for c in chosen if c.world_size in world_sizes and c.world_size <= most), key=lambda c: c.world_size
+    )
+    left_out = []
+    for size in sorted({c.world_size for c in chosen} - {c.world_size for c in runs}):
+        number = sum(c.world_size == size for c in chosen)
+        reason = (
+            "not asked for" if size not in world_sizes else f"this machine has {most} GPUs, and each rank needs one"
+        )
+        left_out.append(f"{number} combinations on {size} ranks: {reason}")
+    return Plan(combinations=tuple(runs), left_out=tuple(left_out), device=device)
+
+
+def all_combinations(quick: bool = False) -> list[Combination]:
+    """The full product, unless `quick`, and the cover."""
+    return list(dict.fromkeys([*([] if quick else full_product()), *pairwise_cover()]))
+
+
+def run_table(combinations: Sequence[Combination], device: str, seed: int) -> Iterator[Row]:
+    """Each combination's row as soon as it is known; combinations of one world size stand together."""
+    references = _References(device, seed)
+    for world_size in sorted({c.world_size for c in combinations}):
+        left = [c for c in combinations if c.world_size == world_size]
+        references.prepare(left)
+        while left:
+            done = 0
+            rounds = iterate_on_ranks(
+                world_size, train_all_on_rank, left, seed, device=device, timeout_seconds=SECONDS_PER_ROW
+            )
+            try:
+                for ranks in rounds:
+                    yield compare(left[done], references[left[done]], ranks)
+                    done += 1
+            except RankError as error:  # the other ranks are gone as well: the next row starts new ones
+                yield failed(left[done], references[left[done]], str(error))
+                done += 1
+            left = left[done:]
+
+
+class _References:
+    """The plain runs that a table needs, each made once, in a process of its own."""
+
+    def __init__(self, device: str, seed: int):
+        self.device, self.seed = device, seed
+        self.known: dict[Combination, Reference] = {}
+
+    def __getitem__(self, combination: Combination) -> Reference:
+        return self.known[what_reference_sees(combination)]
+
+    def prepare(self, combinations: Iterable[Combination]) -> None:
+        """Train those that are missing."""
+        seen = dict.fromkeys(what_reference_sees(c) for c in combinations)
+        missing = [c for c in seen if c not in self.known]
+        if not missing:
+            return
+        rounds = iterate_on_ranks(
+            1, _train_references, missing, self.seed, device=self.device, timeout_seconds=SECONDS_PER_ROW
+        )
+        for combination, (reference,) in zip(missing, rounds, strict=True):
+            self.known[combination] = reference
+
+
+def what_reference_sees(combination: Combination) -> Combination:
+    """The combination without all that only the engine knows: combinations that agree in it share a reference."""
+    return Combination(
+        precision=combination.precision,
+        accumulation=combination.accumulation,
+        clipping=combination.clipping,
+        world_size=combination.world_size,
+        tied=combination.tied,
+        masked=combination.masked,
+    )
+
+
+def _train_references(world: World, combinations: Sequence[Combination], seed: int) -> Iterator[Reference]:
+    for combination in combinations:
+        yield train_reference(combination, seed, world.device)
