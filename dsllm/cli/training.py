@@ -4,6 +4,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -53,7 +54,8 @@ def run(config: RunConfig, given: Mapping[str, Any], manifest: Manifest, ranks: 
     precision = resolve_precision(config.train.precision, device)
     final = final_config(config, given, Layout(world_size=ranks.world_size, device=device.type, precision=precision))
     tell = partial(print, flush=True) if ranks.rank == 0 else _say_nothing
-    with process_group(ranks, device) as world, _run_directory(config, world) as attempt:
+    timeout = timedelta(minutes=config.train.timeout_minutes)
+    with process_group(ranks, device, timeout) as world, _run_directory(config, world) as attempt:
         directory = Path(config.run.directory)
         reader = find_resumable(directory, world, tell)
         _check_directory(config, directory, reader, tell)

@@ -97,6 +97,9 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss_scale: LossScaleConfig = field(default_factory=LossScaleConfig)
+    timeout_minutes: float = changeable(30.0)
+    """Longest wait for another rank, at the start and in every step: when it is over, a rank that hangs or whose host is
+    lost ends the run. Above the slowest save or validation."""
     validate_every_steps: int = changeable(0)
     """Validation loss every so many steps; 0: only at the end."""
     validation_sequences: int = changeable(256)

@@ -70,7 +70,7 @@ def build_engine(
     adamw = _adamw(model, decay_groups(model), train.optimizer)
     with contextlib.redirect_stdout(io.StringIO()):  # one of its wrappers prints memory tables
         engine, *_ = deepspeed.initialize(model=model, config=dict(config), optimizer=adamw, dist_init_required=False)
-    bound_all_groups()
+    bound_all_groups(world.timeout)
     if precision == "fp16":
         grow_after_step(engine.optimizer)
         stay_at_minimum(engine.optimizer)

@@ -16,7 +16,7 @@ from dsllm.engine.ranks import Ranks
 from dsllm.errors import LaunchError
 
 TIMEOUT = timedelta(minutes=30)
-"""Longest wait for another rank: above the slowest save or validation, below a night lost."""
+"""Longest wait for another rank where the run does not say otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,8 @@ class World:
 
     ranks: Ranks
     device: torch.device
+    timeout: timedelta = TIMEOUT
+    """Longest wait for another rank, in every group."""
 
     @property
     def rank(self) -> int:
@@ -57,7 +59,7 @@ class World:
 
 
 @contextlib.contextmanager
-def process_group(ranks: Ranks, device: torch.device) -> Iterator[World]:
+def process_group(ranks: Ranks, device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[World]:
     """The process group for the duration of a run.
 
     Raises:
@@ -72,14 +74,14 @@ def process_group(ranks: Ranks, device: torch.device) -> Iterator[World]:
     }
     backend = "gloo" if device.type == "cpu" else "nccl"
     try:
-        dist.init_process_group(backend, timeout=TIMEOUT, device_id=device if device.type == "cuda" else None)
+        dist.init_process_group(backend, timeout=timeout, device_id=device if device.type == "cuda" else None)
     except (RuntimeError, ValueError, dist.DistError) as error:
         raise LaunchError(
             f"rank {ranks.rank} of {ranks.world_size} cannot join the others at {ranks.master_address}:{ranks.master_port} "
             f"(started by {ranks.launcher}): {error}"
         ) from error
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
-    world = World(ranks=ranks, device=device)
+    world = World(ranks=ranks, device=device, timeout=timeout)
     try:
         yield world
         world.barrier()  # nobody takes its sockets away while another rank still talks
@@ -87,7 +89,7 @@ def process_group(ranks: Ranks, device: torch.device) -> Iterator[World]:
         dist.destroy_process_group()  # without this a rank can die at interpreter exit after a run that went well
 
 
-def bound_all_groups(timeout: timedelta = TIMEOUT) -> None:
+def bound_all_groups(timeout: timedelta) -> None:
     """Give every group the same time-out: DeepSpeed makes groups of its own and gives them torch's default."""
     for group in list(distributed_c10d._world.pg_map):
         distributed_c10d._set_pg_timeout(timeout, group)
