@@ -1,0 +1,151 @@
+"""Profiles a few steps of a run: first one step is counted, FLOPs and bytes, then the next ones are traced."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dsllm.counts import Communication
+from dsllm.engine.measure import Counting
+from dsllm.errors import RunError
+
+FOLDER = "profile"
+_TOP_OPERATORS = 10
+_WARM_UP_STEPS = 4
+_STEPS = 3
+
+
+@dataclass(frozen=True)
+class ProfiledSteps:
+    """Steps of the run, numbered from 1 as in metrics.jsonl; the one before the first is counted."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What a step of a rank should do by formula (dsllm/counts.py)."""
+
+    flops: float
+    communication: Communication
+    ranks: int
+    compiled: bool
+    """Compiled layers hide their operators from counting."""
+
+
+def steps_to_profile(asked: str, done: int, num_steps: int) -> ProfiledSteps:
+    """`FIRST:LAST`; or, where nothing is asked for, three steps after four to warm up.
+
+    Args:
+        done: steps that the run has taken already
+        num_steps: of the whole run
+    Raises:
+        RunError: not written like that, or the run has no such steps ahead.
+    """
+    match = re.fullmatch(r"(\d+):(\d+)", asked or f"{done + _WARM_UP_STEPS + 1}:{done + _WARM_UP_STEPS + _STEPS}")
+    if match is None:
+        raise RunError(f"--profile {asked}: write it as FIRST:LAST, two steps of the run, for example --profile 5:7")
+    first, last = int(match[1]), int(match[2])
+    if not done + 2 <= first <= last <= num_steps:
+        raise RunError(
+            f"--profile {first}:{last}: this attempt takes the steps {done + 1} to {num_steps}; FIRST must be at least "
+            f"{done + 2} (the step before it is counted), and LAST at most {num_steps}"
+        )
+    return ProfiledSteps(first, last)
+
+
+@dataclass
+class Profile:
+    """Looks at steps while the loop takes them; no steps: does nothing.
+
+    Every rank writes a trace, RUN/profile/steps-FIRST-LAST-rank-R.pt.trace.json: for Perfetto, chrome://tracing and
+    TensorBoard's profiler.
+    """
+
+    steps: ProfiledSteps | None
+    folder: Path
+    rank: int
+    expected: Expected
+    tell: Callable[[str], None]
+    _counting: Counting | None = field(init=False, default=None)
+    _tracing: Any = field(init=False, default=None)
+
+    def before(self, step: int) -> None:
+        """To be called before a step is taken."""
+        if self.steps is None:
+            return
+        if step == self.steps.first - 1:
+            self._counting = Counting()
+            self._counting.__enter__()
+        if step == self.steps.first:
+            self._tracing = torch.profiler.profile(record_shapes=True)
+            self._tracing.start()
+
+    def after(self, step: int) -> None:
+        """To be called when it has been taken."""
+        if self.steps is None:
+            return
+        if step == self.steps.first - 1 and self._counting is not None:
+            self._counting.__exit__(None, None, None)
+        if step == self.steps.last and self._tracing is not None:
+            self._tracing.stop()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._tracing.export_chrome_trace(str(self.trace))
+            self.tell(self._summary())
+
+    @property
+    def trace(self) -> Path:
+        """This rank's trace."""
+        assert self.steps is not None
+        return self.folder / f"steps-{self.steps.first}-{self.steps.last}-rank-{self.rank}.pt.trace.json"
+
+    def _summary(self) -> str:
+        """What was seen, in a few lines: the operators that took longest, and what was counted beside the formulas."""
+        assert self.steps is not None and self._counting is not None
+        return "\n".join(
+            [
+                f"profile of rank {self.rank}, steps {self.steps.first} to {self.steps.last}: {self.trace}",
+                *_top_operators(self._tracing, self.steps.last - self.steps.first + 1),
+                *_beside_the_formulas(self._counting, self.expected, self.steps.first - 1),
+            ]
+        )
+
+
+def _top_operators(tracing: Any, num_steps: int) -> list[str]:
+    """The operators with most time of their own: on the GPU where there is one."""
+    averages = tracing.key_averages()
+    on_device = any(event.self_device_time_total for event in averages)
+    name = "self_device_time_total" if on_device else "self_cpu_time_total"
+    rows = sorted(averages, key=lambda event: getattr(event, name), reverse=True)
+    total = sum(getattr(event, name) for event in rows) or 1.0
+    where = "GPU" if on_device else "CPU"
+    lines = [f"{where + ' time of its own':<44} {'calls a step':>12} {'ms a step':>10} {'share':>6}"]
+    for event in rows[:_TOP_OPERATORS]:
+        microseconds = getattr(event, name)
+        lines.append(
+            f"{event.key[:44]:<44} {event.count / num_steps:>12.1f} {microseconds / num_steps / 1000:>10.2f} "
+            f"{microseconds / total:>6.1%}"
+        )
+    return lines
+
+
+def _beside_the_formulas(counting: Counting, expected: Expected, step: int) -> list[str]:
+    measured, formula = counting.parameter_flops + counting.attention_flops, expected.flops
+    flops = (
+        f"GFLOP {measured / 1e9:.3f} ({counting.parameter_flops / 1e9:.3f} with parameters, "
+        f"{counting.attention_flops / 1e9:.3f} attention), by formula {formula / 1e9:.3f}"
+    )
+    if expected.compiled:
+        flops = f"GFLOP not counted (compiled layers hide their operators), by formula {formula / 1e9:.3f}"
+    by_kind = ", ".join(f"{kind} {size / 1e6:.3f}" for kind, size in sorted(counting.communication_bytes.items()))
+    by_formula = expected.communication
+    return [
+        f"counted in step {step}, for this rank:",
+        f"  {flops}",
+        f"  MB given to collectives {counting.communication_bytes.total() / 1e6:.3f} ({by_kind or 'none'}), by formula "
+        f"{by_formula.handed / 1e6:.3f} ({by_formula.on_wire(expected.ranks) / 1e6:.3f} sent with ring algorithms)",
+    ]
