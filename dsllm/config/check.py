@@ -19,6 +19,7 @@ def problems_in(config: RunConfig) -> list[Problem]:
         *_check_tokenizer(config.tokenizer),
         *_check_model(config.model, config.data.sequence_length),
         *_check_train(config.train),
+        *_check_kernels(config),
         *_check_schedule(config.train.schedule),
         *_check_rest(config),
         *_check_shards_have_a_tokenizer(config),
@@ -159,6 +160,16 @@ def _check_train(train: TrainConfig) -> Iterator[Problem]:
     yield from _positive("train.loss_scale", train.loss_scale, "window_steps", "hysteresis")
 
 
+def _check_kernels(config: RunConfig) -> Iterator[Problem]:
+    model, train = config.model, config.train
+    if train.kernels == "torch":
+        return
+    if model.norm != "rmsnorm" and not model.qk_norm and model.mlp != "swiglu":
+        yield "train.kernels", f"{train.kernels} has RMSNorm and SwiGLU, and this model neither: use torch"
+    if train.compile:
+        yield "train.kernels", f"{train.kernels} and train.compile: the compiler fuses these kernels itself; choose one"
+
+
 def _check_schedule(schedule: ScheduleConfig) -> Iterator[Problem]:
     yield from _not_negative("train.schedule", schedule, "warmup_steps", "warmup_tokens", "decay_steps", "decay_tokens")
     for kind in ("warmup", "decay"):
@@ -176,3 +187,9 @@ def _check_rest(config: RunConfig) -> Iterator[Problem]:
     yield from _not_negative("checkpoint", config.checkpoint, "every_steps", "every_minutes", "keep_every_steps")
     yield from _positive("checkpoint", config.checkpoint, "keep_last")
     yield from _positive("log", config.log, "every_steps", "peak_tflops")
+    yield from _not_negative("log", config.log, "layer_statistics_every_steps")
+    if config.log.layer_statistics_every_steps and config.train.compile:
+        yield (
+            "log.layer_statistics_every_steps",
+            "cannot look into compiled layers: set train.compile to false for as long as the statistics are needed",
+        )

@@ -135,3 +135,9 @@ class LogConfig:
     peak_tflops: float | None = changeable(None)
     """Peak of one device, in TFLOP/s, against which MFU is reported; nothing: the data sheet's for known GPUs,
     measured at the start on CPU."""
+    breakdown: bool | None = changeable(None)
+    """Seconds of data, forward, backward, communication and optimizer in every row of metrics.jsonl, and a table at the
+    end. On GPUs it slows the step: the device is waited for at each part's ends. Nothing: on CPUs only, where it is cheap."""
+    layer_statistics_every_steps: int = changeable(0)
+    """Activations, gradient norm, weight norm and update of every layer, every so many steps, into
+    layer_statistics.jsonl; 0: never."""

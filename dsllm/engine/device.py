@@ -1,13 +1,16 @@
 """The device of this process, and what is set once in it: threads, allocator, peak speed. The only file with torch.cuda."""
 
 import ctypes
+import importlib.util
 import os
 import resource
+import shutil
 import time
 
 import torch
 
 from dsllm.config.train import Precision
+from dsllm.errors import ConfigError
 
 GPU_PEAK_TFLOPS = {  # dense bf16, from the makers' data sheets
     "V100": 125.0,  # fp16
@@ -30,6 +33,23 @@ def choose_device(local_rank: int) -> torch.device:
         return torch.device("cpu")
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
+
+
+def check_compiler(device: torch.device) -> None:
+    """What torch.compile needs on this device is there.
+
+    Raises:
+        ConfigError: it is not; without this the first step would say so, in other words.
+    """
+    variable, usual = ("CXX", "g++") if device.type == "cpu" else ("CC", "gcc")
+    compiler = os.environ.get(variable, usual)
+    missing = [] if shutil.which(compiler) else [f"a compiler ({compiler}; another one by {variable})"]
+    if device.type != "cpu" and importlib.util.find_spec("triton") is None:
+        missing.append("Triton (the package 'triton')")
+    if missing:
+        raise ConfigError(
+            f"train.compile: torch.compile needs {' and '.join(missing)}: install it, or set train.compile to false"
+        )
 
 
 def resolve_precision(asked: str, device: torch.device) -> Precision:
@@ -103,3 +123,9 @@ def peak_memory_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / GIB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that was queued; a CPU has no queue."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

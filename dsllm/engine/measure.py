@@ -49,7 +49,8 @@ class Counting(TorchDispatchMode):
         if func.namespace == "c10d":
             self._count_collective(func, args)
         elif operator in _MATRIX_PRODUCTS:
-            self.parameter_flops += 0 if 1 in result.shape else flop_registry[operator](*args, **(kwargs or {}), out_val=result)
+            if 1 not in result.shape:
+                self.parameter_flops += flop_registry[operator](*args, **(kwargs or {}), out_val=result)
         elif operator is _CPU_ATTENTION:  # torch's table has only the GPUs' kernels
             self.attention_flops += sdpa_flop_count(args[0].shape, args[1].shape, args[2].shape)
         elif operator is _CPU_ATTENTION_BACKWARD:

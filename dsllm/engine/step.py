@@ -1,5 +1,6 @@
 """One optimizer step: forward and backward over the micro-batches, then the update. Nothing else takes steps."""
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ from typing import Protocol
 import torch
 
 from dsllm.engine.build import Engine
+from dsllm.engine.layer_statistics import LayerStatistics
+from dsllm.engine.watch import UNWATCHED, Watch
 
 
 class MicroBatch(Protocol):
@@ -26,6 +29,11 @@ class MicroBatch(Protocol):
     @property
     def weights(self) -> torch.Tensor | None:
         """How much each target counts [b, T]; None: all count 1."""
+        ...
+
+    @property
+    def documents(self) -> torch.Tensor | None:
+        """Number of each token's document in its sequence [b, T], on the CPU; None: they are not told apart."""
         ...
 
 
@@ -54,7 +62,12 @@ def set_learning_rate(engine: Engine, learning_rate: float) -> None:
 
 
 def take_step(
-    engine: Engine, micro_batches: Sequence[MicroBatch], seed: int, also_sum: Sequence[float] = ()
+    engine: Engine,
+    micro_batches: Sequence[MicroBatch],
+    seed: int,
+    also_sum: Sequence[float] = (),
+    watch: Watch = UNWATCHED,
+    layers: LayerStatistics | None = None,
 ) -> StepResult:
     """Take one optimizer step over this rank's micro-batches; a collective call.
 
@@ -63,30 +76,33 @@ def take_step(
     Args:
         seed: dropout's randomness is a function of this, the micro-batch and the rank.
         also_sum: numbers of this rank to be summed over all ranks in the step's one small all-reduce.
+        watch: times the step's parts.
+        layers: looks at this step's activations, gradients and update.
     """
     module, world = engine.deepspeed, engine.world
-    counted = _counted_tokens(engine, micro_batches)
-    # DeepSpeed divides by the micro-batches of a rank and averages over ranks; the loss is a mean over counted tokens
-    scale = len(micro_batches) * world.size / counted
+    counted = counted_tokens(engine, micro_batches)
+    factor = loss_factor(engine, len(micro_batches), counted)
     loss_scale = loss_scale_of(engine)
     loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
     tokens, norm, applied = 0, math.nan, True
     for i, batch in enumerate(micro_batches):
-        torch.manual_seed(hash((seed, i, world.rank)) % 2**63)  # a hash of ints is the same in every process
-        inputs, targets = batch.inputs.to(world.device), batch.targets.to(world.device)
-        losses = module(inputs, targets)  # [b, T]
-        if batch.weights is not None:
-            losses = losses * batch.weights.to(world.device)
-        loss = losses.sum()
-        module.backward(loss * scale)
-        if engine.wraps_nothing and i == len(micro_batches) - 1:
-            norm, applied = _clip_gradients(engine)
-        module.step()
+        with watch.part("forward"), layers.listening() if layers else contextlib.nullcontext():
+            loss = summed_loss(engine, batch, seed, i)
+        with watch.part("backward"):
+            module.backward(loss * factor)
+        last = i == len(micro_batches) - 1
+        if layers and last:
+            layers.before_update(loss_scale)
+        with watch.part("optimizer"):
+            if engine.wraps_nothing and last:
+                norm, applied = _clip_gradients(engine)
+            module.step()
         loss_sum += loss.detach()
-        tokens += inputs.numel()
+        tokens += batch.inputs.numel()
     if not engine.wraps_nothing:
         norm, applied = float(module.get_global_grad_norm()), not engine.optimizer.overflow
-    total, all_tokens, *sums = world.sum([float(loss_sum), float(tokens), *also_sum])
+    with watch.part("communication"):  # it waits for the slowest rank
+        total, all_tokens, *sums = world.sum([float(loss_sum), float(tokens), *also_sum])
     return StepResult(
         loss=total / counted,
         tokens=int(all_tokens),
@@ -102,7 +118,24 @@ def loss_scale_of(engine: Engine) -> float:
     return float(engine.optimizer.loss_scale) if engine.precision == "fp16" else 1.0
 
 
-def _counted_tokens(engine: Engine, micro_batches: Sequence[MicroBatch]) -> float:
+def summed_loss(engine: Engine, batch: MicroBatch, seed: int, index: int) -> torch.Tensor:
+    """Forward pass of the step's index-th micro-batch: the sum of its losses over the tokens that count."""
+    device = engine.world.device
+    torch.manual_seed(hash((seed, index, engine.world.rank)) % 2**63)  # a hash of ints is the same in every process
+    # the documents stay on the host, which counts them; [b, T]
+    losses = engine.deepspeed(batch.inputs.to(device), batch.targets.to(device), documents=batch.documents)
+    return (losses if batch.weights is None else losses * batch.weights.to(device)).sum()
+
+
+def loss_factor(engine: Engine, num_micro_batches: int, counted: float) -> float:
+    """What summed losses are multiplied by before backward.
+
+    DeepSpeed divides by the micro-batches of a rank and averages over ranks; the loss is a mean over counted tokens.
+    """
+    return num_micro_batches * engine.world.size / counted
+
+
+def counted_tokens(engine: Engine, micro_batches: Sequence[MicroBatch]) -> float:
     """Weight of all targets of the global batch. Known without asking the others where every token counts."""
     if all(batch.weights is None for batch in micro_batches):
         return float(sum(batch.targets.numel() for batch in micro_batches) * engine.world.size)

@@ -5,7 +5,7 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 from dsllm.config.run import RunConfig
 from dsllm.engine.step import StepResult
 from dsllm.train.progress import Progress
-from dsllm.train.run_directory import METRICS_FILE
+from dsllm.train.run_directory import LAYER_STATISTICS_FILE, METRICS_FILE
 
 _RECENT_STEPS = 50
 
@@ -89,18 +89,38 @@ class Metrics:
         }
 
     def record(self, row: Mapping[str, Any]) -> None:
-        """Write a step's row to the file and to TensorBoard. Numbers that are not finite become null: JSON has none."""
-        clean = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
+        """Write a step's row to the file and to TensorBoard."""
+        clean = _finite(row)
         self.file.write(json.dumps(clean) + "\n")
+        self._show({key: v for key, v in clean.items() if key not in ("step", "time", "attempt")}, row["step"])
+
+    def record_layers(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the statistics of a step's layers, one line for each, to their file and to TensorBoard."""
+        if not rows:
+            return
+        clean = [{"step": step, **_finite(row), "attempt": self.attempt} for row in rows]
+        with (self.directory / LAYER_STATISTICS_FILE).open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in clean)
+        for row in clean:
+            measured = {key: v for key, v in row.items() if key not in ("step", "layer", "attempt")}
+            self._show({f"{key}/{row['layer']}": v for key, v in measured.items()}, step)
+
+    def _show(self, values: Mapping[str, float | None], step: int) -> None:
+        """Curves for TensorBoard."""
         if self.board is None:
             return
         try:
-            for key, value in clean.items():
-                if key not in ("step", "time", "attempt") and value is not None:
-                    self.board.add_scalar(key, value, row["step"])
+            for key, value in values.items():
+                if value is not None:
+                    self.board.add_scalar(key, value, step)
         except OSError as error:
             self.board = None
             self.tell(f"TensorBoard is switched off: {error}")
+
+
+def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers that are not finite become null: JSON has none."""
+    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
 
 
 def step_line(row: Mapping[str, Any], config: RunConfig) -> str:

@@ -14,6 +14,7 @@ from dsllm.files import HeldElsewhereError, hold_lock, write_atomically
 
 FORMAT_VERSION = 1
 RUN_FILE, DEEPSPEED_FILE, STATUS_FILE, METRICS_FILE = "run.yaml", "deepspeed.json", "status.json", "metrics.jsonl"
+LAYER_STATISTICS_FILE = "layer_statistics.jsonl"
 
 
 @dataclass
