@@ -27,7 +27,7 @@ from dsllm.data.manifest import Manifest
 from dsllm.engine.build import Engine, build_engine
 from dsllm.engine.deepspeed_config import Layout, final_config
 from dsllm.engine.device import choose_device, compute_dtype, peak_flops, resolve_precision, set_up_process
-from dsllm.engine.process_group import World, process_group
+from dsllm.engine.process_group import World, lost_ranks_named, process_group
 from dsllm.engine.ranks import Ranks
 from dsllm.engine.state import check_attributes, load_state
 from dsllm.errors import EXIT_INTERRUPTED, CheckpointError, DataError, RunError
@@ -55,7 +55,11 @@ def run(config: RunConfig, given: Mapping[str, Any], manifest: Manifest, ranks: 
     final = final_config(config, given, Layout(world_size=ranks.world_size, device=device.type, precision=precision))
     tell = partial(print, flush=True) if ranks.rank == 0 else _say_nothing
     timeout = timedelta(minutes=config.train.timeout_minutes)
-    with process_group(ranks, device, timeout) as world, _run_directory(config, world) as attempt:
+    with (
+        process_group(ranks, device, timeout) as world,
+        _run_directory(config, world) as attempt,
+        lost_ranks_named(world),
+    ):
         directory = Path(config.run.directory)
         reader = find_resumable(directory, world, tell)
         _check_directory(config, directory, reader, tell)

@@ -89,6 +89,26 @@ def process_group(ranks: Ranks, device: torch.device, timeout: timedelta = TIMEO
         dist.destroy_process_group()  # without this a rank can die at interpreter exit after a run that went well
 
 
+@contextlib.contextmanager
+def lost_ranks_named(world: World) -> Iterator[None]:
+    """Say in words that another rank does not answer, in place of the transport's own error.
+
+    Raises:
+        LaunchError: another rank has failed or left, or its host cannot be reached any more.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo has no error class of its own; its messages begin with the source file that raised them
+        if not isinstance(error, dist.DistError) and "/gloo/" not in str(error):
+            raise
+        raise LaunchError(
+            f"rank {world.rank} of {world.size} lost another rank: it failed (then its own words are in the log), was killed, "
+            f"its host is gone, or it hung for train.timeout_minutes={world.timeout.total_seconds() / 60:g}; the same command "
+            f"goes on from the last checkpoint ({str(error).splitlines()[0]})"
+        ) from error
+
+
 def bound_all_groups(timeout: timedelta) -> None:
     """Give every group the same time-out: DeepSpeed makes groups of its own and gives them torch's default."""
     for group in list(distributed_c10d._world.pg_map):

@@ -126,6 +126,17 @@ def test_killed_at_a_random_step_it_continues_to_the_last_bit(uninterrupted, fol
     assert curve(folder) == uninterrupted(stage), f"killed at step {step}"
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_ends_the_others_in_words(folder, rank):
+    job = start_job(folder, 2, ["tiny.yaml", f"train.total_tokens={5000 * 8 * 32}"])
+    job.wait_for_step(folder / "runs" / "tiny" / "metrics.jsonl", 5)
+    job.send(signal.SIGKILL, rank)
+    codes = job.wait(30)
+    assert codes[rank] == -signal.SIGKILL and codes[1 - rank] == 1
+    assert f"error: rank {1 - rank} of 2 lost another rank" in job.output() and "Traceback" not in job.output()
+    assert status(folder)["state"] == ("running" if rank == 0 else "failed")  # only rank 0 could have said so
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_signal_to_one_rank_saves_on_all_and_exits_75(uninterrupted, folder, number, rank):
