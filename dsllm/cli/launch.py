@@ -108,10 +108,16 @@ def _run(job: Job, cluster: ClusterConfig, plan: Plan) -> int:
             with (job.folder / OUTPUT_FILE).open("wb") as log:
                 over = partial(_over, job, before)
                 codes = list(follow(plan.commands, waits, asked, over, partial(_write, log)).values())
+                if any(codes) and plan.sweeps:
+                    follow(plan.sweeps, waits, Asked(), _never, partial(_write, log))
         verdict = judge(before, read_status(job.run_directory), codes, asked.by)
     with contextlib.suppress(BrokenPipeError):
         print(f"dsllm launch: {verdict.reason}", file=sys.stderr, flush=True)
     return verdict.code
+
+
+def _never() -> bool:
+    return False
 
 
 def _run_batch(job: Job, plan: Plan, waits: Waits, asked: Asked) -> int:

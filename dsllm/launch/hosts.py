@@ -35,7 +35,7 @@ def plan_on_hosts(job: Job, cluster: ClusterConfig, with_torchrun: bool) -> Plan
             *("--node_rank", '"$1"', "--master_addr", address, "--master_port", str(port)),
             *("--no_local_rank", "--module"),
         ]
-    about = f"Starts one host's ranks of the job {job.name}. $1: the host's number, from 0."
+    about = f"Starts one host's ranks of the job {job.name}."
     text = script(about, job, cluster, _watched(job, cluster, start, port))
     commands = {host.name: ssh_command(cluster, host.name, node, str(i)) for i, host in enumerate(cluster.hosts)}
     return Plan(files={hostfile: hostfile_text(cluster.hosts), node: text}, commands=commands)

@@ -4,13 +4,14 @@ import shlex
 import sys
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dsllm.config.cluster import ClusterConfig
 
 JOB_VARIABLE = "DSLLM_JOB"
-"""Every process of a job has this variable, so that stopping one job never hits another one's processes."""
+"""Every process of a job has this variable, so that stopping one job never hits another one's processes. The host's number
+is part of its value: two of a job's hosts may be one machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,8 @@ class Plan:
     files: dict[Path, str]
     commands: dict[str, tuple[str, ...]]
     """By host, in the order of the hosts: what runs on this machine to start the host's part of the job."""
+    sweeps: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """By host: what ends a failed job's processes on hosts where no watch of ours runs."""
 
 
 def quoted(words: Sequence[str]) -> str:
@@ -76,14 +79,14 @@ def preparation(cluster: ClusterConfig) -> list[str]:
 
 
 def script(about: str, job: Job, cluster: ClusterConfig, command: str) -> str:
-    """A script of the job: the preparation, then one command in its place."""
+    """A script of the job: the preparation, then one command in its place; `$1` is the host's number, from 0."""
     lines = [
         "#!/bin/bash",
         f"# Written by dsllm launch. {about}",
         "set -e",
         f"cd -- {shlex.quote(str(job.directory))}",
         *preparation(cluster),
-        f"export {JOB_VARIABLE}={job.name}",
+        f'export {JOB_VARIABLE}={job.name}."$1"',
         f"exec {command}",
     ]
     return "\n".join(lines) + "\n"

@@ -33,11 +33,11 @@ def send(processes: Sequence[psutil.Process], number: signal.Signals) -> None:
             continue
 
 
-def end_marked(job: str, wait_seconds: float) -> int:
-    """Let what is left of a job save and leave, and kill what is there after the wait; the number of processes left over."""
+def end_marked(job: str, wait_seconds: float) -> bool:
+    """Let what is left of a job save and leave, and kill what is there after the wait; whether there was anything."""
     left = marked(job)
     if not left:
-        return 0
+        return False
     send(ranks_among(left) or left, signal.SIGTERM)
     deadline = time.monotonic() + wait_seconds
     while marked(job) and time.monotonic() < deadline:
@@ -45,7 +45,7 @@ def end_marked(job: str, wait_seconds: float) -> int:
     while rest := marked(job):  # more than once: a process may have started another meanwhile
         send(rest, signal.SIGKILL)
         time.sleep(_LOOK_AGAIN_SECONDS)
-    return len(left)
+    return True
 
 
 def _variables(process: psutil.Process) -> dict[str, str]:

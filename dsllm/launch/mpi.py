@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dsllm.config.cluster import ClusterConfig
 from dsllm.config.hostfile import hostfile_text
-from dsllm.launch.hosts import THIS_MACHINE, free_port, local_slots, watch
+from dsllm.launch.hosts import THIS_MACHINE, free_port, local_slots, ssh_command, watch
 from dsllm.launch.job import Job, Plan, derived_port, in_container, python_of, quoted, script
 
 
@@ -20,16 +20,24 @@ def plan_mpi(job: Job, cluster: ClusterConfig) -> Plan:
     port = derived_port(job, cluster) if cluster.hosts else cluster.port or free_port()
     train = quoted([*in_container(cluster), python_of(cluster), "-u", "-m", "dsllm", "train", *job.words])
     store = f"env MASTER_ADDR={address} MASTER_PORT={port}"
-    mpirun = quoted([cluster.mpi.program, *mpirun_words(cluster, hostfile), "bash", str(rank)])
+    mpirun = quoted([cluster.mpi.program, *mpirun_words(cluster, hostfile), "bash", str(rank), "0"])
     # mpirun kills its ranks a second after a SIGTERM, but hands SIGUSR1 on to them: they save
     own = f"{watch(quoted([sys.executable]), cluster)} --stop-command-by=SIGUSR1"
     files = {
         rank: script(f"Becomes one rank of the job {job.name}.", job, cluster, f"{store} {train}"),
         node: script(f"Starts the ranks of the job {job.name}.", job, cluster, f"{own} -- \\\n    {mpirun}"),
     }
-    if cluster.hosts:
-        files[hostfile] = hostfile_text(cluster.hosts)
-    return Plan(files=files, commands={THIS_MACHINE: ("bash", str(node), "0")})
+    commands = {THIS_MACHINE: ("bash", str(node), "0")}
+    if not cluster.hosts:
+        return Plan(files=files, commands=commands)
+    files[hostfile] = hostfile_text(cluster.hosts)
+    sweep = job.folder / "sweep.sh"
+    files[sweep] = script(f"Ends what is left of the job {job.name} on a host.", job, cluster, f"{own} -- true")
+    return Plan(
+        files=files,
+        commands=commands,
+        sweeps={host.name: ssh_command(cluster, host.name, sweep, "0") for host in cluster.hosts},
+    )
 
 
 def mpirun_words(cluster: ClusterConfig, hostfile: Path) -> list[str]:

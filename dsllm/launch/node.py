@@ -72,9 +72,8 @@ def main(arguments: Sequence[str]) -> int:
         signal.signal(number, on_signal)
     _wait(watch)
     code = process.wait()
-    left = end_marked(job, 0 if time.monotonic() >= watch.deadline else options.end_seconds)
-    if left:
-        sys.stderr.write(f"dsllm launch: {left} processes of {job} outlived their launcher and were ended\n")
+    if end_marked(job, 0 if time.monotonic() >= watch.deadline else options.end_seconds):
+        sys.stderr.write(f"dsllm launch: processes of {job} outlived their launcher and were ended\n")
     return code if code >= 0 else 128 - code
 
 
