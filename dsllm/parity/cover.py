@@ -22,8 +22,8 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "masked": (False, True),
     "loss_scale": ("static", "dynamic"),
     "activation_checkpointing": ("none", "full", "attention", "mlp", 2),
-    "grad_accum_dtype": (None, "fp32", "bf16", "fp16"),
-    "communication_data_type": (None, "fp32", "bf16", "fp16"),
+    "grad_accum_dtype": ("fp32", "bf16", "fp16"),
+    "communication_data_type": ("fp32", "bf16", "fp16"),
     "reduce_scatter": (None, False, True),
     "prescale_gradients": (False, True),
     "gradient_predivide_factor": (1.0, 2.0),
@@ -112,10 +112,11 @@ def allowed(row: Assignment) -> bool:
 
 
 def _allowed_dtypes(row: Assignment, stage: int, precision: Precision) -> bool:
-    """Gradients are summed in fp32 or in the weights' own 16 bits, and sent in those or (weights in fp32) in bf16."""
-    sums = ("fp32", precision) if stage and precision in SIXTEEN_BITS else (None,)
-    sent = ("fp32", precision if precision in SIXTEEN_BITS else "bf16")
-    return row.get("grad_accum_dtype", sums[0]) in sums and row.get("communication_data_type", sent[0]) in sent
+    """Gradients are summed as the weights are, or in fp32; they are sent in fp32, the weights' own 16 bits, or bf16."""
+    own = precision if precision in SIXTEEN_BITS else "fp32"
+    summed = ("fp32", own) if stage else (own,)
+    sent = ("fp32", "bf16" if own == "fp32" else own)
+    return row.get("grad_accum_dtype", own) in summed and row.get("communication_data_type", "fp32") in sent
 
 
 def _allowed_scaling(row: Assignment, stage: int) -> bool:

@@ -56,7 +56,7 @@ def all_combinations(quick: bool = False) -> list[Combination]:
 
 def run_table(combinations: Sequence[Combination], device: str, seed: int) -> Iterator[Row]:
     """Each combination's row as soon as it is known; combinations of one world size stand together."""
-    references = _References(device, seed)
+    references = References(device, seed)
     for world_size in sorted({c.world_size for c in combinations}):
         left = [c for c in combinations if c.world_size == world_size]
         references.prepare(left)
@@ -75,7 +75,7 @@ def run_table(combinations: Sequence[Combination], device: str, seed: int) -> It
             left = left[done:]
 
 
-class _References:
+class References:
     """The plain runs that a table needs, each made once, in a process of its own."""
 
     def __init__(self, device: str, seed: int):
