@@ -4,7 +4,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dsllm.config.model import VOCAB_MULTIPLE, ModelConfig
-from dsllm.config.train import Precision
+from dsllm.config.train import Precision, TrainConfig
+
+LOGITS_AT_A_TIME = 2**26
+"""Logits that the loss computes at a time, in the hidden state's dtype: each chunk costs a pass over the head's gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,29 +116,61 @@ def model_state_bytes(
     return whole * num_parameters + -(-shared * num_parameters // data_parallel_size)
 
 
-def activation_bytes(
-    config: ModelConfig,
-    sequence_length: int,
-    micro_batch_sequences: int,
-    precision: Precision,
-    checkpoint_every: int = 0,
+def kept_activation_bytes(
+    config: ModelConfig, sequence_length: int, train: TrainConfig, precision: Precision, device: str = "cpu"
 ) -> int:
-    """An estimate of the bytes that one micro-batch keeps for its backward pass, at its peak.
+    """Bytes of one micro-batch's activations that the blocks and the last norm keep between forward and backward pass.
 
-    Counted are the inputs that each operation saves; with activation checkpointing a checkpointed block keeps its
-    input, and one block at a time is recomputed. Attention's weights are not counted: fused kernels keep none (the
-    CPU's for bf16 does, 1 to 2 bytes per token, head and key, up to 1024 tokens).
+    Counted are the inputs that each operation saves. Left out: the logits (`activation_bytes`), masks of dropout, what
+    is one number per token (norms) or per token and head (attention), and the attention weights that the CPU's kernel
+    for bf16 keeps (1 to 2 bytes per token, head and key, up to 1024 tokens); fused kernels keep none.
+
+    Args:
+        precision: a resolved one, not auto
+        device: "cpu" or "cuda": what is offloaded counts on the CPU, and not on the GPU
     """
-    width = 4 if precision == "fp32" else 2
-    tokens = sequence_length * micro_batch_sequences
-    heads = (2 * config.num_heads + 2 * config.kv_heads) * config.head_width  # q, k, v and attention's output
-    inner = (4 if config.mlp == "swiglu" else 2) * config.mlp_width
-    block = width * tokens * (4 * config.hidden_size + heads + inner)
-    every = checkpoint_every or config.num_layers + 1
-    recomputed = -(-config.num_layers // every) if checkpoint_every else 0
-    kept = (config.num_layers - recomputed) * block + recomputed * width * tokens * config.hidden_size
-    logits = tokens * config.padded_vocab_size * width
-    return kept + (block if recomputed else 0) + logits + 2 * width * tokens * config.hidden_size
+    token = _activation_width(precision) * sequence_length * train.micro_batch_sequences  # bytes per unit of width
+    attention, mlp = _kept_widths(config)
+    layers, what = config.num_layers, train.activation_checkpointing
+    # a branch's input is kept by its norm, or by its recomputation, or both; parallel branches share it
+    inputs = config.hidden_size * (1 if config.parallel_residual else 2)
+    whole = {"full": layers, "none": 0, "attention": 0, "mlp": 0}[what] if isinstance(what, str) else -(-layers // what)
+    kept = whole * config.hidden_size + (layers - whole) * (
+        inputs + (0 if what == "attention" else attention) + (0 if what == "mlp" else mlp)
+    )
+    if train.activation_offload and device != "cpu":
+        recomputed_branches = layers if what in ("attention", "mlp") and not config.parallel_residual else 0
+        kept -= (whole + recomputed_branches) * config.hidden_size
+    return token * (kept + 2 * config.hidden_size)
+
+
+def activation_bytes(
+    config: ModelConfig, sequence_length: int, train: TrainConfig, precision: Precision, device: str = "cpu"
+) -> int:
+    """An estimate of the most bytes that one micro-batch's activations take at a time.
+
+    To what is kept comes the larger of two that do not meet: the logits, whole or a chunk of them, and the part of a
+    block that is being recomputed. Arguments as in `kept_activation_bytes`.
+    """
+    tokens, width = sequence_length * train.micro_batch_sequences, _activation_width(precision)
+    attention, mlp = _kept_widths(config)
+    what = train.activation_checkpointing
+    parts = {"none": 0, "attention": attention, "mlp": mlp, "full": attention + mlp + config.hidden_size}
+    recomputed = width * tokens * parts[what if isinstance(what, str) else "full"]
+    logits = width * min(tokens * config.padded_vocab_size, LOGITS_AT_A_TIME)
+    return kept_activation_bytes(config, sequence_length, train, precision, device) + max(logits, recomputed)
+
+
+def _activation_width(precision: Precision) -> int:
+    return 4 if precision == "fp32" else 2
+
+
+def _kept_widths(config: ModelConfig) -> tuple[int, int]:
+    """Numbers per token that attention and the MLP of a block keep, their own inputs to the norm left out."""
+    queries, keys = config.num_heads * config.head_width, config.kv_heads * config.head_width
+    attention = config.hidden_size + 2 * queries + 2 * keys  # the normed input; q, k, v and attention's output
+    attention += queries + keys if config.qk_norm else 0
+    return attention, config.hidden_size + (4 if config.mlp == "swiglu" else 2) * config.mlp_width
 
 
 def _attention_matrices(config: ModelConfig) -> int:

@@ -35,8 +35,7 @@ def _summary(
     stage = final["zero_optimization"]["stage"]
     state = counts.model_state_bytes(count.total, stage, precision, world_size)
     length, micro = config.data.sequence_length, config.train.micro_batch_sequences
-    every = checkpoint_every(config)
-    activations = counts.activation_bytes(config.model, length, micro, precision, every)
+    activations = counts.activation_bytes(config.model, length, config.train, precision, device)
     per_token = counts.flops_per_token(config.model, length)
     total_tokens = config.num_steps * config.tokens_per_step
     return [
@@ -49,12 +48,6 @@ def _summary(
         f"memory       per rank {state / GIB:.2f} GiB of model states and about {activations / GIB:.2f} GiB of activations",
         f"directories  run {config.run.directory}, data {config.data.directory}",
     ]
-
-
-def checkpoint_every(config: RunConfig) -> int:
-    """train.activation_checkpointing as a number: every k-th block, 0 for none."""
-    asked = config.train.activation_checkpointing
-    return asked if isinstance(asked, int) else {"none": 0, "full": 1}[asked]
 
 
 def _with_some_vocabulary(config: RunConfig) -> tuple[RunConfig, str]:

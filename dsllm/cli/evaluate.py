@@ -48,6 +48,7 @@ def main(arguments: list[str]) -> int:
         "sequence_length": batches.sequence_length,
         "stride": batches.stride or batches.sequence_length,
         "max_sequences": batches.max_sequences,
+        "document_mask": batches.document_mask,
         "precision": precision,
         "seconds": round(time.monotonic() - start, 2),
     }
@@ -110,6 +111,7 @@ def _batches(saved: SavedModel, directory: Path, manifest: Manifest, options: ar
         micro_batch_sequences=max(1, TOKENS_PER_BATCH // length),
         max_sequences=options.max_sequences,
         stride=options.stride,
+        document_mask=saved.run is not None and saved.run.data.document_mask,
     )
     if batches.num_tokens == 0:
         raise DataError(f"{directory}: no text is held out: set data.validation_share above 0 and prepare again")

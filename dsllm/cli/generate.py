@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
             f"{saved.folder}: knows {saved.config.vocab_size} token ids, the tokenizer has {tokenizer.vocab_size}: "
             "it is another model's"
         )
-    # In training every document follows an end-of-text token, so a prompt does too.
+    # In training every document follows an end-of-text token, so a prompt does too; with a document mask it is not seen.
     prompt = [tokenizer.end_of_text_id, *tokenizer.encode(options.prompt)]
     if len(prompt) >= saved.context_length:
         raise CheckpointError(
@@ -47,7 +47,9 @@ def main(arguments: list[str]) -> int:
             seed=options.seed + number,
         )
         print(options.prompt, end="")
-        _print_text(tokenizer, generate(model, prompt, options.max_tokens, sampling, tokenizer.end_of_text_id))
+        masked = saved.run is not None and saved.run.data.document_mask
+        tokens = generate(model, prompt, options.max_tokens, sampling, tokenizer.end_of_text_id, masked)
+        _print_text(tokenizer, tokens)
     return 0
 
 

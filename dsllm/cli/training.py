@@ -16,9 +16,9 @@ from dsllm import __version__, counts
 from dsllm.checkpoint.find import find_checkpoint
 from dsllm.checkpoint.hugging_face import HuggingFaceReader
 from dsllm.checkpoint.read import CheckpointReader
-from dsllm.cli.dry_run import checkpoint_every
 from dsllm.config.load import run_from_dict, run_to_dict
 from dsllm.config.run import RunConfig
+from dsllm.config.train import Precision
 from dsllm.config.yaml_file import read_yaml, write_yaml
 from dsllm.data import fingerprint
 from dsllm.data.loader import TrainingBatches, ValidationBatches
@@ -26,7 +26,14 @@ from dsllm.data.manifest import FILE_NAME as DATA_MANIFEST
 from dsllm.data.manifest import Manifest
 from dsllm.engine.build import Engine, build_engine
 from dsllm.engine.deepspeed_config import Layout, final_config
-from dsllm.engine.device import choose_device, compute_dtype, peak_flops, resolve_precision, set_up_process
+from dsllm.engine.device import (
+    check_compiler,
+    choose_device,
+    compute_dtype,
+    peak_flops,
+    resolve_precision,
+    set_up_process,
+)
 from dsllm.engine.process_group import World, lost_ranks_named, process_group
 from dsllm.engine.ranks import Ranks
 from dsllm.engine.state import check_attributes, load_state
@@ -35,6 +42,8 @@ from dsllm.evaluate.perplexity import validation_loss
 from dsllm.files import sha256_of_file, write_atomically
 from dsllm.model.initial import decay_groups
 from dsllm.model.initial_state import InitialValues, WeightsOnly
+from dsllm.model.kernels import Kernels, load_kernels
+from dsllm.model.recompute import Recompute
 from dsllm.model.transformer import Transformer, parameter_shapes
 from dsllm.slices import StateReader
 from dsllm.train.loop import Run, train
@@ -53,6 +62,9 @@ def run(config: RunConfig, given: Mapping[str, Any], manifest: Manifest, ranks: 
     device = choose_device(ranks.local_rank)
     precision = resolve_precision(config.train.precision, device)
     final = final_config(config, given, Layout(world_size=ranks.world_size, device=device.type, precision=precision))
+    kernels = load_kernels(config.train.kernels, device.type)
+    if config.train.compile:
+        check_compiler(device)
     tell = partial(print, flush=True) if ranks.rank == 0 else _say_nothing
     timeout = timedelta(minutes=config.train.timeout_minutes)
     with (
@@ -63,9 +75,7 @@ def run(config: RunConfig, given: Mapping[str, Any], manifest: Manifest, ranks: 
         directory = Path(config.run.directory)
         reader = find_resumable(directory, world, tell)
         _check_directory(config, directory, reader, tell)
-        make_model = partial(
-            Transformer, config.model, config.context_length, compute_dtype(precision), checkpoint_every(config)
-        )
+        make_model = partial(_make_model, config, precision, kernels)
         engine = build_engine(make_model, decay_groups, config.train, precision, final, world)
         check_attributes(engine)
         batches = _training_batches(config, manifest, world)
@@ -91,6 +101,14 @@ def run(config: RunConfig, given: Mapping[str, Any], manifest: Manifest, ranks: 
             if world.rank == 0:
                 metrics.close()
         return _conclude(config, progress, signal_name, world, tell)
+
+
+def _make_model(config: RunConfig, precision: Precision, kernels: Kernels) -> Transformer:
+    recompute = Recompute(what=config.train.activation_checkpointing, offload=config.train.activation_offload)
+    model = Transformer(config.model, config.context_length, compute_dtype(precision), recompute, kernels)
+    if config.train.compile:
+        model.compile_layers()
+    return model
 
 
 def _say_nothing(text: str) -> None:
@@ -232,6 +250,7 @@ def _validation(config: RunConfig, manifest: Manifest, world: World) -> Callable
         rank=world.rank,
         num_ranks=world.size,
         max_sequences=config.train.validation_sequences or None,
+        document_mask=config.data.document_mask,
     )
 
     def validate(engine: Engine) -> Mapping[str, float]:

@@ -33,6 +33,9 @@ class Batch:
     """fp32 [B, T]: 1 where a target counts and 0 where not; None: all count."""
     fingerprint: int
     """Sum of its samples' fingerprints (dsllm/data/fingerprint.py); 0 in validation."""
+    documents: torch.Tensor | None = None
+    """int64 [B, T]: end-of-text tokens before each input in its sequence, which numbers the documents: the end-of-text
+    belongs to the document that it ends. None: attention passes over their boundaries."""
 
 
 @dataclass(eq=False, repr=False)
@@ -94,7 +97,12 @@ class TrainingBatches:
             tokens[row] = stream.read_block(sample.block, length)
             stream.check_ids(tokens[row], self.manifest.tokenizer.vocab_size)
             hashes.append(fingerprint.sample_fingerprint(number, sample.source, sample.block, tokens[row]))
-        return Batch(*_shifted(tokens), weights=None, fingerprint=fingerprint.add(*hashes))
+        return Batch(
+            *_shifted(tokens),
+            weights=None,
+            fingerprint=fingerprint.add(*hashes),
+            documents=_documents(tokens, self.manifest) if self.data.document_mask else None,
+        )
 
 
 @dataclass(eq=False, repr=False)
@@ -120,6 +128,8 @@ class ValidationBatches:
     """Use at most so many windows, spread evenly over all; None or 0: all."""
     stride: int | None = None
     """Targets that count per window after the first, at most T; None: T."""
+    document_mask: bool = False
+    """Number the documents of each window, so that attention stays within them."""
 
     def __post_init__(self) -> None:
         self._stride = self.stride or self.sequence_length
@@ -158,7 +168,8 @@ class ValidationBatches:
                 tokens[row, : stop - start + 1] = stream.read(start - 1, stop)
             stream.check_ids(tokens[row], self.manifest.tokenizer.vocab_size)
             weights[row, counted - start : stop - start] = 1
-        return Batch(*_shifted(tokens), weights=torch.from_numpy(weights), fingerprint=0)
+        documents = _documents(tokens, self.manifest) if self.document_mask else None
+        return Batch(*_shifted(tokens), weights=torch.from_numpy(weights), fingerprint=0, documents=documents)
 
     def _num_windows(self, stream: TokenStream) -> int:
         """The first window counts T targets, each later one `stride`."""
@@ -223,6 +234,12 @@ def _order(streams: Sequence[TokenStream], directory: Path, data: DataConfig, se
             f"(data.sequence_length + 1), but {found}: add text, or use shorter sequences"
         )
     return SampleOrder(names, [stream.num_blocks(length) for stream in streams], weights or None, seed)
+
+
+def _documents(tokens: np.ndarray, manifest: Manifest) -> torch.Tensor:
+    """The number of each input's document in its window: [B, T] of token windows [B, T + 1]."""
+    ends = tokens[:, :-1] == manifest.tokenizer.end_of_text_id
+    return torch.from_numpy(np.cumsum(ends, 1) - ends)
 
 
 def _shifted(tokens: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

@@ -24,7 +24,12 @@ class Sampling:
 
 @torch.inference_mode()
 def generate(
-    model: Transformer, prompt: Sequence[int], max_tokens: int, sampling: Sampling, end_of_text_id: int | None = None
+    model: Transformer,
+    prompt: Sequence[int],
+    max_tokens: int,
+    sampling: Sampling,
+    end_of_text_id: int | None = None,
+    document_mask: bool = False,
 ) -> Iterator[int]:
     """Token ids that continue a prompt, as they come.
 
@@ -32,18 +37,22 @@ def generate(
 
     Args:
         prompt: at least one token id, and fewer than the model's context has room for
+        document_mask: the model was trained so that no token sees beyond an end-of-text: nor does it here
     """
     assert prompt, "a model continues something: give it at least the end-of-text token"
     device = model.embed.weight.device
     generator = torch.Generator(device).manual_seed(sampling.seed)
     cache = KeyValueCache(model.config.num_layers)
-    new = list(prompt)
+    ends = [i for i, token in enumerate(prompt[:-1]) if document_mask and token == end_of_text_id]
+    new = list(prompt[ends[-1] + 1 if ends else 0 :])
     for _ in range(min(max_tokens, model.context_length - len(new))):
         logits = model(torch.tensor([new], device=device), cache=cache)[0, -1]  # [vocab_size]
         token = choose_token(logits.float(), sampling, generator)
         if token == end_of_text_id:
             return
         yield token
+        if document_mask and new[-1] == end_of_text_id:
+            cache = KeyValueCache(model.config.num_layers)  # the token is the first of its document
         new = [token]
 
 

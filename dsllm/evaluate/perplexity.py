@@ -9,7 +9,7 @@ import torch
 
 
 class HeldOutBatch(Protocol):
-    """Inputs and targets [B, T], and how much each target counts; None: all count fully."""
+    """Inputs and targets [B, T]; how much each target counts, None: fully; and each token's document, None: one."""
 
     @property
     def inputs(self) -> torch.Tensor: ...
@@ -17,6 +17,8 @@ class HeldOutBatch(Protocol):
     def targets(self) -> torch.Tensor: ...
     @property
     def weights(self) -> torch.Tensor | None: ...
+    @property
+    def documents(self) -> torch.Tensor | None: ...
 
 
 class HeldOutBatches(Protocol):
@@ -53,7 +55,7 @@ class HeldOutLoss:
 
 @torch.no_grad()
 def validation_loss(
-    losses: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    losses: Callable[..., torch.Tensor],
     batches: HeldOutBatches,
     device: torch.device,
     sum_over_ranks: Callable[[Sequence[float]], list[float]] = list,
@@ -61,7 +63,7 @@ def validation_loss(
     """Measure the held-out loss; a collective call where there are several ranks.
 
     Args:
-        losses: inputs and targets [B, T] to per-token losses [B, T], in nats.
+        losses: inputs, targets and `documents` [B, T] to per-token losses [B, T], in nats.
         sum_over_ranks: sums numbers over the ranks.
     """
     total = torch.zeros((), dtype=torch.float64, device=device)
@@ -69,7 +71,8 @@ def validation_loss(
     for batch in batches:
         weights = torch.ones(batch.targets.shape) if batch.weights is None else batch.weights
         weights = weights.to(device, torch.float64)
-        total += (losses(batch.inputs.to(device), batch.targets.to(device)) * weights).sum()
+        measured = losses(batch.inputs.to(device), batch.targets.to(device), documents=batch.documents)
+        total += (measured * weights).sum()
         counted += weights.sum()
     loss_sum, num_tokens = sum_over_ranks([float(total), float(counted)])
     return HeldOutLoss(loss=loss_sum / num_tokens, num_tokens=int(num_tokens), text_bytes=batches.text_bytes)

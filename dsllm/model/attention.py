@@ -1,15 +1,23 @@
-"""Causal attention: which kernel runs where, and a fast one for CPUs."""
+"""Causal attention, over whole sequences or within packed documents: which kernel runs where."""
 
 # B sequences, H query heads, K key and value heads (H a multiple of K), T tokens, D width of a head.
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.torch_version import TorchVersion
 
-BLOCK_TOKENS = 128
-"""Queries per block: smaller blocks waste less on the masked triangle, larger ones make larger matrix products."""
+from dsllm.model.block_causal import QueryBlock, block_causal_attention, document_blocks
+
+HAS_VARLEN = TorchVersion(torch.__version__) >= (2, 13)  # its interface is younger than torch's oldest version here
+if HAS_VARLEN:
+    from torch.nn.attention.varlen import varlen_attn
+
+Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+"""query [B, H, T, D], key and value [B, K, T, D], dropout -> [B, H, T, D]"""
 
 BLOCK_CAUSAL_TOKENS = 1024
 """Longest sequence for the block-causal kernel. It keeps the attention weights, whose size grows with the square of the
@@ -30,11 +38,26 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float =
     Returns:
         [B, H, T, D]
     """
-    short = query.shape[2] <= BLOCK_CAUSAL_TOKENS
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and short and dropout == 0.0:
+    if _block_causal_is_faster(query.device, query.dtype, query.shape[2], dropout):
         return block_causal_attention(query, key, value)
     grouped = query.shape[1] != key.shape[1]
     return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True, enable_gqa=grouped)
+
+
+def document_attention(documents: Tensor, device: torch.device, dtype: torch.dtype, dropout: float) -> Attend:
+    """Causal attention in which no token sees another document. Made once for all layers of a forward pass.
+
+    Args:
+        documents: [B, T] the number of each token's document in its sequence, rising; on the CPU, whatever the device:
+            its boundaries are counted on the host, and a GPU does not stop for it
+        device, dtype: where and in what the layers compute
+    """
+    if _block_causal_is_faster(device, dtype, documents.shape[1], dropout):
+        return partial(_block_causal_documents, blocks=document_blocks(documents, dtype))
+    if HAS_VARLEN and device.type == "cuda" and dtype != torch.float32 and dropout == 0.0:
+        return partial(_varlen_attention, boundaries=_boundaries(documents).to(device, non_blocking=True))
+    same = documents[:, None, :, None] == documents[:, None, None, :]
+    return partial(_masked_attention, visible=same.tril().to(device, non_blocking=True))
 
 
 def cached_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -52,68 +75,50 @@ def cached_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, enable_gqa=grouped)
 
 
-def block_causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Causal attention from batched matrix products: blocks of queries, each over its causal prefix of keys.
+def _block_causal_is_faster(device: torch.device, dtype: torch.dtype, num_tokens: int, dropout: float) -> bool:
+    return device.type == "cpu" and dtype == torch.bfloat16 and num_tokens <= BLOCK_CAUSAL_TOKENS and dropout == 0.0
 
-    The softmax is computed in fp32 inside torch's kernel whatever the dtype. Shapes as in `causal_attention`.
+
+def _block_causal_documents(
+    query: Tensor, key: Tensor, value: Tensor, dropout: float, blocks: Sequence[QueryBlock]
+) -> Tensor:
+    return block_causal_attention(query, key, value, blocks)
+
+
+def _masked_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float, visible: Tensor) -> Tensor:
+    """torch's attention under a mask [B, 1, T, T]."""
+    grouped = query.shape[1] != key.shape[1]
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=dropout, enable_gqa=grouped)
+
+
+def _varlen_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float, boundaries: Tensor) -> Tensor:
+    """Flash attention over all documents of the batch in a row; boundaries as from `_boundaries`."""
+    batch, heads, num_tokens, width = query.shape
+    queries, keys, values = (x.transpose(1, 2).reshape(batch * num_tokens, -1, width) for x in (query, key, value))
+    out = varlen_attn(
+        queries,
+        keys,
+        values,
+        boundaries,
+        boundaries,
+        num_tokens,  # no document is longer; the longest is not looked up
+        num_tokens,
+        window_size=(-1, 0),  # all that came before, nothing after
+        enable_gqa=heads != key.shape[1],
+    )
+    assert isinstance(out, Tensor)
+    return out.view(batch, num_tokens, heads, width).transpose(1, 2)
+
+
+def _boundaries(documents: Tensor) -> Tensor:
+    """Where each document begins among all tokens of the batch, and the end: int32.
+
+    Empty documents at the end fill it up to a power of two and one: a compiled layer sees few lengths.
     """
-    return _BlockCausal.apply(query, key, value)
-
-
-class _BlockCausal(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        batch, heads, num_tokens, width = query.shape
-        query, key, value = query * width**-0.5, key.contiguous(), value.contiguous()
-        out = query.new_empty(batch, num_tokens, heads, width).transpose(1, 2)  # as the output projection wants it
-        all_weights = []
-        for start, stop in _blocks(num_tokens):
-            weights = _attention_weights(query, key, start, stop)
-            all_weights.append(weights)
-            mixed = weights @ _flat(value)[:, :stop]  # [B K, H/K (stop - start), D]
-            out[:, :, start:stop] = mixed.view(batch, heads, stop - start, width)
-        ctx.save_for_backward(query, key, value, *all_weights)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        query, key, value, *all_weights = ctx.saved_tensors  # the query scaled
-        batch, heads, num_tokens, width = query.shape
-        num_kv_heads = key.shape[1]
-        grad_query = torch.empty_like(query)
-        grad_key, grad_value = torch.zeros_like(key), torch.zeros_like(value)
-        for weights, (start, stop) in zip(all_weights, _blocks(num_tokens), strict=True):
-            grad_mixed = _query_block(grad, num_kv_heads, start, stop)
-            _flat(grad_value)[:, :stop].baddbmm_(weights.transpose(1, 2), grad_mixed)
-            grad_weights = grad_mixed @ _flat(value)[:, :stop].transpose(1, 2)
-            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-            _flat(grad_key)[:, :stop].baddbmm_(
-                grad_scores.transpose(1, 2), _query_block(query, num_kv_heads, start, stop)
-            )
-            grad_block = grad_scores @ _flat(key)[:, :stop]
-            grad_query[:, :, start:stop] = grad_block.view(batch, heads, stop - start, width)
-        return grad_query.mul_(width**-0.5), grad_key, grad_value
-
-
-def _blocks(num_tokens: int) -> list[tuple[int, int]]:
-    return [(start, min(start + BLOCK_TOKENS, num_tokens)) for start in range(0, num_tokens, BLOCK_TOKENS)]
-
-
-def _flat(x: Tensor) -> Tensor:
-    """[B, K, T, D] -> [B K, T, D]"""
-    return x.view(-1, *x.shape[2:])
-
-
-def _query_block(query: Tensor, num_kv_heads: int, start: int, stop: int) -> Tensor:
-    """Rows start:stop of the query heads, those that share a key head under each other: [B K, H/K (stop - start), D]"""
-    batch, _, _, width = query.shape
-    return query[:, :, start:stop].reshape(batch * num_kv_heads, -1, width)
-
-
-def _attention_weights(query: Tensor, key: Tensor, start: int, stop: int) -> Tensor:
-    """Softmax of the scores of the scaled queries start:stop over keys :stop -> [B K, H/K (stop - start), stop]"""
-    scores = _query_block(query, key.shape[1], start, stop) @ _flat(key)[:, :stop].transpose(1, 2)
-    size = stop - start
-    future = torch.full((size, size), float("-inf"), dtype=query.dtype, device=query.device).triu_(1)
-    scores.view(scores.shape[0], -1, size, stop)[..., start:].add_(future)
-    return torch.softmax(scores, -1)
+    begins = torch.ones_like(documents, dtype=torch.bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    starts = begins.view(-1).nonzero().view(-1)
+    length = 1 << (len(starts) - 1).bit_length()
+    padded = torch.full((length + 1,), documents.numel(), dtype=torch.int32)
+    padded[: len(starts)] = starts
+    return padded

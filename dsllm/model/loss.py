@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK_ELEMENTS = 2**26
-"""Logits per chunk, in the hidden state's dtype: each chunk costs a pass over the head's gradient."""
+from dsllm.counts import LOGITS_AT_A_TIME
 
 WIDE_ELEMENTS = 2**24
 WIDE_ELEMENTS_CPU = 2**20
@@ -39,7 +38,7 @@ class _TokenLosses(torch.autograd.Function):
         losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         keep = len(hidden) * len(weight) <= KEPT_ELEMENTS and any(ctx.needs_input_grad)
         kept = []
-        for rows in _chunks(len(hidden), CHUNK_ELEMENTS // len(weight)):
+        for rows in _chunks(len(hidden), LOGITS_AT_A_TIME // len(weight)):
             logits = _masked_logits(hidden[rows], cast, vocab_size)
             losses[rows] = _losses_of(logits, targets[rows])
             if keep:
@@ -56,7 +55,7 @@ class _TokenLosses(torch.autograd.Function):
         grad_weight = None
         # In fp32: rounded to bf16 it would scale the whole gradient by up to 0.4 % too much or too little.
         grad = grad.unsqueeze(1)
-        for index, rows in enumerate(_chunks(len(hidden), CHUNK_ELEMENTS // len(weight))):
+        for index, rows in enumerate(_chunks(len(hidden), LOGITS_AT_A_TIME // len(weight))):
             logits = kept[index] if kept else _masked_logits(hidden[rows], cast, ctx.vocab_size)
             # Gradient of each loss: the probabilities, minus 1 at the target. There p - 1 = expm1(-loss), which does
             # not cancel in low precision. The incoming gradient scales rows, and so is applied to the small matrices.

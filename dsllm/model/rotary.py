@@ -65,19 +65,28 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
         ctx.save_for_backward(cosines, sines)
-        return _turned(x.transpose(1, 2), cosines, sines)
+        x = x.transpose(1, 2)
+        # The CPU's kernel for bf16 wants the heads first in memory too. The others give their output as they get their
+        # queries: token by token, it need not be copied, and kept twice, for the projection that follows.
+        heads_first = x.device.type == "cpu" and x.dtype == torch.bfloat16
+        return _turned(x, cosines, sines, _empty(x) if heads_first else torch.empty_like(x))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         cosines, sines = ctx.saved_tensors
-        return _turned(grad.transpose(1, 2), cosines[:, None], -sines[:, None]), None, None
+        grad = grad.transpose(1, 2)
+        return _turned(grad, cosines[:, None], -sines[:, None], _empty(grad)), None, None
 
 
-def _turned(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """x * cosines + (x with the halves of its rotated part swapped) * sines, contiguous."""
+def _empty(x: Tensor) -> Tensor:
+    """Of x's shape and contiguous, however x lies in memory."""
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def _turned(x: Tensor, cosines: Tensor, sines: Tensor, out: Tensor) -> Tensor:
+    """x * cosines + (x with the halves of its rotated part swapped) * sines, written to out."""
     width = cosines.shape[-1]
     half = width // 2
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     out[..., :half] = x[..., half:width]
     out[..., half:width] = x[..., :half]
     out[..., :width].mul_(sines).addcmul_(x[..., :width], cosines)

@@ -10,16 +10,19 @@ Parameters are created uninitialised; model/initial.py says what they start from
 
 # B sequences, T tokens, d hidden size, H query heads, K key and value heads, D width of a head, V padded vocabulary.
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from dsllm.config.model import ModelConfig
-from dsllm.model.attention import cached_attention, causal_attention
+from dsllm.model.attention import Attend, cached_attention, causal_attention, document_attention
+from dsllm.model.kernels import TORCH, Kernels
 from dsllm.model.linear import linear
 from dsllm.model.loss import token_losses
-from dsllm.model.norm import layer_norm, rms_norm
+from dsllm.model.norm import layer_norm
+from dsllm.model.recompute import KEEP_ALL, Recompute
 from dsllm.model.rotary import RotaryTable, rotate
 
 
@@ -38,13 +41,14 @@ class Linear(nn.Module):
 class RMSNorm(nn.Module):
     """x / root mean square(x) * weight."""
 
-    def __init__(self, width: int, epsilon: float):
+    def __init__(self, width: int, epsilon: float, kernels: Kernels):
         super().__init__()
         self.epsilon = epsilon
+        self.kernel = kernels.rms_norm
         self.weight = nn.Parameter(torch.empty(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.epsilon)
+        return self.kernel(x, self.weight, self.epsilon)
 
 
 class LayerNorm(nn.Module):
@@ -60,10 +64,11 @@ class LayerNorm(nn.Module):
         return layer_norm(x, self.weight, self.bias, self.epsilon)
 
 
-def build_norm(config: ModelConfig) -> nn.Module:
+def build_norm(config: ModelConfig, kernels: Kernels) -> nn.Module:
     """The norm over the residual stream."""
-    kind = RMSNorm if config.norm == "rmsnorm" else LayerNorm
-    return kind(config.hidden_size, config.norm_epsilon)
+    if config.norm == "layernorm":
+        return LayerNorm(config.hidden_size, config.norm_epsilon)
+    return RMSNorm(config.hidden_size, config.norm_epsilon, kernels)
 
 
 class KeyValueCache:
@@ -90,7 +95,7 @@ class KeyValueCache:
 class Attention(nn.Module):
     """Causal self-attention, multi-head or grouped-query (Ainslie et al. 2023)."""
 
-    def __init__(self, config: ModelConfig, layer: int):
+    def __init__(self, config: ModelConfig, layer: int, kernels: Kernels):
         super().__init__()
         self.layer = layer
         self.head_width = config.head_width
@@ -100,10 +105,12 @@ class Attention(nn.Module):
         self.k = Linear(config.hidden_size, keys, config.attention_bias)
         self.v = Linear(config.hidden_size, keys, config.attention_bias)
         self.output = Linear(queries, config.hidden_size, config.attention_output_bias)
-        self.q_norm = RMSNorm(config.head_width, config.norm_epsilon) if config.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(config.head_width, config.norm_epsilon) if config.qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(config.head_width, config.norm_epsilon, kernels) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(config.head_width, config.norm_epsilon, kernels) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: KeyValueCache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, attend: Attend, cache: KeyValueCache | None
+    ) -> Tensor:
         batch, num_tokens, _ = x.shape
         query = self.q_norm(self.q(x).view(batch, num_tokens, -1, self.head_width))  # [B, T, H, D]
         key = self.k_norm(self.k(x).view(batch, num_tokens, -1, self.head_width))  # [B, T, K, D]
@@ -113,7 +120,7 @@ class Attention(nn.Module):
         else:
             query, key = query.transpose(1, 2), key.transpose(1, 2)
         if cache is None:
-            mixed = causal_attention(query, key, value, self.dropout if self.training else 0.0)
+            mixed = attend(query, key, value, self.dropout if self.training else 0.0)
         else:
             mixed = cached_attention(query, *cache.extend(self.layer, key, value))
         return self.output(mixed.transpose(1, 2).reshape(batch, num_tokens, -1))
@@ -122,9 +129,10 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """SwiGLU (Shazeer 2020), or two matrices with GELU between them."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, kernels: Kernels):
         super().__init__()
         self.kind = config.mlp
+        self.swiglu = kernels.swiglu
         if config.mlp == "swiglu":
             self.gate = Linear(config.hidden_size, config.mlp_width, config.mlp_bias)
         self.up = Linear(config.hidden_size, config.mlp_width, config.mlp_bias)
@@ -132,25 +140,40 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.kind == "swiglu":
-            return self.down(F.silu(self.gate(x)) * self.up(x))
+            return self.down(self.swiglu(self.gate(x), self.up(x)))
         return self.down(F.gelu(self.up(x), approximate="tanh" if self.kind == "gelu_tanh" else "none"))
 
 
 class Block(nn.Module):
     """One decoder layer: attention and MLP, each on a normed copy of the residual stream, each added back to it."""
 
-    def __init__(self, config: ModelConfig, layer: int):
+    def __init__(self, config: ModelConfig, layer: int, recompute: Recompute, kernels: Kernels):
         super().__init__()
         self.parallel_residual = config.parallel_residual
         self.dropout = config.dropout
-        self.attention_norm = build_norm(config)
-        self.attention = Attention(config, layer)
-        self.mlp_norm = build_norm(config)
-        self.mlp = MLP(config)
+        self.recompute = recompute
+        self.attention_norm = build_norm(config, kernels)
+        self.attention = Attention(config, layer, kernels)
+        self.mlp_norm = build_norm(config, kernels)
+        self.mlp = MLP(config, kernels)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: KeyValueCache | None) -> Tensor:
-        mixed = x + self._drop(self.attention(self.attention_norm(x), rotary, cache))
-        return mixed + self._drop(self.mlp(self.mlp_norm(x if self.parallel_residual else mixed)))
+    def forward(
+        self, x: Tensor, rotary: tuple[Tensor, Tensor] | None, attend: Attend, cache: KeyValueCache | None
+    ) -> Tensor:
+        def attention_branch(x: Tensor) -> Tensor:
+            return self._drop(self.attention(self.attention_norm(x), rotary, attend, cache))
+
+        def mlp_branch(x: Tensor) -> Tensor:
+            return self._drop(self.mlp(self.mlp_norm(x)))
+
+        if self.training and self.recompute.covers("attention"):
+            mixed = x + self.recompute.apply(attention_branch, x, self.dropout > 0)
+        else:
+            mixed = x + attention_branch(x)
+        mlp_input = x if self.parallel_residual else mixed
+        if self.training and self.recompute.covers("mlp"):
+            return mixed + self.recompute.apply(mlp_branch, mlp_input, self.dropout > 0)
+        return mixed + mlp_branch(mlp_input)
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
@@ -195,7 +218,8 @@ class Transformer(nn.Module):
         config: its shape; vocab_size must be resolved
         context_length: longest sequence it is made for, in tokens (rows of learned positions)
         compute_dtype: dtype of the residual stream and of all matrix products; nothing: that of the parameters
-        checkpoint_every: recompute the inside of every k-th block in the backward pass instead of keeping it; 0: none
+        recompute: what the backward pass computes again instead of keeping it
+        kernels: those that can be chosen
     """
 
     def __init__(
@@ -203,44 +227,63 @@ class Transformer(nn.Module):
         config: ModelConfig,
         context_length: int,
         compute_dtype: torch.dtype | None = None,
-        checkpoint_every: int = 0,
+        recompute: Recompute = KEEP_ALL,
+        kernels: Kernels = TORCH,
     ):
         super().__init__()
         self.config = config
         self.context_length = context_length
         self.compute_dtype = compute_dtype
-        self.checkpoint_every = checkpoint_every
+        self.recompute = recompute
         self.embed = Embedding(config.padded_vocab_size, config.hidden_size)
         self.positions = Embedding(context_length, config.hidden_size) if config.positions == "learned" else None
         self.rotary = RotaryTable(config) if config.positions == "rope" else None
-        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
-        self.norm = build_norm(config)
+        self.layers = nn.ModuleList(Block(config, layer, recompute, kernels) for layer in range(config.num_layers))
+        self.norm = build_norm(config, kernels)
         self.head = Head(config, self.embed.weight if config.tie_embeddings else None)
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None, cache: KeyValueCache | None = None) -> Tensor:
+    def compile_layers(self) -> None:
+        """Have each block compiled by torch when it first runs. Shapes are taken as fixed; names stay as they are."""
+        for block in self.layers:
+            block.compile(dynamic=False)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        documents: Tensor | None = None,
+    ) -> Tensor:
         """Per-token losses, or logits.
 
         Args:
             tokens: [B, T] token ids
             targets: [B, T] the ids to predict
             cache: keys and values of the tokens before these; extended by these
+            documents: [B, T] the number of each token's document in its sequence, rising, on the CPU: tokens attend to
+                their own document only. Positions go on from one document to the next.
         Returns:
             with targets the cross-entropy of each, fp32 [B, T]; without, logits [B, T, vocab_size]
         """
         start = 0 if cache is None else cache.num_tokens
         stop = start + tokens.shape[1]
         assert stop <= self.context_length, f"{stop} tokens do not fit the model's context of {self.context_length}"
+        assert cache is None or documents is None, "what is cached is one document"
         x = self.embed(tokens)  # [B, T, d]
         if self.positions is not None:
             x = x + self.positions(torch.arange(start, stop, device=tokens.device))
         x = x.to(self.compute_dtype or x.dtype)
         x = F.dropout(x, self.config.dropout, self.training)
         rotary = None if self.rotary is None else self.rotary.at(start, stop, x)
-        for index, block in enumerate(self.layers):
-            if self.training and self.checkpoint_every and index % self.checkpoint_every == 0:
-                x = checkpoint(block, x, rotary, cache, use_reentrant=False)
+        attend: Attend = causal_attention
+        if documents is not None:
+            attend = document_attention(documents, x.device, x.dtype, self.config.dropout if self.training else 0.0)
+        for layer, block in enumerate(self.layers):
+            if self.training and self.recompute.covers_block(layer):
+                run = partial(block, rotary=rotary, attend=attend, cache=cache)
+                x = self.recompute.apply(run, x, self.config.dropout > 0)
             else:
-                x = block(x, rotary, cache)
+                x = block(x, rotary, attend, cache)
         return self.head(self.norm(x), targets)
 
 

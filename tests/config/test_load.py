@@ -104,6 +104,7 @@ def test_a_union_is_one_problem(file):
         ("train.micro_batch_sequences=0", "must be above 0"),
         ("train.micro_batch_sequences=9", "is more than global_batch_sequences 8"),
         ("train.activation_checkpointing=0", "every k-th block with k >= 1, but it is 0"),
+        ("train={kernels: liger, compile: true}", "liger and train.compile: the compiler fuses these kernels itself"),
         ("train.activation_offload=true", "moves what train.activation_checkpointing keeps, which is none"),
         ("train.schedule.decay_steps=5", "belong to wsd, but shape is cosine"),
         ("data.validation_share=1.5", "must be in [0, 1)"),

@@ -1,5 +1,6 @@
 """Every token is predicted once, whatever the shards, ranks and micro-batches; a batch is a function of the step."""
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -68,6 +69,22 @@ def test_targets_are_the_inputs_one_token_later(tmp_path: Path) -> None:
     assert batch.inputs.dtype == batch.targets.dtype == torch.int64
     assert batch.inputs.is_contiguous() and batch.targets.is_contiguous() and batch.weights is None
     assert torch.equal(batch.targets, batch.inputs + 1)  # the stream counts
+
+
+def test_documents_are_numbered_within_each_sequence(tmp_path: Path) -> None:
+    documents = [[*words, END_OF_TEXT] for words in counting_documents(400, document_tokens=4)]
+    manifest = write_prepared(tmp_path, {"a": [documents]})
+    masked = dataclasses.replace(data(), document_mask=True)
+    (batch,) = training(tmp_path, manifest, masked, micro=8).step(2)
+    held_out = ValidationBatches(
+        tmp_path, manifest, sequence_length=T, micro_batch_sequences=2, document_mask=True, stride=3
+    )
+    for found in (batch, *held_out):
+        ends = (found.inputs == END_OF_TEXT).tolist()
+        assert found.documents.tolist() == [[sum(row[:i]) for i in range(T)] for row in ends]
+    assert batch.documents.max() > 0  # an end-of-text within a sequence, which belongs to the document that it ends
+    (plain,) = training(tmp_path, manifest, data(), micro=8).step(2)
+    assert plain.documents is None and torch.equal(plain.inputs, batch.inputs)
 
 
 def test_a_batch_is_a_function_of_the_step(tmp_path: Path) -> None:

@@ -28,6 +28,15 @@ def test_it_ends_at_the_end_of_text_token_which_is_not_part_of_it():
     assert list(generate(model, PROMPT, 20, GREEDY, end_of_text_id=end)) == tokens[: tokens.index(end)]
 
 
+def test_with_a_document_mask_an_end_of_text_hides_what_came_before():
+    model, end = random_model(LLAMA).eval(), 9
+    alone = list(generate(model, PROMPT, 10, GREEDY, end, True))
+    assert list(generate(model, [3, 4, end, *PROMPT], 10, GREEDY, end, True)) == alone
+    assert list(generate(model, [3, 4, end, *PROMPT], 10, GREEDY, end)) != alone
+    first, *rest = generate(model, [end], 10, GREEDY, end, True)  # the end alone is followed by a first token ...
+    assert rest == list(generate(model, [first], 9, GREEDY, end, True))  # ... which does not see it
+
+
 def test_it_ends_with_the_context():
     model = random_model(GPT2).eval()
     assert len(list(generate(model, PROMPT, 1000, GREEDY))) == CONTEXT - len(PROMPT)

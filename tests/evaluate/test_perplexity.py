@@ -16,13 +16,14 @@ class Batch:
     inputs: torch.Tensor
     targets: torch.Tensor
     weights: torch.Tensor | None
+    documents: torch.Tensor | None = None
 
 
 class Batches(list):
     text_bytes = 40
 
 
-def losses(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def losses(inputs: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor | None) -> torch.Tensor:
     """Each token's loss is its target."""
     return targets.float()
 

@@ -15,6 +15,7 @@ from dsllm.engine.device import compute_dtype
 from dsllm.engine.process_group import World
 from dsllm.engine.state import load_state
 from dsllm.model.initial import decay_groups, initial_value
+from dsllm.model.recompute import Recompute
 from dsllm.model.transformer import Transformer
 from dsllm.slices import MASTER
 
@@ -60,6 +61,7 @@ class Batch:
     inputs: torch.Tensor
     targets: torch.Tensor
     weights: torch.Tensor | None = None
+    documents: torch.Tensor | None = None
 
 
 def sample(number: int) -> torch.Tensor:
@@ -103,6 +105,16 @@ def parameter_shapes() -> dict[str, tuple[int, ...]]:
     return {name: tuple(p.shape) for name, p in model.named_parameters()}
 
 
+def tiny_model(config: RunConfig) -> Transformer:
+    """The run's model, as it is carried out."""
+    assert config.train.precision != "auto"
+    recompute = Recompute(what=config.train.activation_checkpointing, offload=config.train.activation_offload)
+    model = Transformer(config.model, SEQUENCE_LENGTH, compute_dtype(config.train.precision), recompute)
+    if config.train.compile:
+        model.compile_layers()
+    return model
+
+
 def tiny_engine(
     world: World, config: RunConfig, stage: int, reader: Any = None, device: str = "cpu", **zero: Any
 ) -> Engine:
@@ -114,7 +126,7 @@ def tiny_engine(
     given = {"zero_optimization": {"stage": stage, **(small if stage else {}), **zero}}
     final = final_config(config, given, Layout(world_size=world.size, device=device, precision=precision))
     engine = build_engine(
-        lambda: Transformer(MODEL, SEQUENCE_LENGTH, compute_dtype(precision)),
+        lambda: tiny_model(config),
         decay_groups,
         config.train,
         precision,

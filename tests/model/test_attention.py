@@ -1,11 +1,15 @@
-"""The block-causal kernel equals torch's attention; each token sees itself and what came before."""
+"""The block-causal kernel equals torch's attention; each token sees itself and what came before in its document."""
+
+import itertools
+from functools import partial
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from dsllm.model import attention
-from dsllm.model.attention import block_causal_attention, cached_attention, causal_attention
+from dsllm.model import attention, block_causal
+from dsllm.model.attention import cached_attention, causal_attention, document_attention
+from dsllm.model.block_causal import block_causal_attention
 
 
 def inputs(heads: int, kv_heads: int, tokens: int, dtype: torch.dtype, width: int = 16) -> list[torch.Tensor]:
@@ -53,7 +57,7 @@ def test_in_bf16_it_is_as_exact_as_bf16_allows():
 
 
 def test_gradcheck_of_the_kernel(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(attention, "BLOCK_TOKENS", 2)
+    monkeypatch.setattr(block_causal, "BLOCK_TOKENS", 2)
     assert torch.autograd.gradcheck(block_causal_attention, inputs(4, 2, 5, torch.float64, width=3), fast_mode=True)
 
 
@@ -89,3 +93,73 @@ def test_cached_attention_is_the_end_of_the_whole(num_new: int):
     query, key, value = inputs(4, 2, 10, torch.float64)
     found = cached_attention(query[:, :, -num_new:], key, value)
     assert deviation(found, torch_attention(query, key, value)[:, :, -num_new:]) < 1e-13
+
+
+CPU = torch.device("cpu")
+LENGTHS = [[300], [1, 1, 128, 170], [128, 50, 122]]  # one document, tiny and long ones, a cut at a block's end
+
+
+def documents_of(lengths: list[list[int]]) -> torch.Tensor:
+    return torch.stack([torch.arange(len(row)).repeat_interleave(torch.tensor(row)) for row in lengths])
+
+
+def each_alone(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Every document of LENGTHS by itself through torch's attention."""
+    rows = []
+    for row, lengths in enumerate(LENGTHS):
+        parts = zip(*(x[row : row + 1].split(lengths, 2) for x in (query, key, value)), strict=True)
+        rows.append(torch.cat([torch_attention(*part) for part in parts], 2))
+    return torch.cat(rows)
+
+
+def packed(heads: int, kv_heads: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3, n, 300, 16) for n in (heads, kv_heads, kv_heads)]
+    return [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for s in shapes]
+
+
+def flash_by_its_documentation(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size, enable_gqa):
+    """What torch says that varlen_attn computes: it needs a GPU, what is handed to it does not."""
+    assert window_size == (-1, 0) and cu_seq_q is cu_seq_k and max_q == max_k
+    parts = []
+    for start, stop in itertools.pairwise(cu_seq_q.tolist()):
+        rows = [x[start:stop].transpose(0, 1)[None] for x in (query, key, value)]
+        parts.append(F.scaled_dot_product_attention(*rows, is_causal=True, enable_gqa=enable_gqa)[0].transpose(0, 1))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (3, 1)])
+@pytest.mark.parametrize("kernel", ["block causal", "masked", "varlen"])
+def test_each_document_is_as_if_it_were_alone(monkeypatch, kernel: str, heads: int, kv_heads: int):
+    documents = documents_of(LENGTHS)
+    if kernel == "block causal":  # in fp64 it can be judged; it is chosen for bf16
+        blocks = block_causal.document_blocks(documents, torch.float64)
+        attend = partial(attention._block_causal_documents, dropout=0.0, blocks=blocks)
+    elif kernel == "masked":
+        attend = partial(document_attention(documents, CPU, torch.float64, 0.0), dropout=0.0)
+    else:
+        monkeypatch.setattr(attention, "varlen_attn", flash_by_its_documentation, raising=False)
+        attend = partial(attention._varlen_attention, dropout=0.0, boundaries=attention._boundaries(documents))
+    arguments = packed(heads, kv_heads, torch.float64)
+    found, wanted = values_and_gradients(attend, arguments), values_and_gradients(each_alone, arguments)
+    # fp64 and sums of up to 300 terms in another order; where the future or another document shows, it is 1e-2 and more
+    assert all(deviation(f, w) < 1e-13 for f, w in zip(found, wanted, strict=True))
+
+
+def test_documents_in_bf16_are_as_exact_as_bf16_allows():
+    arguments = packed(4, 2, torch.bfloat16)
+    attend = partial(document_attention(documents_of(LENGTHS), CPU, torch.bfloat16, 0.0), dropout=0.0)
+    wide = [a.detach().double().requires_grad_() for a in arguments]
+    found, wanted = values_and_gradients(attend, arguments), values_and_gradients(each_alone, wide)
+    assert all(deviation(f, w) < 2e-2 for f, w in zip(found, wanted, strict=True))  # as above, without documents
+
+
+def test_a_block_leaves_out_the_keys_of_documents_that_ended():
+    blocks = block_causal.document_blocks(documents_of([[128, 172], [100, 200]]), torch.float32)
+    assert [(b.start, b.stop, b.first) for b in blocks] == [(0, 128, 0), (128, 256, 100), (256, 300, 100)]
+
+
+def test_boundaries_come_in_few_lengths_and_end_with_the_tokens():
+    # 8 documents in 900 tokens; 8 is a power of two
+    assert attention._boundaries(documents_of(LENGTHS)).tolist() == [0, 300, 301, 302, 430, 600, 728, 778, 900]
+    assert attention._boundaries(documents_of([[5], [2, 3]])).tolist() == [0, 5, 7, 10, 10]

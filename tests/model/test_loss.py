@@ -29,7 +29,7 @@ def reference(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor)
 @pytest.fixture(params=["one chunk, kept", "one chunk, recomputed", "many chunks, kept", "many chunks, recomputed"])
 def chunking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "many" in request.param:
-        monkeypatch.setattr(loss, "CHUNK_ELEMENTS", 7 * PADDED)  # 30 rows = 4 chunks of 7 and one of 2
+        monkeypatch.setattr(loss, "LOGITS_AT_A_TIME", 7 * PADDED)  # 30 rows = 4 chunks of 7 and one of 2
         monkeypatch.setattr(loss, "WIDE_ELEMENTS_CPU", 2 * PADDED)
     if "recomputed" in request.param:
         monkeypatch.setattr(loss, "KEPT_ELEMENTS", 0)
