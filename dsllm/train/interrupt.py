@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last one: SLURM's warning, and what mpirun hands on
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Stop:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Note SIGTERM and SIGINT instead of dying of them, until the block ends."""
+    """Note a wish to stop instead of dying of it, until the block ends."""
     stop = Stop()
 
     def note(number: int, frame: FrameType | None) -> None:
