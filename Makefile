@@ -3,7 +3,11 @@
 #   make pretrain    set up, then train, evaluate, sample and export the embedded corpus: on all GPUs, or on 2 CPU ranks
 #   make test        set up, then everything: check and test-slow
 #   make check       lint, types, import contracts, quick tests
-#   make bench       throughput beside other training loops, into bench/RESULTS.md
+#   make bench       throughput beside other training loops, into bench/RESULTS.md: on a quiet machine, half an hour
+#   make bench-overhead   what the engine costs beside the same model in a plain loop
+#   make bench-recipe     what each part of the recipe for CPUs gains, alone and added to the others
+#   make bench-curves     whether the fast and the plain path learn alike
+#   make bench-gpu        correctness and speed on a GPU, under 10 minutes (bench/gpu/run.sh says more)
 #   make docs        write the generated pages anew
 #
 # Another torch than the pinned one (an older driver, say): make setup TORCH="torch==2.9.1 --index-url URL"
@@ -27,6 +31,7 @@ export DS_BUILD_OPS = 0# DeepSpeed's own C++ operators are not used, so none is 
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .PHONY: help setup pretrain test check lint types contracts test-quick test-slow bench docs constraints clean
+.PHONY: bench-overhead bench-recipe bench-curves bench-gpu
 help:
 	@sed -n '/^#   make/s/^# *//p' Makefile
 
@@ -75,6 +80,12 @@ test-slow: $(STAMP)
 
 bench: $(STAMP) .venv-litgpt/stamp
 	python -m bench.throughput --write
+
+bench-overhead bench-recipe bench-curves: bench-%: $(STAMP)
+	python -m bench.$* --write
+
+bench-gpu: $(STAMP)
+	bash bench/gpu/run.sh
 
 # litgpt's dependencies exclude ours, so it has an environment of its own
 .venv-litgpt/stamp: bench/peers/requirements-litgpt.txt

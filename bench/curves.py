@@ -91,7 +91,10 @@ def table(record: dict[str, Any]) -> str:
     seeds = statistics.mean(found["mean"] for name, found in compared.items() if "among" in name)
     worst = max(found["mean"] for name, found in compared.items() if "equal" in name)
     verdict = "within" if worst <= seeds else "**beyond**"
-    lines += ["", f"The paths differ by at most {worst / seeds:.0%} of what seeds differ by: {verdict} the spread of seeds."]
+    lines += [
+        "",
+        f"The paths differ by at most {worst / seeds:.0%} of what seeds differ by: {verdict} the spread of seeds.",
+    ]
     return "\n".join(lines)
 
 

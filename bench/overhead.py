@@ -52,7 +52,9 @@ def table(group: str, measured: Sequence[Measured]) -> list[str]:
             continue
         more = percent_more(plain.step_seconds, engine.step_seconds)
         low, high = median_interval(more)
-        verdict = "" if group != ONE_PROCESS else f", {'within' if high <= MOST_PERCENT else '**above**'} {MOST_PERCENT:g} %"
+        verdict = (
+            "" if group != ONE_PROCESS else f", {'within' if high <= MOST_PERCENT else '**above**'} {MOST_PERCENT:g} %"
+        )
         middle = f"{statistics.median(more):+.1f} %"
         rows.append(f"| {engine.name} ({group}) | {middle} | {low:+.1f} to {high:+.1f} %{verdict} | {len(more)} |")
     return rows

@@ -1,6 +1,6 @@
 """What each element of the recipe for CPUs gains, alone and as the one left out; workload (a), in dsllm's engine.
 
-    python -m bench.recipe [--rounds 15] [--group NAME] [--write]
+python -m bench.recipe [--rounds 15] [--group NAME] [--write]
 """
 
 import argparse
@@ -72,7 +72,9 @@ def elements_table(measured: Sequence[Measured]) -> list[str]:
         alone = gain(seconds[NONE], seconds[f"only {name}"])
         lines.append(f"| {meaning} | {alone} | {gain(seconds[f'all but {name}'], seconds[ALL])} |")
     lines.append(f"| all together | {gain(seconds[NONE], seconds[ALL])} | | |")
-    lines.append(f"| mallopt beside GLIBC_TUNABLES, both with all of it | | | {gain(seconds[TUNABLES], seconds[ALL])} |")
+    lines.append(
+        f"| mallopt beside GLIBC_TUNABLES, both with all of it | | | {gain(seconds[TUNABLES], seconds[ALL])} |"
+    )
     return lines
 
 

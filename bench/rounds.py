@@ -1,5 +1,6 @@
 """One run of several candidates: all are started and stopped, then each gets one step in turn, round after round."""
 
+import contextlib
 import platform
 import shutil
 import signal
@@ -8,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +111,12 @@ def machine() -> dict[str, Any]:
     """What the numbers were taken on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     models = [line.partition(":")[2].strip() for line in lines if "model name" in line]
-    versions = {name: version(name) for name in ("torch", "deepspeed", "transformers", "accelerate")}
+    versions = {}
+    for name in ("torch", "deepspeed", "transformers", "accelerate"):
+        with contextlib.suppress(PackageNotFoundError):  # not every bench needs them all
+            versions[name] = version(name)
     if LITGPT_PYTHON.exists():
-        show = "from importlib.metadata import version; print(version('litgpt'), version('lightning'))"
+        show = "from importlib.metadata import PackageNotFoundError, version; print(version('litgpt'), version('lightning'))"
         found = subprocess.run([LITGPT_PYTHON, "-c", show], capture_output=True, text=True).stdout.split()
         versions |= dict(zip(("litgpt", "lightning"), found, strict=False))
     return {

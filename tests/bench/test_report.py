@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench import report
+from bench.candidates import BASE, ONE_PROCESS
 
 
 def measured(name: str, seconds: list[float], failure: str = "") -> dict:
@@ -20,28 +21,45 @@ def measured(name: str, seconds: list[float], failure: str = "") -> dict:
 def record() -> dict:
     machine = {"date": "2026-01-01", "cpu": "a CPU", "cores": 2, "memory_gib": 8, "python": "3.11", "versions": {}}
     # the middle round was slow for both, as when another program runs: twice as fast in every round stays twice as fast
-    group = [measured("plain", [2.0, 8.0, 2.0]), measured("dsllm", [1.0, 4.0, 1.0]), measured("other", [], "it fell")]
-    return {"machine": machine, "tokens_per_step": 2048, "base": "plain", "groups": {"one process": group}}
+    group = [
+        measured(BASE, [2.0, 8.0, 2.0]),
+        measured("dsllm, ZeRO-0", [1.0, 4.0, 1.0]),
+        measured("dsllm, ZeRO-1", [2.0, 8.0, 2.0]),
+        measured("other", [], "it fell"),
+    ]
+    return {"machine": machine, "base": BASE, "groups": {ONE_PROCESS: {"tokens_per_step": 2048, "measured": group}}}
 
 
 def test_other_load_cancels_out() -> None:
-    assert report.ratios([2.0, 8.0, 2.0], [1.0, 4.0, 1.0]) == [2.0, 2.0, 2.0]
-    rows = report.tables(record()).splitlines()
-    assert "| **dsllm** | 2.00 | 2.00 to 2.00 | 2,048 | 1.00 | 5.0 |" in rows
+    rows = report.throughput(record()).splitlines()
+    assert "| **dsllm, ZeRO-0** | 2.00 | 2.00 to 2.00 | 2,048 | 1.00 | 5.0 |" in rows
     assert "| other | failed | | | | |" in rows
+
+
+def test_what_was_to_be_reached_is_judged() -> None:
+    rows = report.throughput(record()).splitlines()
+    assert f"| dsllm, ZeRO-0 ({ONE_PROCESS}) | {BASE} | 1.4 | 2.00 | reached |" in rows
+    assert f"| dsllm, ZeRO-1 ({ONE_PROCESS}) | {BASE} | 1.4 | 1.00 | **missed** |" in rows
 
 
 def test_tables_take_their_place_and_leave_the_rest(tmp_path: Path) -> None:
     page = tmp_path / "RESULTS.md"
-    page.write_text(f"# Measured\n{report.BEGIN}\nold\n{report.END}\nother results\n")
-    report.write("new", page)
-    report.write("newer", page)
-    assert page.read_text() == f"# Measured\n{report.BEGIN}\nnewer\n{report.END}\nother results\n"
+    begin, end = report.marks("throughput")
+    page.write_text(f"# Measured\n{begin}\nold\n{end}\nother results\n")
+    report.write("new", "throughput", page)
+    report.write("newer", "throughput", page)
+    assert page.read_text() == f"# Measured\n{begin}\nnewer\n{end}\nother results\n"
 
 
 def test_a_page_without_the_place_is_not_touched(tmp_path: Path) -> None:
     page = tmp_path / "RESULTS.md"
     page.write_text("something else")
     with pytest.raises(AssertionError, match="no place"):
-        report.write("new", page)
+        report.write("new", "recipe", page)
     assert page.read_text() == "something else"
+
+
+@pytest.mark.parametrize("name", ["throughput", "overhead", "recipe", "curves"])
+def test_the_page_has_a_place_for_every_bench(name: str) -> None:
+    begin, end = report.marks(name)
+    assert begin in report.PAGE.read_text() and end in report.PAGE.read_text()
