@@ -137,7 +137,9 @@ def test_a_killed_rank_ends_the_others_in_words(folder, rank):
     assert status(folder)["state"] == ("running" if rank == 0 else "failed")  # only rank 0 could have said so
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGUSR1))])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGUSR1))]
+)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_signal_to_one_rank_saves_on_all_and_exits_75(uninterrupted, folder, number, rank):
     job = start_job(folder, 2, ["tiny.yaml", zero(2), "checkpoint.every_steps=0"])
