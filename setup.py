@@ -43,6 +43,7 @@ EXTRAS = {
         "ruff>=0.12",
         "mypy>=1.16",
         "import-linter>=2.3",
+        "kubernetes-validate>=1.30",  # carries the schemas that launch/kubernetes is checked against
         "types-PyYAML",
         "types-psutil",
         "megatron-core>=0.12",  # its .bin/.idx reader is the independent judge of our token shards

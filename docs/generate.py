@@ -1,11 +1,14 @@
 """`make docs`: writes the pages that repeat the code: maps of packages and files, and the reference of the knobs."""
 
 import ast
+import re
 import sys
 from pathlib import Path
 
+from dsllm.launch.templates import slurm_templates
+
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("cli", "launch", "prepare", "data", "model", "engine", "train", "checkpoint", "evaluate", "config")
+PACKAGES = ("cli", "launch", "prepare", "data", "model", "engine", "train", "checkpoint", "evaluate", "parity", "config")
 """In the order in which a run passes through them."""
 
 CONFIG_FILES = ("run", "data", "model", "train")
@@ -47,27 +50,41 @@ def file_map() -> str:
 
 def configuration() -> str:
     """docs/configuration.md: every knob with its type, default and unit, read from the config's own files."""
-    parts = [
-        "# Configuration",
-        "",
+    about = [
         "A run is one YAML file; `key.path=value` on the command line changes a field of it. Fields marked † may",
         "differ when a run is resumed; every other difference is refused. Written by `make docs` from `dsllm/config/`.",
     ]
+    return "\n".join(["# Configuration", "", *about, *_tree(CONFIG_FILES, "RunConfig", "the run"), ""])
+
+
+def cluster() -> str:
+    """docs/cluster.md: the same for the cluster."""
+    about = [
+        "A cluster is one YAML file, given to `dsllm launch --cluster`; [launch.md](launch.md) tells how it is used,",
+        "`launch/cluster/` has examples. Written by `make docs` from `dsllm/config/cluster.py`.",
+    ]
+    return "\n".join(["# The cluster file", "", *about, *_tree(("cluster",), "ClusterConfig", "the cluster"), ""])
+
+
+def _tree(files: tuple[str, ...], root: str, title: str) -> list[str]:
+    """The sections of a tree of dataclasses in these files of dsllm/config."""
     nodes = [
         node
-        for name in CONFIG_FILES
+        for name in files
         for node in ast.parse((ROOT / "dsllm" / "config" / f"{name}.py").read_text(encoding="utf-8")).body
     ]
     branches = {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
     types = {ast.unparse(n.targets[0]): n.value for n in nodes if isinstance(n, ast.Assign)}
     for node in (node for branch in branches.values() for node in branch.body if isinstance(node, ast.AnnAssign)):
-        node.annotation = types.get(ast.unparse(node.annotation), node.annotation)  # a named type by what it means
-    return "\n".join([*parts, *_section("RunConfig", "", branches), ""])
+        for word, meaning in types.items():  # a named type by what it means
+            text = re.sub(rf"\b{re.escape(word)}\b", lambda _, m=meaning: ast.unparse(m), ast.unparse(node.annotation))
+            node.annotation = ast.parse(text, mode="eval").body
+    return _section(root, "", branches, title)
 
 
-def _section(name: str, path: str, branches: dict[str, ast.ClassDef]) -> list[str]:
-    """A branch of the run: its own fields, then a section for each branch below it."""
-    lines = ["", f"## {path or 'the run'}", "", ast.get_docstring(branches[name]) or "", ""]
+def _section(name: str, path: str, branches: dict[str, ast.ClassDef], title: str = "") -> list[str]:
+    """A branch of the tree: its own fields, then a section for each branch below it."""
+    lines = ["", f"## {path or title}", "", ast.get_docstring(branches[name]) or "", ""]
     below: list[str] = []
     body = branches[name].body
     for field, after in zip(body, [*body[1:], None], strict=True):
@@ -102,6 +119,8 @@ def pages() -> dict[Path, str]:
         ROOT / "README.md": f"{before}{BEGIN}\n{package_map()}\n{END}{after}",
         ROOT / "docs" / "map.md": file_map(),
         ROOT / "docs" / "configuration.md": configuration(),
+        ROOT / "docs" / "cluster.md": cluster(),
+        **{ROOT / "launch" / "slurm" / name: text for name, text in slurm_templates().items()},
     }
 
 

@@ -55,7 +55,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "words", nargs="*", metavar="RUN | key=value", help="the run's YAML file, and fields to change in it"
     )
     parser.add_argument("--cluster", metavar="FILE", help="the cluster's YAML file; nothing: this machine")
-    parser.add_argument("--hostfile", metavar="FILE", help="hosts, a line `NAME slots=N` each, in place of the cluster's")
+    parser.add_argument(
+        "--hostfile", metavar="FILE", help="hosts, a line `NAME slots=N` each, in place of the cluster's"
+    )
     parser.add_argument(
         "--with", dest="launcher", choices=get_args(Launcher), help="the launcher; nothing: as the cluster's file says"
     )

@@ -38,7 +38,10 @@ def _check_hosts(cluster: ClusterConfig) -> Iterator[Problem]:
         if not re.fullmatch(HOST_NAME, host.name):
             yield f"{where}.name", f"{host.name!r} is no host name: letters, digits, '.', '-' and '_' only"
         if names.index(host.name) != i:
-            yield f"{where}.name", f"'{host.name}' is already host {names.index(host.name)}; give its slots once, in all"
+            yield (
+                f"{where}.name",
+                f"'{host.name}' is already host {names.index(host.name)}; give its slots once, in all",
+            )
         if host.slots < 1:
             yield f"{where}.slots", f"must be at least 1, but it is {host.slots}"
 
@@ -81,7 +84,10 @@ def _check_environment(cluster: ClusterConfig) -> Iterator[Problem]:
         if not re.fullmatch(_VARIABLE_NAME, name):
             yield where, f"{name!r} is no name of a variable: letters, digits and '_' only"
         elif re.fullmatch(_LAUNCHERS_OWN, name):
-            yield where, "is set by the launcher; take it out (port, master_address and hosts are fields of the cluster)"
+            yield (
+                where,
+                "is set by the launcher; take it out (port, master_address and hosts are fields of the cluster)",
+            )
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             yield where, f"must be text or a number, but it is {value!r}; put it in quotes as the program wants it"
         elif "\0" in str(value):
@@ -106,7 +112,10 @@ def _check_slurm(slurm: SlurmConfig) -> Iterator[Problem]:
         if value is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.,:=()+-]*", str(value)):
             yield f"slurm.{name}", f"{value!r} holds more than the letters, digits and ._,:=()+- of such a name"
     if slurm.time_limit is not None and not re.fullmatch(_TIME_LIMIT, str(slurm.time_limit)):
-        yield "slurm.time_limit", f"{slurm.time_limit!r} is not minutes, hours:minutes:seconds or days-hours:minutes:seconds"
+        yield (
+            "slurm.time_limit",
+            f"{slurm.time_limit!r} is not minutes, hours:minutes:seconds or days-hours:minutes:seconds",
+        )
     if slurm.gpus_per_node is not None and slurm.gres is not None and "gpu" in slurm.gres:
         yield "slurm.gpus_per_node", f"gres {slurm.gres} asks for GPUs too; give one of them"
     for i, option in enumerate(slurm.options):
@@ -126,7 +135,10 @@ def _check_container(cluster: ClusterConfig, container: ContainerConfig) -> Iter
 def missing_hosts(cluster: ClusterConfig) -> Iterator[Problem]:
     """A cluster's file that names no host: the job would run on this machine alone."""
     if cluster.chosen_launcher in ("deepspeed", "torchrun", "mpi") and not cluster.hosts:
-        yield "launcher", f"{cluster.chosen_launcher} needs hosts or a hostfile (for this machine alone: launcher local)"
+        yield (
+            "launcher",
+            f"{cluster.chosen_launcher} needs hosts or a hostfile (for this machine alone: launcher local)",
+        )
 
 
 def unset_variables(text: str) -> list[str]:

@@ -39,8 +39,11 @@ class SlurmConfig:
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
     partition: str | None = None
+    """Queue; nothing: the cluster's default."""
     account: str | None = None
+    """Whose allocation pays."""
     qos: str | None = None
+    """Quality of service."""
     nodes: int = 1
     """Hosts of the job."""
     tasks_per_node: int = 1

@@ -18,7 +18,9 @@ def read_hostfile(path: Path) -> tuple[HostConfig, ...]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        raise ConfigError(f"hostfile {path}: no such file; without it the job would run on this machine alone") from None
+        raise ConfigError(
+            f"hostfile {path}: no such file; without it the job would run on this machine alone"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"hostfile {path}: cannot be read: {error}") from error
     hosts: dict[str, HostConfig] = {}

@@ -10,7 +10,7 @@ from dsllm.config.check_cluster import missing_hosts, problems_in_cluster, unset
 from dsllm.config.cluster import ClusterConfig, Launcher
 from dsllm.config.explain import Origin, explain
 from dsllm.config.hostfile import read_hostfile
-from dsllm.config.yaml_file import read_yaml
+from dsllm.config.yaml_file import read_yaml, write_yaml
 from dsllm.errors import ConfigError
 
 _ADAPTER = TypeAdapter(ClusterConfig)
@@ -66,7 +66,9 @@ def _with_paths(cluster: ClusterConfig, beside: Path, origin: Origin, problems: 
         changed["hostfile"] = os.path.abspath(beside / changed["hostfile"])
     for name in ("shared_directory", "virtual_environment"):
         if name in changed and not os.path.isabs(changed[name]):
-            problems.append(f"{origin.of((name,))}: {name}: {changed[name]!r} must be absolute: hosts have no common folder")
+            problems.append(
+                f"{origin.of((name,))}: {name}: {changed[name]!r} must be absolute: hosts have no common folder"
+            )
     return dataclasses.replace(cluster, **changed)
 
 
@@ -81,3 +83,8 @@ def _with_hosts(cluster: ClusterConfig, origin: Origin, problems: list[str]) -> 
     except ConfigError as error:
         problems += error.problems
         return cluster
+
+
+def cluster_text(cluster: ClusterConfig) -> str:
+    """The cluster as a YAML file that `load_cluster` reads."""
+    return write_yaml(_ADAPTER.dump_python(cluster, mode="json", exclude_defaults=True))

@@ -14,7 +14,17 @@ _POLL_SECONDS = 2.0
 _FORGOTTEN = "FORGOTTEN"
 """SLURM drops a job some minutes after its end."""
 
-_OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE", _FORGOTTEN)
+_OVER = (
+    "COMPLETED",
+    "FAILED",
+    "CANCELLED",
+    "TIMEOUT",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "BOOT_FAIL",
+    "DEADLINE",
+    _FORGOTTEN,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ def plan_mpi(job: Job, cluster: ClusterConfig) -> Plan:
         rank: script(f"Becomes one rank of the job {job.name}.", job, cluster, f"{store} {train}"),
         node: script(f"Starts the ranks of the job {job.name}.", job, cluster, f"{own} -- \\\n    {mpirun}"),
     }
-    commands = {THIS_MACHINE: ("bash", str(node), "0")}
+    commands: dict[str, tuple[str, ...]] = {THIS_MACHINE: ("bash", str(node), "0")}
     if not cluster.hosts:
         return Plan(files=files, commands=commands)
     files[hostfile] = hostfile_text(cluster.hosts)

@@ -1,12 +1,16 @@
 """SLURM: the batch script, the same for `dsllm launch` and for the templates in launch/slurm."""
 
+import dataclasses
 import shlex
 
 from dsllm.config.cluster import ClusterConfig, SlurmConfig
+from dsllm.config.load_cluster import cluster_text
 from dsllm.launch.job import JOB_VARIABLE, Job, Plan, in_container, preparation, python_of, quoted
 
 SUBMIT = "sbatch"
 """What this plan's only command runs on, in place of a host."""
+
+CLUSTER_FILE = "cluster.yaml"
 
 
 def plan_slurm(job: Job, cluster: ClusterConfig) -> Plan:
@@ -14,7 +18,10 @@ def plan_slurm(job: Job, cluster: ClusterConfig) -> Plan:
     file = job.folder / "job.sbatch"
     pattern = str(job.folder).replace("%", "%%")  # SLURM replaces %x
     command = ("sbatch", "--parsable", f"--chdir={job.directory}", f"--output={pattern}/output-%j.log", str(file))
-    return Plan(files={file: batch_script(cluster, job)}, commands={SUBMIT: command})
+    files = {file: batch_script(cluster, job)}
+    if cluster.slurm and cluster.slurm.start == "ssh":
+        files[job.folder / CLUSTER_FILE] = cluster_text(dataclasses.replace(cluster, slurm=None, launcher=None))
+    return Plan(files=files, commands={SUBMIT: command})
 
 
 def batch_script(cluster: ClusterConfig, job: Job | None, about: str = "") -> str:
@@ -23,7 +30,7 @@ def batch_script(cluster: ClusterConfig, job: Job | None, about: str = "") -> st
     assert slurm is not None, "checked when the cluster was loaded"
     head = ["#!/bin/bash", *[f"#SBATCH {option}" for option in _options(slurm, job)]]
     what = about or f"# Written by dsllm launch: the job {job.name if job else ''}."
-    start = _start_by_srun(cluster) if slurm.start == "srun" else _start_by_ssh(cluster)
+    start = _start_by_srun(cluster) if slurm.start == "srun" else _start_by_ssh(job)
     parts = [*head, "#", what, "set -e", *_environment(cluster, job), "", *start, "", *_until_the_end()]
     return "\n".join(parts) + "\n"
 
@@ -93,13 +100,13 @@ def _start_by_srun(cluster: ClusterConfig) -> list[str]:
     ]
 
 
-def _start_by_ssh(cluster: ClusterConfig) -> list[str]:
+def _start_by_ssh(job: Job | None) -> list[str]:
     """DeepSpeed's launcher on each host, for clusters whose nodes reach each other by ssh."""
-    hosts = 'hosts="dsllm-hosts.$SLURM_JOB_ID"'
+    cluster = f"--cluster={shlex.quote(str(job.folder / CLUSTER_FILE))} " if job else ""
     return [
-        hosts,
+        'hosts="dsllm-hosts.$SLURM_JOB_ID"',
         'scontrol show hostnames "$SLURM_JOB_NODELIST" | sed "s/\\$/ slots=$SLURM_NTASKS_PER_NODE/" > "$hosts"',
-        '"$python" -u -m dsllm launch "$@" --hostfile "$hosts" --with deepspeed &',
+        f'"$python" -u -m dsllm launch "$@" {cluster}--hostfile="$hosts" --with=deepspeed &',
     ]
 
 

@@ -42,9 +42,13 @@ def judge(before: Status, after: Status, codes: Sequence[int], stopped_by: signa
         return Verdict(code=worst or EXIT_FAILED, reason=f"the run did not begin ({said})")
     state = after.get("state")
     if state == "finished":
-        return Verdict(code=0, reason="finished" if not worst else f"finished, though not every rank left well ({said})")
+        return Verdict(
+            code=0, reason="finished" if not worst else f"finished, though not every rank left well ({said})"
+        )
     if state == "interrupted":
-        return Verdict(code=EXIT_INTERRUPTED, reason=f"saved at step {after.get('step')}; the same command goes on from there")
+        return Verdict(
+            code=EXIT_INTERRUPTED, reason=f"saved at step {after.get('step')}; the same command goes on from there"
+        )
     if state == "failed":
         return Verdict(code=EXIT_FAILED, reason=f"failed: {after.get('reason')} ({said})")
     if stopped_by:

@@ -12,7 +12,9 @@ from dsllm.launch import follow as module
 from dsllm.launch.follow import Asked, Waits, asked_to_stop, follow
 
 WAITS = Waits(save=10, end=10)
-ECHO_WORDS = "while read word; do echo got $word; [ $word = stop ] && exit 75; [ $word = end ] && exit 4; done; echo alone"
+ECHO_WORDS = (
+    "while read word; do echo got $word; [ $word = stop ] && exit 75; [ $word = end ] && exit 4; done; echo alone"
+)
 
 
 def run(commands: dict[str, str], asked: Asked | None = None, waits: Waits = WAITS, over: bool = False):

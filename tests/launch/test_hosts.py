@@ -25,7 +25,9 @@ def write(plan: Plan) -> None:
 def as_sshd(words: tuple[str, ...], shell: str, folder: Path) -> subprocess.CompletedProcess:
     """What sshd does with what ssh was given after the host's name: the words in one line, read by the user's shell."""
     host = next(i for i, word in enumerate(words) if word in ("n1", "n2"))
-    return subprocess.run([shell, "-c", " ".join(words[host + 1 :])], cwd=folder, capture_output=True, text=True, check=True)
+    return subprocess.run(
+        [shell, "-c", " ".join(words[host + 1 :])], cwd=folder, capture_output=True, text=True, check=True
+    )
 
 
 def launched(argv: list[str]) -> list[str]:
@@ -80,7 +82,9 @@ def test_what_we_keep_deepspeeds_pdsh_launcher_from(tmp_path):
     day, DeepSpeed has mended it, and docs/launch.md should say so."""
     world = base64.urlsafe_b64encode(json.dumps({"n1": [0], "n2": [0]}).encode()).decode()
     options = argparse.Namespace(
-        **vars(runner.parse_args(["--master_addr", "n1", "--master_port", "1", "script.py", "x=b;>F", "s=$(touch G) x"]))
+        **vars(
+            runner.parse_args(["--master_addr", "n1", "--master_port", "1", "script.py", "x=b;>F", "s=$(touch G) x"])
+        )
     )
     words, stop, _ = multinode_runner.PDSHRunner(options, world).get_cmd({}, {"n1": [0], "n2": [0]})
     launch = words.index("-u") - 1
