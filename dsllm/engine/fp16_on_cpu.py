@@ -3,11 +3,12 @@
 from typing import Any
 
 import torch
-from deepspeed.accelerator import get_accelerator
+
+from dsllm.engine.deepspeed_library import deepspeed
 
 
 def allow_fp16_on_cpu() -> None:
     """Tell DeepSpeed that this process's accelerator has fp16. Runs refuse fp16 on CPU; comparisons and tests need it."""
-    accelerator: Any = type(get_accelerator())
+    accelerator: Any = type(deepspeed.accelerator.get_accelerator())
     accelerator.is_fp16_supported = lambda self: True
     accelerator.supported_dtypes = lambda self: [torch.float32, torch.bfloat16, torch.float16]

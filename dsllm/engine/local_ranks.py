@@ -28,6 +28,9 @@ then starts in a tenth of a second, where a new process takes ten."""
 forkserver = multiprocessing.get_context("forkserver")
 forkserver.set_forkserver_preload(list(PRELOADED))
 
+LAST_WORDS_SECONDS = 2.0
+"""What the other ranks get to say when one has failed."""
+
 END_SECONDS = 5.0
 """What a rank gets to end by itself after its last value."""
 
@@ -125,36 +128,46 @@ def _local(rank: int, world_size: int, port: int) -> Ranks:
 def _rounds(pipes: Sequence[Connection], timeout_seconds: float) -> Iterator[list[Any]]:
     """One value of every rank at a time, until all have ended."""
     while True:
-        values: dict[int, Any] = {}
-        ended: set[int] = set()
-        deadline = time.monotonic() + timeout_seconds
-        while len(values) + len(ended) < len(pipes):
-            open_pipes = [pipe for rank, pipe in enumerate(pipes) if rank not in values and rank not in ended]
-            ready = wait(open_pipes, max(0.0, deadline - time.monotonic()))
-            if not ready:
-                missing = ", ".join(str(pipes.index(pipe)) for pipe in open_pipes)
-                raise RankError(f"rank {missing} gave no result within {timeout_seconds:g} s")
-            for pipe in ready:
-                rank = next(rank for rank, p in enumerate(pipes) if p is pipe)
-                kind, value = _received(pipe, rank)
-                if kind == "value":
-                    values[rank] = value
-                else:
-                    ended.add(rank)
-        if ended:
-            assert not values, f"ranks {sorted(ended)} yielded less often than {sorted(values)}"
+        messages = _one_of_each(pipes, timeout_seconds)
+        kinds = {kind for kind, _ in messages}
+        if kinds == {"end"}:
             return
-        yield [values[rank] for rank in range(len(pipes))]
+        assert kinds == {"value"}, "some ranks yielded more often than others"
+        yield [value for _, value in messages]
 
 
-def _received(pipe: Connection, rank: int) -> tuple[str, Any]:
+def _one_of_each(pipes: Sequence[Connection], timeout_seconds: float) -> list[tuple[str, Any]]:
+    """The next message of every rank, in rank order.
+
+    One rank that fails takes the others with it: their words are waited for briefly, so that the cause is among them.
+    """
+    messages: dict[int, tuple[str, Any]] = {}
+    deadline = time.monotonic() + timeout_seconds
+    while len(messages) < len(pipes):
+        silent = {id(pipe): rank for rank, pipe in enumerate(pipes) if rank not in messages}
+        ready = wait([pipes[rank] for rank in silent.values()], max(0.0, deadline - time.monotonic()))
+        if not ready:
+            break
+        for pipe in ready:
+            rank = silent[id(pipe)]
+            messages[rank] = _received(pipes[rank])
+            if messages[rank][0] == "error":
+                deadline = min(deadline, time.monotonic() + LAST_WORDS_SECONDS)
+    errors = [f"rank {rank}: {text}" for rank, (kind, text) in sorted(messages.items()) if kind == "error"]
+    if errors:
+        raise RankError("\n".join(errors))
+    if len(messages) < len(pipes):
+        missing = ", ".join(str(rank) for rank in range(len(pipes)) if rank not in messages)
+        raise RankError(f"rank {missing} gave no result within {timeout_seconds:g} s")
+    return [messages[rank] for rank in range(len(pipes))]
+
+
+def _received(pipe: Connection) -> tuple[str, Any]:
     try:
-        kind, value = pipe.recv()
+        message: tuple[str, Any] = pipe.recv()
     except EOFError:
-        raise RankError(f"rank {rank} died without a result") from None
-    if kind == "error":
-        raise RankError(f"rank {rank}:\n{value}")
-    return kind, value
+        return "error", "died without a result"
+    return message
 
 
 def _rank_main(

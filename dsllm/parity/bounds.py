@@ -78,6 +78,6 @@ def roundings(combination: Combination) -> tuple[str | None, dict[str, float]]:
     sent = combination.communication_data_type or default
     if summed != "fp32":
         formats[summed] = formats.get(summed, 0.0) + combination.accumulation - 1
-    if sent != "fp32" and combination.world_size > 1:
-        formats[sent] = formats.get(sent, 0.0) + combination.world_size  # once for the sending, and at each addition
+    if sent != "fp32":
+        formats[sent] = formats.get(sent, 0.0) + combination.world_size  # for the sending, and at each addition
     return compute, formats

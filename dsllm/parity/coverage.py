@@ -8,7 +8,7 @@ from dsllm.config.run import RunConfig
 from dsllm.engine.deepspeed_config import final_config
 from dsllm.engine.layout import Layout
 from dsllm.parity.combinations import Combination, full_product
-from dsllm.parity.cover import FACTORS, LARGE, SMALL, pairwise_cover
+from dsllm.parity.cover import FACTORS, LARGE, OF_STAGE_3, SMALL, pairwise_cover
 
 UNTOUCHED = {
     "steps_per_print": "prints", "wall_clock_breakdown": "measures", "memory_breakdown": "measures",
@@ -30,7 +30,8 @@ OUTSIDE = {
     "zero_optimization.offload_param=nvme": "as above",
     "zero_optimization.zero_quantized_weights": "rounds weights to 8 bits on purpose; GPUs only",
     "zero_optimization.zero_quantized_gradients": "rounds gradients to 4 bits on purpose; several nodes of GPUs only",
-    "train.compile": "the compiler changes where a layer rounds",
+    "train.compile": "the compiler changes where a layer rounds; compared with eager layers at every stage in "
+    "tests/engine/test_layers.py",
     "train.kernels=liger": "GPUs only",
     "train.activation_offload": "copies of activations; its gradients are compared bit by bit in "
     "tests/model/test_recompute.py",
@@ -93,7 +94,7 @@ def _values(config: RunConfig, final: Mapping[str, Any], layout: Layout) -> dict
         "grad_accum_dtype": _stands_for("grad_accum_dtype", final.get("data_types", {}).get("grad_accum_dtype")),
     }
     for name in FACTORS:
-        if name in zero or name in final:
+        if (name in zero or name in final) and (zero["stage"] == 3 or name not in OF_STAGE_3):
             found[name] = _stands_for(name, zero.get(name, final.get(name)))
     return found
 

@@ -36,7 +36,7 @@ class Report:
 
 def worst_by_precision(rows: Sequence[Row]) -> list[tuple[str, int, Row]]:
     """Per precision: how many rows, and the one nearest to its bound."""
-    found = []
+    found: list[tuple[str, int, Row]] = []
     for precision in dict.fromkeys(row.combination.precision for row in rows):
         own = [row for row in rows if row.combination.precision == precision]
         found.append((precision, len(own), max(own, key=lambda row: (not row.passed, row.ratio))))
