@@ -13,6 +13,7 @@ from dsllm.config.train import Precision
 from dsllm.config.yaml_file import write_yaml
 from dsllm.data.manifest import load_manifest
 from dsllm.engine.deepspeed_config import Layout, final_config
+from dsllm.engine.offload_config import offload_devices, offloaded_bytes
 
 GIB = 2**30
 
@@ -46,7 +47,19 @@ def _summary(
         f"steps        {config.num_steps:,} for {total_tokens:,} tokens",
         f"compute      {per_token / 1e6:,.1f} MFLOP a token, {per_token * total_tokens:.3g} FLOP in all",
         f"memory       per rank {state / GIB:.2f} GiB of model states and about {activations / GIB:.2f} GiB of activations",
+        *_offload_lines(final["zero_optimization"], count.total, precision, world_size),
         f"directories  run {config.run.directory}, data {config.data.directory}",
+    ]
+
+
+def _offload_lines(zero: Mapping[str, Any], num_parameters: int, precision: Precision, world_size: int) -> list[str]:
+    """Where offload puts the model states; no line without offload."""
+    if offload_devices(zero) == ("none", "none"):
+        return []
+    where = offloaded_bytes(zero, num_parameters, precision, world_size)
+    return [
+        f"offload      per rank {where.device / GIB:.2f} GiB of model states on the device, {where.host / GIB:.2f} GiB "
+        f"in the host's memory, {where.nvme / GIB:.2f} GiB on NVMe"
     ]
 
 

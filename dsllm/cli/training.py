@@ -34,6 +34,7 @@ from dsllm.engine.device import (
     resolve_precision,
     set_up_process,
 )
+from dsllm.engine.nvme import swap_files
 from dsllm.engine.process_group import World, lost_ranks_named, process_group
 from dsllm.engine.ranks import Ranks
 from dsllm.engine.state import check_attributes, load_state
@@ -61,13 +62,15 @@ def run(config: RunConfig, given: Mapping[str, Any], manifest: Manifest, ranks: 
     set_up_process(ranks.local_size)
     device = choose_device(ranks.local_rank)
     precision = resolve_precision(config.train.precision, device)
-    final = final_config(config, given, Layout(world_size=ranks.world_size, device=device.type, precision=precision))
+    final = final_config(config, given, _layout(ranks, device, precision))
+    count = counts.parameter_count(config.model, config.context_length).total
     kernels = load_kernels(config.train.kernels, device.type)
     if config.train.compile:
         check_compiler(device)
     tell = partial(print, flush=True) if ranks.rank == 0 else _say_nothing
     timeout = timedelta(minutes=config.train.timeout_minutes)
     with (
+        swap_files(final, count, precision, ranks),
         process_group(ranks, device, timeout) as world,
         _run_directory(config, world) as attempt,
         lost_ranks_named(world),
@@ -101,6 +104,11 @@ def run(config: RunConfig, given: Mapping[str, Any], manifest: Manifest, ranks: 
             if world.rank == 0:
                 metrics.close()
         return _conclude(config, progress, signal_name, world, tell)
+
+
+def _layout(ranks: Ranks, device: torch.device, precision: Precision) -> Layout:
+    nodes = -(-ranks.world_size // ranks.local_size)
+    return Layout(world_size=ranks.world_size, device=device.type, precision=precision, num_nodes=nodes)
 
 
 def _make_model(config: RunConfig, precision: Precision, kernels: Kernels) -> Transformer:

@@ -3,11 +3,13 @@
 import difflib
 import hashlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dsllm import counts
 from dsllm.config.run import RunConfig
+from dsllm.config.train import Precision
 from dsllm.engine.layout import Layout
 
 OFFLOAD_OPTIMIZER, OFFLOAD_PARAM = "offload_optimizer", "offload_param"
@@ -52,8 +54,52 @@ REFUSED = {
 }
 """Sub-keys that DeepSpeed knows and dsllm refuses: the value that switches them off, and the reason."""
 
+REUSE_DISTANCE = "stage3_max_reuse_distance"
+
 ADAM_TENSORS = 4
 """Weights, gradient and two moments: the buffers that one sub-group needs while AdamW works on it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OffloadedBytes:
+    """Where a rank's model states are once offload has moved them, in bytes."""
+
+    device: int
+    """Still on the device; ZeRO-3's gathered parameters come on top."""
+    host: int
+    """In the node's memory."""
+    nvme: int
+    """In files."""
+
+
+def offloaded_bytes(
+    zero: Mapping[str, Any], num_parameters: int, precision: Precision, world_size: int
+) -> OffloadedBytes:
+    """Model states of one rank where a step needs most of them, as DeepSpeed 0.19.8 spreads them.
+
+    Buffers come on top: of the largest parameter at stages 1 and 2, of `buffer_count` sub-groups with NVMe.
+
+    Args:
+        zero: the final config's `zero_optimization`, which offloads something.
+        precision: a resolved one, not auto.
+    """
+    optimizer, param = offload_devices(zero)
+    weights = 4 if precision in ("fp32", "fp32_compute_bf16") else 2
+    summed = 2 if precision == "fp16" else 4
+    states = 12 + 4  # masters, moments, and the gradient that AdamW reads
+    place = {"none": "device", "cpu": "host", "nvme": "nvme"}
+    shared = {"device": 0, "host": 0, "nvme": 0}
+    if zero["stage"] == 3:
+        shared[place[optimizer]] += states
+        shared["host"] += 0 if optimizer == "none" else summed
+        shared[place[param]] += weights
+        whole = 0
+    else:  # beside its weights a rank's part waits in 16 bits, or fp32, to be copied to the device
+        shared["host"] += states + weights
+        shared["host" if weights == 4 else "device"] += summed
+        whole = weights * num_parameters
+    spread = {key: -(-value * num_parameters // world_size) for key, value in shared.items()}
+    return OffloadedBytes(device=whole + spread["device"], host=spread["host"], nvme=spread["nvme"])
 
 
 def offload_devices(zero: Mapping[str, Any]) -> tuple[str, str]:
@@ -103,6 +149,8 @@ def final_offload(given: Mapping[str, Any], config: RunConfig, layout: Layout) -
         else:
             block = {key: value for key, value in block.items() if key not in NVME_ONLY}
         inner[name] = block
+    if to[OFFLOAD_PARAM] == "nvme":
+        inner[REUSE_DISTANCE] = 0
     top: dict[str, Any] = {"zero_force_ds_cpu_optimizer": False} if to[OFFLOAD_OPTIMIZER] != "none" else {}
     if "nvme" in to.values():
         top["aio"] = _filled(AIO_KEYS, given.get("aio") or {})
@@ -198,6 +246,11 @@ def _check_where(zero: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"{where}.{OFFLOAD_PARAM}.device: nvme, but the optimizer's states, which are larger, stay in memory: "
             f"set {OFFLOAD_OPTIMIZER}.device to nvme too, or this to cpu"
+        )
+    if param == "nvme" and zero.get(REUSE_DISTANCE, AUTO) not in (0, AUTO):
+        yield (
+            f"{where}.{REUSE_DISTANCE}: {zero[REUSE_DISTANCE]}, but a parameter that is kept for its next use keeps its "
+            "buffer, and DeepSpeed stops ('Not enough buffers') when none is left; leave it out, or at 0"
         )
 
 

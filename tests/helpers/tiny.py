@@ -98,10 +98,10 @@ class InitialValues:
         return {}
 
 
-def parameter_shapes() -> dict[str, tuple[int, ...]]:
-    """Shapes of the tiny model's parameters, by name."""
+def parameter_shapes(config: ModelConfig = MODEL) -> dict[str, tuple[int, ...]]:
+    """Shapes of a model's parameters, by name."""
     with torch.device("meta"):
-        model = Transformer(MODEL, SEQUENCE_LENGTH)
+        model = Transformer(config, SEQUENCE_LENGTH)
     return {name: tuple(p.shape) for name, p in model.named_parameters()}
 
 
@@ -133,5 +133,5 @@ def tiny_engine(
         final,
         world,
     )
-    load_state(engine, reader or InitialValues(config, parameter_shapes()))
+    load_state(engine, reader or InitialValues(config, parameter_shapes(config.model)))
     return engine

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,19 @@ from dsllm.train.saving import RunRecord, restore, save_checkpoint
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import micro_batches, tiny_engine, tiny_run
 
-STAGES, WORLDS = (0, 1, 2, 3), (1, 2)
+Layouts = dict[str, tuple[int, dict[str, Any]]]
+CPU = {"device": "cpu"}
+LAYOUTS: Layouts = {
+    "0": (0, {}),
+    "1": (1, {}),
+    "2": (2, {}),
+    "3": (3, {}),
+    "2-offload": (2, {"offload_optimizer": CPU}),
+    "3-offload": (3, {"offload_optimizer": CPU, "offload_param": CPU}),
+    "3-hpz": (3, {"zero_hpz_partition_size": "auto"}),
+}
+"""ZeRO stage, and what the DeepSpeed JSON says beside it; NVMe is in tests/engine/test_nvme.py."""
+WORLDS = (1, 2)
 STEPS_BEFORE, STEPS_AFTER = 3, 3
 
 
@@ -31,77 +44,78 @@ def steps(engine, config: RunConfig, world: World, first: int, count: int) -> li
     ]
 
 
-def save_under_each_stage(
-    world: World, config: RunConfig, directory: Path, stages: tuple[int, ...]
-) -> dict[int, list[float]]:
+def save_under_each_layout(
+    world: World, config: RunConfig, directory: Path, layouts: Layouts
+) -> dict[str, list[float]]:
     """Train, save and go on; the losses after the save."""
     losses = {}
-    for stage in stages:
-        engine = tiny_engine(world, config, stage)
+    for name, (stage, zero) in layouts.items():
+        engine = tiny_engine(world, config, stage, **zero)
         steps(engine, config, world, 0, STEPS_BEFORE)
         record = RunRecord(config=run_to_dict(config), deepspeed={}, versions={})
         save_checkpoint(
-            engine, Progress(step=STEPS_BEFORE), record, directory / f"{world.size}-{stage}", CheckpointConfig()
+            engine, Progress(step=STEPS_BEFORE), record, directory / f"{world.size}-{name}", CheckpointConfig()
         )
-        losses[stage] = steps(engine, config, world, STEPS_BEFORE, STEPS_AFTER)
+        losses[name] = steps(engine, config, world, STEPS_BEFORE, STEPS_AFTER)
     return losses
 
 
-def load_under_each_stage(
-    world: World, config: RunConfig, folder: Path, stages: tuple[int, ...]
-) -> dict[int, list[float]]:
+def load_under_each_layout(world: World, config: RunConfig, folder: Path, layouts: Layouts) -> dict[str, list[float]]:
     """Load, compare the state with the file bit for bit, and go on; the losses."""
     losses = {}
     reader = CheckpointReader(folder)
-    for stage in stages:
-        engine = tiny_engine(world, config, stage)
+    for name, (stage, zero) in layouts.items():
+        engine = tiny_engine(world, config, stage, **zero)
         assert restore(engine, reader) == Progress(step=STEPS_BEFORE)
         for piece in owned_slices(engine):
             assert piece.scalars == {"step": STEPS_BEFORE}
             for key, tensor in piece.tensors.items():
                 assert torch.equal(tensor, reader.read(piece.name, key, piece.start, piece.stop)), (
-                    stage,
+                    name,
                     piece.name,
                     key,
                 )
-        losses[stage] = steps(engine, config, world, STEPS_BEFORE, STEPS_AFTER)
+        losses[name] = steps(engine, config, world, STEPS_BEFORE, STEPS_AFTER)
     return losses
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory) -> tuple[Path, dict[tuple[int, int], list[float]]]:
-    """Checkpoints of the same run under each world size and stage, and the losses that followed there."""
+def saved(tmp_path_factory) -> tuple[Path, dict[tuple[int, str], list[float]]]:
+    """Checkpoints of the same run under each world size and layout, and the losses that followed there."""
     directory = tmp_path_factory.mktemp("saved")
     losses = {}
     for world_size in WORLDS:
-        found = run_ranks(world_size, save_under_each_stage, tiny_run(), directory, STAGES)[0]
-        losses |= {(world_size, stage): values for stage, values in found.items()}
+        found = run_ranks(world_size, save_under_each_layout, tiny_run(), directory, LAYOUTS)[0]
+        losses |= {(world_size, name): values for name, values in found.items()}
     return directory, losses
 
 
-def folder_of(directory: Path, world_size: int, stage: int) -> Path:
-    (found,) = list_checkpoints(directory / f"{world_size}-{stage}" / "checkpoints")
+def folder_of(directory: Path, world_size: int, layout: str) -> Path:
+    (found,) = list_checkpoints(directory / f"{world_size}-{layout}" / "checkpoints")
     return found
 
 
 @pytest.mark.parametrize("world_size", WORLDS)
 @pytest.mark.parametrize("from_world", WORLDS)
-@pytest.mark.parametrize("from_stage", [0, *(pytest.param(stage, marks=pytest.mark.slow) for stage in (1, 2)), 3])
-def test_any_layout_resumes_from_any_other(saved, from_stage, from_world, world_size):
+@pytest.mark.parametrize(
+    "from_layout",
+    [pytest.param(name, marks=() if name in ("0", "3-offload") else pytest.mark.slow) for name in LAYOUTS],
+)
+def test_any_layout_resumes_from_any_other(saved, from_layout, from_world, world_size):
     directory, losses = saved
-    folder = folder_of(directory, from_world, from_stage)
-    went_on = run_ranks(world_size, load_under_each_stage, tiny_run(), folder, STAGES)[0]
-    for stage, values in went_on.items():
-        if (world_size, stage) == (from_world, from_stage):
-            assert values == losses[from_world, from_stage]  # the same layout: to the last bit
+    folder = folder_of(directory, from_world, from_layout)
+    went_on = run_ranks(world_size, load_under_each_layout, tiny_run(), folder, LAYOUTS)[0]
+    for name, values in went_on.items():
+        if (world_size, name) == (from_world, from_layout):
+            assert values == losses[from_world, from_layout]  # the same layout: to the last bit
         # another layout sums in another order: the bound of tests/engine/test_step.py
-        assert values == pytest.approx(losses[from_world, from_stage], rel=1e-5)
+        assert values == pytest.approx(losses[from_world, from_layout], rel=1e-5)
 
 
 def test_slices_cover_every_element_once(saved):
     directory, _ = saved
-    for stage in STAGES:
-        reader = CheckpointReader(folder_of(directory, 2, stage))
+    for name in LAYOUTS:
+        reader = CheckpointReader(folder_of(directory, 2, name))
         assert damage_in(reader.folder) is None
         assert len(reader.manifest.files) == 2
         for name in reader.names():
@@ -110,10 +124,10 @@ def test_slices_cover_every_element_once(saved):
             assert all(left[1] == right[0] for left, right in pairwise(pieces))
 
 
-def test_every_stage_saves_the_same_state(saved):
-    """Stages differ in where the state lies, not in what it is: equal up to the rounding of three steps."""
+def test_every_layout_saves_the_same_state(saved):
+    """Layouts differ in where the state lies, not in what it is: equal up to the rounding of three steps."""
     directory, _ = saved
-    readers = [CheckpointReader(folder_of(directory, w, s)) for w in WORLDS for s in STAGES]
+    readers = [CheckpointReader(folder_of(directory, w, name)) for w in WORLDS for name in LAYOUTS]
     for name in readers[0].names():
         first = readers[0].read_whole(name)
         for other in readers[1:]:
@@ -127,7 +141,7 @@ def test_every_stage_saves_the_same_state(saved):
 
 def test_moments_are_saved(saved):
     directory, _ = saved
-    reader = CheckpointReader(folder_of(directory, 2, 3))
+    reader = CheckpointReader(folder_of(directory, 2, "3"))
     name = "layers.0.mlp.up.weight"
     assert reader.keys(name) == (MASTER, "exp_avg", "exp_avg_sq")
     size = reader.read_whole(name).numel()

@@ -1,0 +1,151 @@
+"""A run's files on NVMe: what they ask of this machine, found out before anything is built, and their removal at the end."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.cpp_extension import get_cxx_compiler, get_default_build_root
+
+from dsllm.config.train import Precision
+from dsllm.engine.deepspeed_library import deepspeed
+from dsllm.engine.offload_config import OFFLOAD_OPTIMIZER, OFFLOAD_PARAM, offloaded_bytes
+from dsllm.engine.ranks import Ranks
+from dsllm.errors import ConfigError
+
+GIB = 2**30
+OPERATORS = ("pin_memory", "async_io")
+"""DeepSpeed's compiled operators that read and write the NVMe."""
+BUILD = "python -c 'from deepspeed.ops.op_builder import AsyncIOBuilder; AsyncIOBuilder().load()'"
+LOCK_SECONDS = 10.0
+"""Another process that only loads an operator holds its lock for about a second."""
+
+
+def swap_folders(final: Mapping[str, Any]) -> list[Path]:
+    """The run's own folders for swap files; none where nothing goes to NVMe."""
+    blocks = (final["zero_optimization"].get(key, {}) for key in (OFFLOAD_OPTIMIZER, OFFLOAD_PARAM))
+    return sorted({Path(block["nvme_path"]) for block in blocks if block.get("device") == "nvme"})
+
+
+@contextlib.contextmanager
+def swap_files(final: Mapping[str, Any], num_parameters: int, precision: Precision, ranks: Ranks) -> Iterator[None]:
+    """The run's files on NVMe, for the duration of the block: checked before, removed after; nothing where there are none.
+
+    Args:
+        final: the final DeepSpeed config.
+        precision: the run's, with auto resolved.
+    Raises:
+        ConfigError: see `check_nvme`.
+    """
+    if not swap_folders(final):
+        yield
+        return
+    written = offloaded_bytes(final["zero_optimization"], num_parameters, precision, ranks.world_size).nvme
+    check_nvme(final, written * ranks.local_size)
+    try:
+        yield
+    finally:
+        if ranks.local_rank == 0:
+            for folder in swap_folders(final):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_nvme(final: Mapping[str, Any], needed: int) -> None:
+    """Refuse a machine on which the NVMe would not work.
+
+    Args:
+        needed: bytes that the ranks of this node write in all.
+    Raises:
+        ConfigError: everything that is wrong, at once.
+    """
+    problems = [p for folder in swap_folders(final) for p in _check_folder(folder, needed)]
+    problems += _check_operators()
+    if problems:
+        raise ConfigError(problems)
+
+
+def _check_folder(folder: Path, needed: int) -> Iterator[str]:
+    """The folder that the JSON names, in which `folder` is the run's own."""
+    path, where = folder.parent, "deepspeed JSON: zero_optimization: nvme_path"
+    if not path.is_dir():
+        yield f"{where} {path}: no such folder on {os.uname().nodename}: name one on a local NVMe in a copy of the JSON"
+        return
+    try:
+        with tempfile.NamedTemporaryFile(dir=path, prefix="dsllm-probe-") as probe:
+            os.close(os.open(probe.name, os.O_WRONLY | os.O_DIRECT))
+    except OSError as error:
+        yield (
+            f"{where} {path}: cannot be used ({error.strerror}): it must be writable and on a disk that takes direct I/O, "
+            "which file systems in memory do not"
+        )
+        return
+    left_over = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())  # of an attempt that was killed
+    free = shutil.disk_usage(path).free + left_over
+    if free < needed:
+        yield (
+            f"{where} {path}: {free / GIB:.2f} GiB are free, but the ranks of this node write {needed / GIB:.2f} GiB: "
+            "weights, moments and gradients in fp32, and the parameters"
+        )
+
+
+def _check_operators() -> Iterator[str]:
+    """async_io is there or could be built, and nobody's lock is in the way."""
+    if all(deepspeed.git_version_info.installed_ops.get(name, False) for name in OPERATORS):
+        return
+    missing = list(_missing_tools())
+    if missing:
+        yield f"offload to NVMe: DeepSpeed's async_io cannot be loaded, for want of {' and '.join(missing)}"
+    for name in OPERATORS:
+        lock = _build_folder() / name / "lock"
+        if _stays(lock):
+            yield (
+                f"offload to NVMe: {lock} is there: {name} is being built, or a build was killed, and every start would "
+                "wait for it without a word. If no build runs (`pgrep ninja`), delete the file"
+            )
+    unbuilt = [name for name in OPERATORS if not (_build_folder() / name / f"{name}.so").is_file()]
+    if unbuilt and not missing:
+        yield (
+            f"offload to NVMe: DeepSpeed's {' and '.join(unbuilt)} must be compiled first, once (it takes 2 to 12 minutes, "
+            f"which the ranks would spend waiting): {BUILD}"
+        )
+
+
+def _missing_tools() -> Iterator[str]:
+    """What DeepSpeed compiles with; it links a test program at each start, too."""
+    compiler = get_cxx_compiler()
+    if shutil.which(compiler) is None:
+        yield f"a C++ compiler ({compiler}; apt install g++)"
+    else:
+        look = [compiler, "-E", "-x", "c++", "-include", "libaio.h", os.devnull]
+        if subprocess.run(look, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode:
+            yield "libaio's header (apt install libaio-dev, dnf install libaio-devel)"
+    if shutil.which("ninja") is None:
+        yield "ninja (pip install ninja, in an environment that is on the PATH)"
+
+
+def _stays(lock: Path) -> bool:
+    """Whether the lock is more than another process's short visit."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while lock.exists():
+        if time.monotonic() > deadline:
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def _build_folder() -> Path:
+    """Where torch puts what it compiles."""
+    root = os.environ.get("TORCH_EXTENSIONS_DIR")
+    if root is not None:
+        return Path(root)
+    cuda = torch.version.cuda
+    kind = "cpu" if cuda is None else "cu" + cuda.replace(".", "")
+    python = f"py{sys.version_info.major}{sys.version_info.minor}"
+    return Path(get_default_build_root()) / f"{python}{sys.abiflags}_{kind}"
