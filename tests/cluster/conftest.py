@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import hosts as host_module
 from tests.cluster import slurm as slurm_module
 from tests.cluster.hosts import Hosts, problems, start_hosts
 from tests.cluster.slurm import Slurm, start_slurm
@@ -19,9 +18,8 @@ REQUIRED = "DSLLM_REQUIRE_CLUSTER"
 """Set to 1 where the packages are known to be installed (.ci/run): then a missing one is a failure."""
 
 
-def need(programs: Sequence[str]) -> None:
-    """Skip the test, or fail it, where a program that it needs is missing."""
-    found = problems(programs)
+def need(found: Sequence[str]) -> None:
+    """Skip the test, or fail it, where something that it needs is missing."""
     if not found:
         return
     if os.environ.get(REQUIRED) == "1":
@@ -32,7 +30,7 @@ def need(programs: Sequence[str]) -> None:
 @pytest.fixture(scope="session")
 def hosts() -> Iterator[Hosts]:
     """A login host and two nodes with ssh and pdsh."""
-    need(host_module.PROGRAMS)
+    need(problems())
     folder = Path(tempfile.mkdtemp(prefix="dsllm-cluster-"))
     folder.chmod(0o755)  # munged insists that its socket can be reached by everybody
     try:
@@ -45,7 +43,7 @@ def hosts() -> Iterator[Hosts]:
 @pytest.fixture(scope="session")
 def slurm(hosts) -> Iterator[Slurm]:
     """SLURM on the hosts."""
-    need((*host_module.PROGRAMS, *slurm_module.PROGRAMS))
+    need(problems(slurm_module.PROGRAMS))
     with start_slurm(hosts) as started:
         yield started
 

@@ -122,11 +122,11 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PATH": f"{os.environ['PATH']}:{SBIN}"}
 
 
-def problems(programs: Sequence[str] = PROGRAMS) -> list[str]:
-    """Why hosts cannot be made on this machine; empty where they can."""
+def problems(also: Sequence[str] = ()) -> list[str]:
+    """Why hosts cannot be made on this machine, or have not all these programs; empty where all is well."""
     if os.geteuid() != 0:
         return ["not root"]
-    missing = [p for p in programs if shutil.which(p, path=environment()["PATH"]) is None]
+    missing = [p for p in (*PROGRAMS, *also) if shutil.which(p, path=environment()["PATH"]) is None]
     if missing:
         return [f"{p} is not installed" for p in missing]
     probe = "ip link add br0 type bridge && ip link add v0 type veth peer name v1"

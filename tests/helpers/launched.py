@@ -29,6 +29,8 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "TMPDIR": os.environ.get("TMPDIR", "/tmp"),
 }
+FAULTY = str(Path(__file__).parent / "faulty")
+"""On PYTHONPATH: SIGUSR2 makes a process raise an error."""
 RUN_NAME = RUN["run"]["name"]
 RANK_VARIABLES = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
 STEP_TOKENS = RUN["train"]["global_batch_sequences"] * RUN["data"]["sequence_length"]
