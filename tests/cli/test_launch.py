@@ -15,8 +15,9 @@ import yaml
 
 from dsllm.cli import run_command
 from dsllm.launch.job import JOB_VARIABLE
-from tests.cli.test_launchers import ENVIRONMENT, fingerprint, losses, prepared  # noqa: F401 - a fixture
+from tests.cli.test_launchers import prepared  # noqa: F401 - a fixture
 from tests.cli.test_train import NUM_STEPS
+from tests.helpers.launched import ENVIRONMENT, fingerprint, losses
 
 DSLLM = [sys.executable, "-m", "dsllm"]
 ROOT = Path(__file__).parents[2]
