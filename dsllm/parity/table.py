@@ -32,10 +32,10 @@ def plan_table(world_sizes: Sequence[int], quick: bool, only: str) -> Plan:
 
     Args:
         quick: the cover alone, without the full product.
-        only: words that the name of a combination must contain.
+        only: words that must stand in the name of a combination.
     """
     device, most = local_devices()
-    chosen = [c for c in all_combinations(quick) if all(word in c.name for word in only.split())]
+    chosen = [c for c in all_combinations(quick) if set(only.split()) <= set(c.name.split())]
     runs = sorted(
         (c for c in chosen if c.world_size in world_sizes and c.world_size <= most), key=lambda c: c.world_size
     )

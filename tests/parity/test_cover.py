@@ -12,6 +12,8 @@ from dsllm.parity.combinations import ACCUMULATIONS, STAGES, WORLD_SIZES, Combin
 from dsllm.parity.cover import FACTORS, MODE, allowed, allowed_pairs, as_combination, pairwise_cover
 from dsllm.parity.tiny_run import run_of
 
+COVER = pairwise_cover()
+
 
 def accepted(row: Combination) -> bool:
     layout = Layout(world_size=row.world_size, device="cuda", precision=row.precision)
@@ -38,13 +40,13 @@ def settings_of(row: Combination) -> dict[str, object]:
 
 
 def test_every_allowed_pair_meets_in_a_row():
-    met = {pair for row in pairwise_cover() for pair in itertools.combinations(settings_of(row).items(), 2)}
+    met = {pair for row in COVER for pair in itertools.combinations(settings_of(row).items(), 2)}
     pairs = set(allowed_pairs())
     assert len(pairs) > 2000 and pairs <= met
 
 
 def test_each_value_meets_every_stage_and_precision_that_allow_it():
-    rows = [settings_of(row) for row in pairwise_cover()]
+    rows = [settings_of(row) for row in COVER]
     for mode in FACTORS[MODE]:
         for name, values in list(FACTORS.items())[1:]:
             met = {row[name] for row in rows if row[MODE] == mode}
@@ -52,11 +54,10 @@ def test_each_value_meets_every_stage_and_precision_that_allow_it():
 
 
 def test_the_cover_is_always_the_same_and_small():
-    rows = pairwise_cover()
-    assert rows == pairwise_cover() and len(rows) == len(set(rows)) < 100
+    assert pairwise_cover() == COVER and len(COVER) == len(set(COVER)) < 100
 
 
-@pytest.mark.parametrize("row", [*full_product(), *pairwise_cover()], ids=lambda row: row.place)
+@pytest.mark.parametrize("row", [*full_product(), *COVER], ids=lambda row: row.place)
 def test_the_config_accepts_every_row(row: Combination):
     assert accepted(row)
 
@@ -70,6 +71,6 @@ def test_the_config_refuses_what_the_table_leaves_out(name: str):
         for value in FACTORS[name]:
             if value is None or allowed({MODE: mode, name: value}):
                 continue
-            row = next(r for r in pairwise_cover() if (r.stage, r.precision) == mode)
+            row = next(r for r in COVER if (r.stage, r.precision) == mode)
             row = as_combination(settings_of(row) | {name: value})
             assert not accepted(row), (mode, name, value)
