@@ -101,7 +101,9 @@ def _from_mpi(env: Mapping[str, str]) -> Ranks:
     if address is None or port is None:
         # only MPI itself can tell the others where rank 0 listens
         own = (socket.gethostbyname(socket.gethostname()), str(_free_port()))
-        address, port = require("mpi4py.MPI", "mpi").COMM_WORLD.bcast(own, root=0)
+        mpi = require("mpi4py.MPI", "mpi")
+        address, port = mpi.COMM_WORLD.bcast(own, root=0)
+        mpi.Finalize()  # not needed any more, and mpirun takes a rank that leaves without it for a failed one
     return Ranks(
         rank=rank,
         local_rank=_number(env, "OMPI_COMM_WORLD_LOCAL_RANK"),
