@@ -87,6 +87,19 @@ def one_process(folder: Path) -> list[Candidate]:
     return [Candidate(name=name, command=words) for name, words in commands.items()]
 
 
+def compiled(folder: Path) -> list[Candidate]:
+    """Workload (a): what torch.compile gains per step, and what it costs until the first."""
+    own = (sys.executable, *dsllm("a", folder, 0, 1))
+    commands = {
+        BASE: module("bench.peers.plain"),
+        "plain PyTorch, autocast, compiled": module("bench.peers.plain", "--compile"),
+        "litgpt, compiled": module("bench.peers.litgpt_loop", python=LITGPT_PYTHON),
+        "dsllm, ZeRO-0": own,
+        "dsllm, ZeRO-0, compiled": (*own, "train.compile=true"),
+    }
+    return [Candidate(name=name, command=words) for name, words in commands.items()]
+
+
 def two_ranks(folder: Path) -> list[Candidate]:
     """Workload (a), beside DDP and FSDP2."""
     commands = {
@@ -142,6 +155,7 @@ def one_process_b_more(folder: Path) -> list[Candidate]:
 
 GROUPS: dict[str, tuple[str, Callable[[Path], list[Candidate]]]] = {
     ONE_PROCESS: ("a", one_process),
+    f"{ONE_PROCESS}, compiled": ("a", compiled),
     TWO_RANKS: ("a", two_ranks),
     f"{TWO_RANKS}, more peers": ("a", two_ranks_more),
     ONE_PROCESS_B: ("b", one_process_b),

@@ -14,10 +14,12 @@ from pathlib import Path
 from bench.candidates import RECIPE, ROOT
 
 NUM_STEPS = 20
-MOST_LOSS = 0.02
-"""Nats between two runs that differ in rounding only: bf16 keeps 8 bits, a loss is near 9, and 20 steps add up little."""
-MOST_NORM = 0.05
-"""Between their gradient norms, as a share: AdamW hides a wrong factor on the gradient from the loss, not from the norm."""
+MOST_LOSS = 0.01
+"""Nats between two runs that differ in rounding only. bf16 keeps 8 bits, so a loss near 9 is off by 0.02 per token at
+most and far less in the mean of 2048; fp32 and bf16 were seen to differ by 0.0015 over the 20 steps, on a CPU."""
+MOST_NORM = 0.02
+"""Between their gradient norms, as a share (seen: 0.001). AdamW hides a wrong factor on the gradient from the loss, but
+not from the norm."""
 SHAPE = (
     "model.num_layers=4 model.hidden_size=256 model.num_heads=4 model.mlp_size=704 data.sequence_length=256 "
     f"train.global_batch_sequences=8 train.micro_batch_sequences=4 train.total_tokens={NUM_STEPS * 8 * 256}"
@@ -102,8 +104,8 @@ CHECKS = [
         like=MASKED,
     ),
     Check(
-        name="document mask, compiled, Liger",
-        words=bf16(1, "data.document_mask=true train.compile=true train.kernels=liger"),
+        name="document mask, compiled",
+        words=bf16(1, "data.document_mask=true train.compile=true"),
         like=MASKED,
         gpu_only=True,
     ),
@@ -124,7 +126,6 @@ def run_checks(gpu: bool, folder: Path, seconds: float, tell: Callable[[str], No
     """All checks that this device can run, several at once, and the parity table; what is too slow fails."""
     wanted = [check for check in CHECKS if gpu or not check.gpu_only]
     deadline = time.monotonic() + seconds
-    subprocess.run([sys.executable, "-m", "dsllm", "prepare", RECIPE], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     with ThreadPoolExecutor(min(8, max(2, (os.cpu_count() or 2) // 2))) as pool:
         parity = pool.submit(run_parity, gpu, folder, deadline)
         runs = {check.name: pool.submit(run, check, folder, deadline) for check in wanted}

@@ -40,15 +40,15 @@ def candidates(size: str, folder: Path, gpu: bool) -> dict[str, tuple[str, ...]]
     }
     if not gpu:
         return found
-    fast = {
+    more = {
         "dsllm, ZeRO-1, compiled": own(1, "train.compile=true"),
-        "dsllm, ZeRO-1, compiled, Liger": own(1, "train.compile=true", "train.kernels=liger"),
         "dsllm, ZeRO-1, Liger": own(1, "train.kernels=liger"),
         "dsllm, ZeRO-3, compiled": own(3, "train.compile=true"),
+        "transformers.Trainer, compiled": module("bench.peers.trainer", *workload, "--compile"),
     }
-    names = (BASE, "dsllm, ZeRO-1", *list(fast)[:2], *list(found)[2:5], *list(fast)[2:], *list(found)[5:])
-    both = found | fast | {"transformers.Trainer, compiled": module("bench.peers.trainer", *workload, "--compile")}
-    return {name: both[name] for name in dict.fromkeys((*names, *both))}
+    first = (BASE, "dsllm, ZeRO-1", "dsllm, ZeRO-1, compiled", "FSDP2, compiled", "transformers.Trainer, compiled")
+    both = found | more
+    return {name: both[name] for name in (*first, *(name for name in both if name not in first))}
 
 
 @dataclass
