@@ -134,11 +134,9 @@ def _check_container(cluster: ClusterConfig, container: ContainerConfig) -> Iter
 
 def missing_hosts(cluster: ClusterConfig) -> Iterator[Problem]:
     """A cluster's file that names no host: the job would run on this machine alone."""
-    if cluster.chosen_launcher in ("deepspeed", "torchrun", "mpi") and not cluster.hosts:
-        yield (
-            "launcher",
-            f"{cluster.chosen_launcher} needs hosts or a hostfile (for this machine alone: launcher local)",
-        )
+    chosen = cluster.chosen_launcher
+    if chosen in ("deepspeed", "torchrun", "mpi") and not cluster.hosts and cluster.slots is None:
+        yield "launcher", f"{chosen} needs hosts or a hostfile; for this machine alone give slots"
 
 
 def unset_variables(text: str) -> list[str]:

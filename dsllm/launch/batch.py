@@ -61,10 +61,10 @@ def follow_batch(
     position, stopping, last, deadline = 0, False, "", float("inf")
     while True:
         now = look(number)
+        position = _pass_on(output, position, write)
         if now.state != last:
             write(f"job {number}: {now.state} {now.reason}".rstrip().encode() + b"\n")
             last = now.state
-        position = _pass_on(output, position, write)
         if now.state in _OVER:
             return now
         if asked.by and not stopping:
