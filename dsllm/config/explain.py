@@ -48,9 +48,14 @@ def explain(error: ValidationError, origin: Origin, root: type) -> list[str]:
         elif path and (path[-1] == "int" or path[-1].startswith("literal[")):  # a union's arms are reported one by one
             unions.setdefault(path[:-1], []).append(_say(item))
         else:
-            lines.append(f"{origin.of(path)}: {'.'.join(path)}: {_say(item)}")
+            reason = _WHY_NOT.get((".".join(path), str(item["input"])), "")
+            lines.append(f"{origin.of(path)}: {'.'.join(path)}: {_say(item)}{reason}")
     lines += [f"{origin.of(path)}: {'.'.join(path)}: {' or '.join(says)}" for path, says in unions.items()]
     return lines
+
+
+_WHY_NOT = {("train.precision", "fp8"): "; fp8 is refused until a GPU run has proven its numbers: use bf16"}
+"""Values that one may expect to work, by field: why they do not."""
 
 
 def _say(item: Any) -> str:

@@ -36,6 +36,8 @@ class Batch:
     documents: torch.Tensor | None = None
     """int64 [B, T]: end-of-text tokens before each input in its sequence, which numbers the documents: the end-of-text
     belongs to the document that it ends. None: attention passes over their boundaries."""
+    origin: str = ""
+    """Which samples these are, in words; empty in validation."""
 
 
 @dataclass(eq=False, repr=False)
@@ -90,18 +92,22 @@ class TrainingBatches:
     def _batch(self, first_sample: int) -> Batch:
         length = self.data.sequence_length
         tokens = np.empty((self.micro_batch_sequences, length + 1), dtype=np.int64)
-        hashes = []
+        hashes, sources = [], set()
         for row, number in enumerate(range(first_sample, first_sample + len(tokens))):
             sample = self._order.sample(number)
             stream = self._streams[sample.source]
+            sources.add(stream.name)
             tokens[row] = stream.read_block(sample.block, length)
             stream.check_ids(tokens[row], self.manifest.tokenizer.vocab_size)
             hashes.append(fingerprint.sample_fingerprint(number, sample.source, sample.block, tokens[row]))
+        last = first_sample + len(tokens) - 1
+        origin = f"samples {first_sample} to {last} of the run, from {', '.join(sorted(sources))}"
         return Batch(
             *_shifted(tokens),
             weights=None,
             fingerprint=fingerprint.add(*hashes),
             documents=_documents(tokens, self.manifest) if self.data.document_mask else None,
+            origin=origin,
         )
 
 

@@ -8,8 +8,10 @@ from typing import Any
 
 from dsllm.config.paths import find_file, searched
 from dsllm.config.run import RunConfig
+from dsllm.engine.gradient_config import check_gradients
 from dsllm.engine.layout import Layout
 from dsllm.engine.offload_config import OFFLOAD_OPTIMIZER, OFFLOAD_PARAM, ZEROPP_KEYS, check_offload, final_offload
+from dsllm.engine.precision_config import FP8, check_precision, final_precision
 from dsllm.errors import ConfigError
 
 __all__ = ["Layout", "final_config", "gradient_accumulation", "read_deepspeed_json"]
@@ -55,6 +57,7 @@ REFUSED = {
     "sequence_parallel_size": "not supported by this version: ZeRO 0-2 would not synchronise the sequence ranks",
     "zenflow": "it steps behind the gradients, with DeepSpeed's own CPU Adam; not proven here",
     "hybrid_engine": "it serves inference",
+    "fp8": FP8,
 }  # fmt: skip
 """Top-level keys that DeepSpeed knows and this version of dsllm refuses, with the reason."""
 
@@ -149,8 +152,8 @@ def final_config(config: RunConfig, given: Mapping[str, Any], layout: Layout) ->
     """
     zero = given.get("zero_optimization", {})
     stage = zero.get("stage", 0) if isinstance(zero, Mapping) else 0
-    problems = [*_check_top_level(given), *_check_zero(zero), *_check_precision(layout, stage)]
-    problems += check_offload(given, layout)
+    problems = [*_check_top_level(given), *_check_zero(zero), *check_precision(given, layout, stage)]
+    problems += [*check_gradients(given, layout), *check_offload(given, layout)]
     final: dict[str, Any] = {}
     try:
         final = _from_run(config, layout, stage)
@@ -166,10 +169,7 @@ def final_config(config: RunConfig, given: Mapping[str, Any], layout: Layout) ->
     final |= around
     if layout.device == "cpu" and zero.get("reduce_scatter", AUTO) == AUTO and stage in (1, 2):
         final["zero_optimization"]["reduce_scatter"] = False  # gloo's reduce-scatter is slower than its all-reduce
-    if layout.precision in ("bf16", "fp16") and stage > 0:
-        final.setdefault("data_types", {"grad_accum_dtype": "fp32"})
-        final.setdefault("communication_data_type", "fp32")
-    return final
+    return final | final_precision(given, layout, stage)
 
 
 def _final_zero(zero: Mapping[str, Any]) -> dict[str, Any]:
@@ -246,21 +246,6 @@ def _check_zero_value(where: str, key: str, value: Any) -> Iterator[str]:
         yield f"{where}: must be a whole number, but it is {value!r}"
     elif key == "stage" and value not in (0, 1, 2, 3):
         yield f"{where}: must be 0, 1, 2 or 3, but it is {value}"
-
-
-def _check_precision(layout: Layout, stage: Any) -> Iterator[str]:
-    if layout.precision != "fp16":
-        return
-    if layout.device == "cpu":
-        yield (
-            "train.precision: fp16, but this accelerator (cpu) has no fp16: use fp32_compute_bf16 (as fast as this CPU gets), "
-            "fp32, or bf16; or leave train.precision at auto"
-        )
-    if stage == 0:
-        yield (
-            "train.precision: fp16 with ZeRO stage 0: DeepSpeed divides the gradients by a loss scale that it never applied; "
-            "use ds_configs/zero1.json, which on one rank is the same thing done right"
-        )
 
 
 def _clashes(given: Mapping[str, Any], final: Mapping[str, Any], config: RunConfig) -> Iterator[str]:

@@ -10,10 +10,14 @@ from dsllm.config.run import RunConfig
 from dsllm.data import fingerprint
 from dsllm.engine.build import Engine
 from dsllm.engine.device import peak_memory_gib
-from dsllm.engine.step import MicroBatch, set_learning_rate, take_step
+from dsllm.engine.diagnosis import find_not_finite
+from dsllm.engine.layer_statistics import LayerStatistics
+from dsllm.engine.step import MicroBatch, StepResult, set_learning_rate, take_step
 from dsllm.errors import RunError
+from dsllm.train.breakdown import Breakdown
 from dsllm.train.interrupt import stop_signals
 from dsllm.train.metrics import Metrics, step_line
+from dsllm.train.profile import Profile
 from dsllm.train.progress import Progress
 from dsllm.train.run_directory import write_status
 from dsllm.train.saving import RunRecord, save_checkpoint
@@ -29,6 +33,11 @@ class HashedMicroBatch(MicroBatch, Protocol):
     @property
     def fingerprint(self) -> int:
         """64-bit hash of its samples, as delivered; adds up over micro-batches and ranks."""
+        ...
+
+    @property
+    def origin(self) -> str:
+        """Which samples these are, in words."""
         ...
 
 
@@ -55,6 +64,8 @@ class Run:
     """On rank 0 only."""
     tell: Callable[[str], None]
     """Says something on the terminal; silent on the other ranks."""
+    breakdown: Breakdown
+    profile: Profile
 
 
 def train(
@@ -69,17 +80,23 @@ def train(
     config, saved_at = run.config, time.monotonic()
     with stop_signals() as stop:
         while progress.step < config.num_steps:
+            run.profile.before(progress.step + 1)
+            run.breakdown.watch.start_step()
             began = time.perf_counter()
             learning_rate = learning_rate_at(progress.step, config)
             set_learning_rate(engine, learning_rate)
-            micro_batches = batches.step(progress.step)
-            own = fingerprint.add(*(batch.fingerprint for batch in micro_batches))
+            with run.breakdown.watch.part("data"):
+                micro_batches = batches.step(progress.step)
+                own = fingerprint.add(*(batch.fingerprint for batch in micro_batches))
+            layers = _look_into_layers(engine, progress.step + 1, config)
             late = engine.world.rank == 0 and _minutes_passed(saved_at, config.checkpoint.every_minutes)
             result = take_step(
                 engine,
                 micro_batches,
                 seed=config.run.seed + progress.step,
                 also_sum=(*fingerprint.halves(own), stop.requested, late),
+                watch=run.breakdown.watch,
+                layers=layers,
             )
             low, high, stops, lates = result.sums
             step_fingerprint = fingerprint.from_halves(low, high)
@@ -88,20 +105,24 @@ def train(
             )
             seconds = time.perf_counter() - began
             last = progress.step == config.num_steps
-            measured: dict[str, float] = {}
+            parts, measured = run.breakdown.columns(seconds), dict[str, float]()
+            run.profile.after(progress.step)
+            layer_rows = layers.rows() if layers else []
             if last or _due(progress.step, config.train.validate_every_steps):
                 measured = dict(validate(engine))
             if run.metrics is not None:
                 memory_gib = peak_memory_gib(engine.world.device)
-                row = run.metrics.row(result, progress, learning_rate, seconds, memory_gib) | measured
+                row = run.metrics.row(result, progress, learning_rate, seconds, memory_gib) | parts | measured
                 run.metrics.record(row)
+                run.metrics.record_layers(progress.step, layer_rows)
                 _tell_step(row, measured, run)
-            _check_health(progress)
+            if _hopeless(engine, progress, result, config):
+                raise RunError(_diagnosis(engine, micro_batches, progress, result, config))
             if last or stops or lates or _due(progress.step, config.checkpoint.every_steps):
                 _save(engine, progress, run)
                 saved_at = time.monotonic()
             if stops and not last:
-                return progress, stop.signal_name or "a signal on another rank"
+                return progress, stop.reason or "another rank was asked to stop"
     return progress, ""
 
 
@@ -109,6 +130,10 @@ def _tell_step(row: Mapping[str, Any], measured: Mapping[str, float], run: Run) 
     """A line on the terminal: now and then, at both ends, and whenever the held-out loss was measured."""
     if measured or row["step"] in (1, run.config.num_steps) or _due(row["step"], run.config.log.every_steps):
         run.tell("  ".join([step_line(row, run.config), *(f"{key} {value:.4f}" for key, value in measured.items())]))
+
+
+def _look_into_layers(engine: Engine, step: int, config: RunConfig) -> LayerStatistics | None:
+    return LayerStatistics(engine) if _due(step, config.log.layer_statistics_every_steps) else None
 
 
 def _save(engine: Engine, progress: Progress, run: Run) -> None:
@@ -127,9 +152,31 @@ def _minutes_passed(since: float, minutes: float) -> bool:
     return minutes > 0 and time.monotonic() - since >= 60 * minutes
 
 
-def _check_health(progress: Progress) -> None:
-    if progress.skipped_in_a_row >= HOPELESS_STEPS:
-        raise RunError(
-            f"the gradients of {HOPELESS_STEPS} steps in a row were not finite (last: step {progress.step}): the run does not "
-            "recover by itself. Lower train.optimizer.learning_rate, lengthen the warm-up, or use a wider train.precision"
-        )
+def _hopeless(engine: Engine, progress: Progress, result: StepResult, config: RunConfig) -> bool:
+    """Whether the run can no longer recover from gradients that are not finite. The same on all ranks."""
+    scale = config.train.loss_scale
+    collapsed = engine.precision == "fp16" and scale.static == 0 and result.loss_scale <= scale.minimum
+    endured = scale.hysteresis if collapsed else HOPELESS_STEPS
+    return progress.skipped_in_a_row >= endured
+
+
+def _diagnosis(
+    engine: Engine,
+    micro_batches: Sequence[HashedMicroBatch],
+    progress: Progress,
+    result: StepResult,
+    config: RunConfig,
+) -> str:
+    """Why the run is given up: the module and the batch where numbers first go wrong; a collective call."""
+    found = find_not_finite(engine, micro_batches, seed=config.run.seed + progress.step - 1)
+    origins = engine.world.gather([batch.origin for batch in micro_batches])
+    if found is None:
+        where = "each micro-batch is finite by itself: their sum over micro-batches and ranks is not"
+    else:
+        where = f"not finite first: {found} ({origins[found.rank][found.micro_batch]})"
+    scale = f", the last at a loss scale of {result.loss_scale:g}" if engine.precision == "fp16" else ""
+    return (
+        f"the gradients of {progress.skipped_in_a_row} steps in a row were not finite{scale}: the run does not recover by "
+        f"itself. In step {progress.step} {where}. Lower train.optimizer.learning_rate, lengthen the warm-up, or use a "
+        "wider train.precision"
+    )

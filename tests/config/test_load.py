@@ -81,6 +81,7 @@ def test_every_problem_is_reported_at_once_with_its_place(file):
     assert f"{file}:7: model.num_layres: unknown key; did you mean 'num_layers'?" in text
     assert f"{file}:1: run.seed: input should be a valid integer" in text and "'five'" in text
     assert "override 'train.precision=fp8': train.precision" in text and "'fp32_compute_bf16'" in text
+    assert "fp8 is refused until a GPU run has proven its numbers: use bf16" in text
     assert "override 'chekpoint.every_steps=3': chekpoint: unknown key; did you mean 'checkpoint'?" in text
 
 

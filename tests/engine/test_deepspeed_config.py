@@ -138,3 +138,50 @@ def test_a_file_that_is_no_deepspeed_json(tmp_path, text):
 def test_a_missing_json_says_where_it_was_looked_for():
     with pytest.raises(ConfigError, match=r"absent\.json .looked in the working directory"):
         read_deepspeed_json("absent.json", Path("/tmp"))
+
+
+FP16 = Layout(world_size=2, device="cuda", precision="fp16")
+
+
+@pytest.mark.parametrize(
+    ("given", "layout", "says"),
+    [
+        ({"communication_data_type": "bf16"}, FP16, ["bf16 keeps 3 bits less than fp16: use fp32 or fp16"]),
+        ({"communication_data_type": "fp16"}, GPU, ["fp16 overflows where bf16 does not: use fp32 or bf16"]),
+        ({"communication_data_type": "fp16"}, CPU, ["fp16 with train.precision fp32 would overflow: use fp32 or bf16"]),
+        ({"communication_data_type": "int8"}, GPU, ["must be 'fp32' or 'bf16', but it is 'int8'"]),
+        ({"communication_data_type": ["fp32"]}, GPU, ["must be 'fp32' or 'bf16', but it is ['fp32']"]),
+        ({"data_types": {"grad_accum_dtype": "bf16"}}, FP16, ["would add up fp16 gradients in a third type"]),
+        ({"data_types": {"grad_accum_dtype": "bf16"}}, CPU, ["would round fp32 gradients to bf16 at every addition"]),
+        ({"data_types": "fp32"}, GPU, ["data_types: must be an object, but it is 'fp32'"]),
+        ({"data_types": {"grad_acum_dtype": "fp32"}}, GPU, ["data_types.grad_acum_dtype: unknown key"]),
+        ({"data_types": {"grad_accum_dtype": "fp8"}}, GPU, ["fp8 is refused until a GPU run"]),
+        ({"fp8": {"enabled": True}}, GPU, ["fp8 is refused until a GPU run"]),
+        ({"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}, GPU, ["torch_autocast belongs to the run"]),
+        (
+            {"data_types": {"grad_accum_dtype": "fp32"}, "zero_optimization": {"stage": 0}},
+            GPU,
+            ["at ZeRO stage 0: DeepSpeed has no such optimizer there"],
+        ),
+        (
+            {"data_types": {"grad_accum_dtype": "bf16"}, "communication_data_type": "bf16", "fp8": True, "amp": True},
+            Layout(world_size=2, device="cpu", precision="fp16"),
+            ["Apex AMP was removed", "fp8 is refused", "no fp16", "third type", "bf16 keeps 3 bits less"],
+        ),
+    ],
+)  # fmt: skip
+def test_wrong_types_are_refused_with_all_reasons_at_once(given, layout, says):
+    given = {"zero_optimization": {"stage": 2}} | given
+    found = problems(given, layout)
+    assert len(found) == len(says), found
+    assert all(any(text in problem for problem in found) for text in says), found
+
+
+@pytest.mark.parametrize("layout", [CPU, GPU, FP16], ids=["fp32", "bf16", "fp16"])
+def test_types_that_are_asked_for_are_handed_on(layout):
+    own = {"fp32": "bf16"}.get(layout.precision, layout.precision)
+    given = {"zero_optimization": {"stage": 2}, "communication_data_type": own}
+    assert final_config(tiny_run(), given, layout)["communication_data_type"] == own
+    if layout.precision != "fp32":
+        given |= {"data_types": {"grad_accum_dtype": own}}
+        assert final_config(tiny_run(), given, layout)["data_types"] == {"grad_accum_dtype": own}
