@@ -12,7 +12,7 @@ from torch.torch_version import TorchVersion
 
 from dsllm.model.block_causal import QueryBlock, block_causal_attention, document_blocks
 
-HAS_VARLEN = TorchVersion(torch.__version__) >= (2, 13)  # its interface is younger than torch's oldest version here
+HAS_VARLEN = TorchVersion(torch.__version__) >= "2.13"  # its interface is younger than torch's oldest version here
 if HAS_VARLEN:
     from torch.nn.attention.varlen import varlen_attn
 
@@ -79,6 +79,7 @@ def _block_causal_is_faster(device: torch.device, dtype: torch.dtype, num_tokens
     return device.type == "cpu" and dtype == torch.bfloat16 and num_tokens <= BLOCK_CAUSAL_TOKENS and dropout == 0.0
 
 
+@torch.compiler.disable  # where a block's keys begin differs from batch to batch, and would be compiled in
 def _block_causal_documents(
     query: Tensor, key: Tensor, value: Tensor, dropout: float, blocks: Sequence[QueryBlock]
 ) -> Tensor:
