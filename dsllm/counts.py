@@ -84,36 +84,161 @@ def flops_per_token(config: ModelConfig, sequence_length: int) -> int:
     return 6 * matmul_parameters(config) + attention
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelStates:
+    """Bytes per rank of weights, gradients, master weights and Adam's moments, from the second optimizer step on."""
+
+    after_init: int
+    """Before the first step: neither gradients (where they come and go) nor moments exist."""
+    while_accumulating: int
+    """After the backward pass of a micro-batch that is not the step's last; without accumulation as after_backward."""
+    after_backward: int
+    """After the last backward pass, before the update."""
+    after_step: int
+    """Between steps."""
+
+    @property
+    def most(self) -> int:
+        """The largest of them."""
+        return max(self.after_init, self.while_accumulating, self.after_backward, self.after_step)
+
+
+def model_states(
+    num_parameters: int,
+    zero_stage: Literal[0, 1, 2, 3],
+    precision: Precision,
+    data_parallel_size: int,
+    fp32_gradients: bool = True,
+    accumulation: int = 1,
+) -> ModelStates:
+    """Model states as DeepSpeed 0.19.8 holds them at each moment of a step.
+
+    Buffers for communication, the activations and what a backward pass holds in between come on top.
+
+    Args:
+        precision: a resolved one, not auto
+        fp32_gradients: gradients accumulate in fp32 where the parameters are 16-bit
+        accumulation: micro-batches per step
+    """
+    sixteen = precision in ("bf16", "fp16")
+    weights, masters, moments = (2, 4, 8) if sixteen else (4, 4, 8)
+    gradients = weights  # as backward makes them
+    summed = 4 if fp32_gradients or not sixteen else 2
+
+    def held(whole: int, shared: int) -> int:
+        return whole * num_parameters + -(-shared * num_parameters // data_parallel_size)
+
+    if zero_stage == 3:  # in fp32 the weights are the masters; the gradients' sum is made at the start and stays
+        shared = (weights + masters if sixteen else masters) + summed
+        most = held(0, shared + moments)
+        return ModelStates(
+            after_init=held(0, shared), while_accumulating=most, after_backward=most, after_step=most
+        )
+    if zero_stage == 0:  # in fp32 the weights are the masters
+        rest, parts = weights + (masters if sixteen else 0) + moments, 0
+        init, summing, summed_up = held(rest - moments, 0), gradients, held(rest + gradients, 0)
+    else:
+        rest, parts = weights, masters + moments
+        init, summing, summed_up = held(weights, masters), gradients, held(rest, parts + summed)
+    if zero_stage == 1 and precision == "bf16" and summed == 4:  # BF16_Optimizer keeps a whole fp32 sum on every rank
+        rest, init, summed_up = rest + 4, init + 4 * num_parameters, held(rest + 4 + gradients, parts)
+    elif zero_stage == 1 and sixteen and summed == 4:  # fp16: the whole fp32 sum lives until the step is over
+        summing, summed_up = 4, held(rest + 4, parts)
+    adding = summed_up if zero_stage == 2 or accumulation == 1 else held(rest + summing, parts)
+    return ModelStates(
+        after_init=init, while_accumulating=adding, after_backward=summed_up, after_step=held(rest, parts)
+    )
+
+
 def model_state_bytes(
     num_parameters: int,
     zero_stage: Literal[0, 1, 2, 3],
     precision: Precision,
     data_parallel_size: int,
     fp32_gradients: bool = True,
+    accumulation: int = 1,
 ) -> int:
-    """Bytes per rank of weights, gradients, master weights and Adam's two moments, as DeepSpeed 0.19.8 holds them.
+    """Bytes per rank of weights, gradients, master weights and Adam's two moments, where a step needs most of them.
 
-    Buffers for communication and the activations come on top.
+    Args: as of `model_states`.
+    """
+    return model_states(
+        num_parameters, zero_stage, precision, data_parallel_size, fp32_gradients, accumulation
+    ).most
+
+
+@dataclass(frozen=True, kw_only=True)
+class Communication:
+    """Bytes that every rank hands to collectives in one optimizer step.
+
+    The convention: the size of a collective's larger side, which is what an all-reduce reduces, a reduce-scatter takes
+    and an all-gather gives. Norms, losses and flags, a few bytes per bucket, are left out.
+    """
+
+    all_reduce: int = 0
+    reduce_scatter: int = 0
+    all_gather: int = 0
+
+    @property
+    def handed(self) -> int:
+        """All kinds together."""
+        return self.all_reduce + self.reduce_scatter + self.all_gather
+
+    def on_wire(self, data_parallel_size: int) -> int:
+        """Bytes that each rank sends, and receives, with ring algorithms: (W - 1) / W of what a reduce-scatter or an
+        all-gather is handed, and both, one after the other, for an all-reduce (Patarasuk and Yuan 2009)."""
+        once = 2 * self.all_reduce + self.reduce_scatter + self.all_gather
+        return once * (data_parallel_size - 1) // data_parallel_size
+
+
+def communication_bytes(
+    num_parameters: int,
+    zero_stage: int,
+    accumulation: int,
+    gradient_width: int,
+    weight_width: int,
+    gathered_per_micro_batch: int | None = None,
+) -> Communication:
+    """Gradients that are reduced and weights that are gathered in one optimizer step, by DeepSpeed 0.19.8's ZeRO.
+
+    Stages 0 and 1 reduce once a step, stages 2 and 3 once in every micro-batch; stages 1 and 2 gather the updated
+    weights once, stage 3 gathers what is not persistent in every micro-batch. All reduce whole buckets by all-reduce,
+    stage 3 by reduce-scatter; `reduce_scatter: true` at stages 1 and 2 says otherwise, but calls all-reduce too.
 
     Args:
-        precision: a resolved one, not auto
-        fp32_gradients: gradients accumulate in fp32 where the parameters are 16-bit (bf16 only; fp16 does not)
+        accumulation: micro-batches of a rank per step
+        gradient_width: bytes per gradient, as communicated
+        weight_width: bytes per weight, as the layers see it
+        gathered_per_micro_batch: ZeRO-3: elements; nothing: all of them once. What `stage3_param_persistence_threshold`
+            keeps whole is gathered once a step; a model larger than both `stage3_max_live_parameters` and
+            `stage3_max_reuse_distance` is gathered up to twice in every micro-batch, for the backward pass again
     """
-    if precision in ("fp32", "fp32_compute_bf16"):
-        weights, masters, gradients, accumulated = 4, 4, 4, 4
-    else:
-        weights, masters, gradients = 2, 4, 2
-        accumulated = 4 if fp32_gradients and precision == "bf16" else 2
-    moments = 8
-    if zero_stage == 0:  # in fp32 the weights are the masters
-        whole, shared = weights + gradients + moments + (masters if weights == 2 else 0), 0
-    elif zero_stage == 1 and accumulated != gradients:  # BF16_Optimizer keeps a whole fp32 gradient on every rank
-        whole, shared = weights + gradients + accumulated, masters + moments
-    elif zero_stage < 3:
-        whole, shared = weights, masters + accumulated + moments
-    else:
-        whole, shared = 0, weights + masters + accumulated + moments
-    return whole * num_parameters + -(-shared * num_parameters // data_parallel_size)
+    gradients, weights = num_parameters * gradient_width, num_parameters * weight_width
+    if zero_stage == 0:
+        return Communication(all_reduce=gradients)
+    if zero_stage < 3:
+        return Communication(all_reduce=gradients * (accumulation if zero_stage == 2 else 1), all_gather=weights)
+    gathered = num_parameters if gathered_per_micro_batch is None else gathered_per_micro_batch
+    once = max(0, num_parameters - gathered)
+    return Communication(
+        reduce_scatter=accumulation * gradients, all_gather=(accumulation * gathered + once) * weight_width
+    )
+
+
+def parameter_sizes(config: ModelConfig, context_length: int) -> list[int]:
+    """Elements of every parameter, in no particular order; their sum is `parameter_count(...).total`."""
+    width, inner = config.hidden_size, config.mlp_width
+    queries, keys = config.num_heads * config.head_width, config.kv_heads * config.head_width
+    norm = [width] * (2 if config.norm == "layernorm" else 1)
+    layer = [width * queries, width * keys, width * keys, queries * width, *norm, *norm]
+    layer += [width * inner] * (3 if config.mlp == "swiglu" else 2)
+    layer += [queries, keys, keys] if config.attention_bias else []
+    layer += [width] if config.attention_output_bias else []
+    layer += [*[inner] * (2 if config.mlp == "swiglu" else 1), width] if config.mlp_bias else []
+    layer += [config.head_width] * 2 if config.qk_norm else []
+    vocabulary = [config.padded_vocab_size * width] * (1 if config.tie_embeddings else 2)
+    positions = [context_length * width] if config.positions == "learned" else []
+    return [*vocabulary, *positions, *norm, *layer * config.num_layers]
 
 
 def kept_activation_bytes(

@@ -8,7 +8,16 @@ from pydantic import TypeAdapter
 from dsllm.config.model import ModelConfig
 from dsllm.config.sizes import PUBLISHED, SIZES
 from dsllm.config.train import TrainConfig
-from dsllm.counts import activation_bytes, flops_per_token, matmul_parameters, model_state_bytes, parameter_count
+from dsllm.counts import (
+    Communication,
+    activation_bytes,
+    communication_bytes,
+    flops_per_token,
+    matmul_parameters,
+    model_state_bytes,
+    parameter_count,
+    parameter_sizes,
+)
 from dsllm.model.transformer import parameter_shapes
 
 # From the models' papers, cards and Hugging Face checkpoints: facts that do not come from this code.
@@ -100,7 +109,7 @@ def test_matmul_parameters_leave_out_lookups_norms_and_biases_and_keep_a_tied_he
         (0, "fp32", True, 16),
         (1, "fp32", True, 12),
         (2, "fp32", True, 12),
-        (3, "fp32", True, 10),
+        (3, "fp32", True, 8),  # 10 in DeepSpeed itself, which keeps the weights twice; state.py mends that
         (1, "bf16", True, 14),
         (2, "bf16", True, 10),
         (1, "bf16", False, 9),
@@ -117,3 +126,37 @@ def test_the_estimate_of_activations_grows_with_the_tokens_but_not_with_logits_t
     config = sized("llama-125m")
     one, two, four = (activation_bytes(config, 512, TrainConfig(micro_batch_sequences=n), "bf16") for n in (1, 2, 4))
     assert two == 2 * one and four < 2 * two
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_parameter_sizes_are_those_of_the_built_model(name: str):
+    shapes = parameter_shapes(sized(name), PUBLISHED[name][1])
+    assert sorted(parameter_sizes(sized(name), PUBLISHED[name][1])) == sorted(map(elements, shapes.values()))
+
+
+def test_parameter_sizes_of_odd_shapes():
+    config = ModelConfig(
+        vocab_size=1000, num_layers=3, hidden_size=48, num_heads=6, num_kv_heads=2, head_size=10, qk_norm=True,
+        attention_bias=True, attention_output_bias=True, mlp_bias=True, norm="layernorm", positions="learned",
+    )  # fmt: skip
+    assert sorted(parameter_sizes(config, 32)) == sorted(map(elements, parameter_shapes(config, 32).values()))
+
+
+@pytest.mark.parametrize(
+    ("stage", "wanted"),
+    [
+        (0, Communication(all_reduce=4000)),
+        (1, Communication(all_reduce=4000, all_gather=2000)),
+        (2, Communication(all_reduce=12_000, all_gather=2000)),
+        (3, Communication(reduce_scatter=12_000, all_gather=3 * 2 * 900 + 2 * 100)),
+    ],
+)
+def test_communication_of_a_step_with_three_micro_batches(stage: int, wanted: Communication):
+    # 1000 parameters, fp32 gradients, 16-bit weights; ZeRO-3 keeps 100 of them whole, and gathers those once a step
+    assert communication_bytes(1000, stage, 3, 4, 2, gathered_per_micro_batch=900 if stage == 3 else None) == wanted
+
+
+def test_a_ring_sends_an_all_reduce_twice_and_nothing_on_one_rank():
+    communication = Communication(all_reduce=1000, reduce_scatter=400, all_gather=200)
+    assert communication.handed == 1600
+    assert [communication.on_wire(size) for size in (1, 2, 4)] == [0, 1300, 1950]
