@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, get_args
@@ -15,7 +15,7 @@ from dsllm.config.cluster import ClusterConfig, Launcher
 from dsllm.config.load import load_run
 from dsllm.config.load_cluster import load_cluster
 from dsllm.config.paths import find_file
-from dsllm.errors import ConfigError, LaunchError
+from dsllm.errors import EXIT_INTERRUPTED, ConfigError, LaunchError
 from dsllm.files import write_atomically
 from dsllm.launch.batch import follow_batch, submit
 from dsllm.launch.follow import Asked, Waits, asked_to_stop, follow
@@ -103,42 +103,40 @@ def _run(job: Job, cluster: ClusterConfig, plan: Plan) -> int:
     waits = Waits(save=cluster.timeouts.save_seconds, end=cluster.timeouts.end_seconds)
     before = read_status(job.run_directory)
     print(f"job {job.name}: files and output in {job.folder}", flush=True)
-    with asked_to_stop() as asked:
+    with asked_to_stop() as asked, (job.folder / OUTPUT_FILE).open("wb") as log:
+        write = partial(_write, log)
         if cluster.chosen_launcher == "slurm":
-            codes = [_run_batch(job, plan, waits, asked)]
+            codes = [_run_batch(job, plan, waits, asked, write)]
         else:
-            with (job.folder / OUTPUT_FILE).open("wb") as log:
-                over = partial(_over, job, before)
-                codes = list(follow(plan.commands, waits, asked, over, partial(_write, log)).values())
-                if any(codes) and plan.sweeps:
-                    follow(plan.sweeps, waits, Asked(), _never, partial(_write, log))
+            codes = list(follow(plan.commands, waits, asked, partial(_over, job, before), write).values())
         verdict = judge(before, read_status(job.run_directory), codes, asked.by)
+        if plan.sweeps and verdict.code not in (0, EXIT_INTERRUPTED):
+            follow(plan.sweeps, waits, Asked(), _yes, write)
     with contextlib.suppress(BrokenPipeError):
         print(f"dsllm launch: {verdict.reason}", file=sys.stderr, flush=True)
     return verdict.code
 
 
-def _never() -> bool:
-    return False
+def _yes() -> bool:
+    """The run is over: a sweep has end_seconds."""
+    return True
 
 
-def _run_batch(job: Job, plan: Plan, waits: Waits, asked: Asked) -> int:
+def _run_batch(job: Job, plan: Plan, waits: Waits, asked: Asked, write: Callable[[bytes], None]) -> int:
     (command,) = plan.commands.values()
     number = submit(command)
     print(f"job {number} is with SLURM", flush=True)
-    end = follow_batch(number, job.folder / f"output-{number}.log", waits, asked, partial(_write, None))
-    return end.exit_code
+    return follow_batch(number, job.folder / f"slurm-{number}.log", waits, asked, write).exit_code
 
 
 def _over(job: Job, before: dict) -> bool:
     return is_over(before, read_status(job.run_directory))
 
 
-def _write(log: IO[bytes] | None, data: bytes) -> None:
+def _write(log: IO[bytes], data: bytes) -> None:
     """To the job's log and to the terminal; a terminal that has gone does not end the job."""
-    if log:
-        log.write(data)
-        log.flush()
+    log.write(data)
+    log.flush()
     try:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()

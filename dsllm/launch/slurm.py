@@ -17,7 +17,7 @@ def plan_slurm(job: Job, cluster: ClusterConfig) -> Plan:
     """The batch script and the command that submits it; its output goes into the job's folder."""
     file = job.folder / "job.sbatch"
     pattern = str(job.folder).replace("%", "%%")  # SLURM replaces %x
-    command = ("sbatch", "--parsable", f"--chdir={job.directory}", f"--output={pattern}/output-%j.log", str(file))
+    command = ("sbatch", "--parsable", f"--chdir={job.directory}", f"--output={pattern}/slurm-%j.log", str(file))
     files = {file: batch_script(cluster, job)}
     if cluster.slurm and cluster.slurm.start == "ssh":
         files[job.folder / CLUSTER_FILE] = cluster_text(dataclasses.replace(cluster, slurm=None, launcher=None))

@@ -23,7 +23,7 @@ DSLLM = [sys.executable, "-m", "dsllm"]
 ROOT = Path(__file__).parents[2]
 SSH = """#!/bin/bash
 # As sshd: the words after the host's name in one line, in a new shell without the caller's variables.
-while [ "$1" != n1 ] && [ "$1" != n2 ]; do shift; done; shift
+while [ "${1#-}" != "$1" ]; do case "$1" in -o) shift 2 ;; *) shift ;; esac; done; shift
 cd /; exec env -i PATH="$PATH" HOME="$HOME" sh -c "$*"
 """
 

@@ -154,5 +154,5 @@ def test_sbatch_gets_the_outputs_path_without_patterns(tmp_path):
     job = make_job(tmp_path)
     (words,) = plan_slurm(job, ClusterConfig(slurm=SLURM)).commands.values()
     assert (
-        f"--output={str(job.folder).replace('%', '%%')}/output-%j.log" in words and f"--chdir={job.directory}" in words
+        f"--output={str(job.folder).replace('%', '%%')}/slurm-%j.log" in words and f"--chdir={job.directory}" in words
     )
