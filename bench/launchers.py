@@ -42,8 +42,8 @@ from tests.helpers.launched import (
 
 PAGE = ROOT / "docs" / "launch.md"
 PLACE = "launchers"
-WHOLE_STEPS = 3000
-"""Length of the uninterrupted run with which curves are compared."""
+WHOLE_STEPS = 300
+"""Length of the uninterrupted run with which curves are compared; a stop comes at about step 20 to 100."""
 MORE_STEPS = 5
 """How far a resumed run goes on."""
 END_SECONDS = 150

@@ -23,7 +23,7 @@ from tests.helpers.launched import (
 
 pytestmark = pytest.mark.slow
 
-STEPS = 400
+STEPS = 160
 """Enough that the kill comes before the end: steps take over 10 ms."""
 
 
@@ -32,9 +32,9 @@ def test_a_killed_worker_is_restarted_and_the_curve_is_the_same(prepared, folder
     # without these two the second attempt finds the first one's addresses and fails (docs/launch.md)
     words += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--local-addr", "127.0.0.1"]
     environment = {**ENVIRONMENT, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    run = ["--config", "tiny.yaml", EXACT, "checkpoint.every_steps=50", *budget(STEPS)]
+    run = ["--config", "tiny.yaml", EXACT, "checkpoint.every_steps=20", *budget(STEPS)]
     job = launch([*words, ENTRY, *run], folder, environment)
-    job.wait_for_step(120)
+    job.wait_for_step(50)
     rank_process(folder, 1).send_signal(signal.SIGKILL)
     assert job.wait() == 0, job.output()
     assert "resuming runs/tiny/checkpoints/step-" in job.output() and status(folder)["attempt"] == 2
