@@ -176,7 +176,7 @@ def num_on_nvme(world: World, config: RunConfig, path: Path) -> tuple[int, int]:
 def test_nvme_changes_nothing_but_the_place(async_io, tmp_path, precision, world_size):
     config = wide_run(precision=precision)
     groups, parameters = run_ranks(world_size, num_on_nvme, config, tmp_path)[0]
-    assert groups >= 3 and (parameters >= 3 or precision == "bf16")  # or nothing here would be tested
+    assert groups >= 2 and (parameters >= 3 or precision == "bf16")  # or nothing here would be tested
     saved = run_ranks(world_size, save_under_each_layout, config, tmp_path, layouts(tmp_path))[0]
     assert saved["nvme"] == saved["nvme-pipelined"] == saved["cpu"]
     tolerance = 1e-5 if precision == "fp32" else 4e-4  # the bounds of tests/engine/test_step.py
