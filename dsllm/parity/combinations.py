@@ -110,7 +110,7 @@ def full_product() -> Iterator[Combination]:
     ):
         if precision == "fp16" and stage == 0:
             continue  # refused: DeepSpeed divides the gradients by a loss scale that it never applied
-        small = {"reduce_bucket_size": 3000, "allgather_bucket_size": 3000} if stage else {}
+        small: dict[str, Any] = {"reduce_bucket_size": 3000, "allgather_bucket_size": 3000} if stage else {}
         if stage == 3:
             small |= {"stage3_param_persistence_threshold": 100, "sub_group_size": 6000}
         yield Combination(
