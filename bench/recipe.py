@@ -93,7 +93,7 @@ def ranks_table(measured: Sequence[Measured]) -> list[str]:
 def gain(before_seconds: Sequence[float], after_seconds: Sequence[float]) -> str:
     """Two cells: the median of the ratio of speeds in paired steps, and its interval."""
     if not before_seconds or not after_seconds:
-        return "failed | "
+        return "failed |"
     found = ratios(list(before_seconds), list(after_seconds))
     low, high = median_interval(found)
     return f"{statistics.median(found):.3f} | {low:.3f} to {high:.3f}"

@@ -121,6 +121,7 @@ def loss_with_a_patch(world: object, names: tuple[str, ...]) -> tuple[float, flo
     return result.loss, result.gradient_norm
 
 
+@pytest.mark.slow
 def test_the_recipe_without_an_element_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     from bench.peers import recipe_loop
