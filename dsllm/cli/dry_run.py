@@ -20,7 +20,7 @@ GIB = 2**30
 
 def show(config: RunConfig, given: Mapping[str, Any], world_size: int) -> int:
     """Print everything that is known of a run before it starts; the exit code."""
-    config, vocabulary = _with_some_vocabulary(config)
+    config, vocabulary = with_some_vocabulary(config)
     precision, device = _guess_device(config)
     final = final_config(config, given, Layout(world_size=world_size, device=device, precision=precision))
     print("# run\n" + write_yaml(run_to_dict(config)))
@@ -63,7 +63,7 @@ def _offload_lines(zero: Mapping[str, Any], num_parameters: int, precision: Prec
     ]
 
 
-def _with_some_vocabulary(config: RunConfig) -> tuple[RunConfig, str]:
+def with_some_vocabulary(config: RunConfig) -> tuple[RunConfig, str]:
     """A vocabulary size to count with: the run's, the prepared tokenizer's, or what will be trained."""
     if config.model.vocab_size is not None:
         return config, "vocabulary as given"

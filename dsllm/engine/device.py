@@ -6,11 +6,13 @@ import os
 import resource
 import shutil
 import time
+from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 
 from dsllm.config.train import Precision
-from dsllm.errors import ConfigError
+from dsllm.errors import ConfigError, LaunchError
 
 GPU_PEAK_TFLOPS = {  # dense bf16, from the makers' data sheets
     "V100": 125.0,  # fp16
@@ -25,12 +27,24 @@ GPU_PEAK_TFLOPS = {  # dense bf16, from the makers' data sheets
     "RTX 4090": 165.2,
 }
 GIB = 2**30
+GEMM_SIZES = {"cpu": 1024, "cuda": 8192}
+"""Rows and columns of the square matrices that a device's speed is measured with."""
+GEMM_FLOPS = {device: 2 * size**3 for device, size in GEMM_SIZES.items()}
 
 
 def choose_device(local_rank: int) -> torch.device:
-    """This rank's GPU, or the CPU where there is none."""
+    """This rank's GPU, or the CPU where there is none.
+
+    Raises:
+        LaunchError: more ranks on this host than GPUs.
+    """
     if not torch.cuda.is_available():
         return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise LaunchError(
+            f"local rank {local_rank}, but torch sees {torch.cuda.device_count()} GPUs here "
+            f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}): at most one rank per GPU"
+        )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
 
@@ -98,7 +112,8 @@ def peak_flops(device: torch.device, precision: Precision, given_tflops: float |
         return given_tflops * 1e12, "log.peak_tflops"
     if device.type == "cpu":
         dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-        return _measure_gemm(dtype), f"matrix products of 1024 in {str(dtype).removeprefix('torch.')}, measured"
+        flops = GEMM_FLOPS["cpu"] / min(gemm_seconds(device, dtype, repeats=5))
+        return flops, f"matrix products of {GEMM_SIZES['cpu']} in {str(dtype).removeprefix('torch.')}, measured"
     name = torch.cuda.get_device_name(device)
     known = [key for key in GPU_PEAK_TFLOPS if key in name]
     if not known:
@@ -106,16 +121,48 @@ def peak_flops(device: torch.device, precision: Precision, given_tflops: float |
     return GPU_PEAK_TFLOPS[max(known, key=len)] * 1e12, f"data sheet of {name}"
 
 
-def _measure_gemm(dtype: torch.dtype, size: int = 1024, repeats: int = 5) -> float:
-    """Best FLOP/s of a square matrix product with this process's threads."""
-    a, b = torch.ones(size, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
-    torch.mm(a, b)
-    best = float("inf")
-    for _ in range(repeats):
+def gemm_seconds(device: torch.device, dtype: torch.dtype, repeats: int) -> list[float]:
+    """Seconds of each of some square matrix products, GEMM_FLOPS each, with this process's threads or on its GPU."""
+    size = GEMM_SIZES[device.type]
+    a, b = torch.ones(size, size, dtype=dtype, device=device), torch.ones(size, size, dtype=dtype, device=device)
+    seconds = []
+    for _ in range(repeats + 1):
+        synchronize(device)
         start = time.perf_counter()
         torch.mm(a, b)
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+        synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return seconds[1:]  # the first one also loads the library
+
+
+def num_threads() -> int:
+    """Threads that one operation of this process may use on the CPU."""
+    return torch.get_num_threads()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """A rank's GPU. Memory in bytes."""
+
+    name: str
+    memory_total: int
+    memory_free: int
+
+
+def gpu_of(device: torch.device) -> Gpu | None:
+    """What this rank's GPU is, and how much of it is free; None on a CPU."""
+    if device.type == "cpu":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    return Gpu(name=torch.cuda.get_device_name(device), memory_total=total, memory_free=free)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that torch carries: those it was built with, on a GPU machine or not."""
+    found = {"CUDA of torch": torch.version.cuda or "none"}
+    if torch.cuda.is_available() and dist.is_nccl_available():
+        found["NCCL"] = ".".join(str(part) for part in torch.cuda.nccl.version())
+    return found
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -90,8 +90,15 @@ def process_group(ranks: Ranks, device: torch.device, timeout: timedelta = TIMEO
 
 
 @contextlib.contextmanager
-def lost_ranks_named(world: World) -> Iterator[None]:
+def lost_ranks_named(
+    world: World,
+    setting: str = "train.timeout_minutes",
+    advice: str = "the same command goes on from the last checkpoint",
+) -> Iterator[None]:
     """Say in words that another rank does not answer, in place of the transport's own error.
+
+    Args:
+        setting: what the time-out is called where the user sets it.
 
     Raises:
         LaunchError: another rank has failed or left, or its host cannot be reached any more.
@@ -104,8 +111,8 @@ def lost_ranks_named(world: World) -> Iterator[None]:
             raise
         raise LaunchError(
             f"rank {world.rank} of {world.size} lost another rank: it failed (then its own words are in the log), was killed, "
-            f"its host is gone, or it hung for train.timeout_minutes={world.timeout.total_seconds() / 60:g}; the same command "
-            f"goes on from the last checkpoint ({str(error).splitlines()[0]})"
+            f"its host is gone, or it hung for {setting}={world.timeout.total_seconds() / 60:g}; {advice} "
+            f"({str(error).splitlines()[0]})"
         ) from error
 
 

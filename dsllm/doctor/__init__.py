@@ -1,0 +1,1 @@
+"""dsllm doctor: looks at what a run depends on, on every rank, and says what is wrong and what to do."""

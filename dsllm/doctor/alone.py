@@ -1,0 +1,77 @@
+"""What a rank says about itself before it talks to others, without torch: so that it is told where torch is broken, too."""
+
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+
+from dsllm.doctor.disks import TEST_BYTES, Folder
+from dsllm.doctor.findings import Finding, Place, where
+from dsllm.doctor.machine import Machine, judge_machines, look_at_machine
+from dsllm.doctor.network import Network, judge_networks, look_at_network
+from dsllm.doctor.versions import Versions, judge_versions, look_at_versions
+from dsllm.engine.ranks import Ranks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is to be looked at beyond the machines themselves."""
+
+    folders: tuple[Folder, ...]
+    operators: frozenset[str] = frozenset()
+    """DeepSpeed's compiled operators that the run cannot do without."""
+    timeout: timedelta = timedelta(minutes=2)
+    """Longest wait for another rank."""
+    test_bytes: int = TEST_BYTES
+    """Size of the file that disks are tried with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alone:
+    """What one rank sees by itself."""
+
+    place: Place
+    versions: Versions
+    machine: Machine
+    network: Network
+
+
+def look_alone(ranks: Ranks) -> Alone:
+    """This rank, its host's limits and network, and the versions of what is installed."""
+    return Alone(
+        place=Place(rank=ranks.rank, local_rank=ranks.local_rank, host=socket.gethostname()),
+        versions=look_at_versions(),
+        machine=look_at_machine(),
+        network=look_at_network(),
+    )
+
+
+def judge_alone(alone: Alone) -> list[Finding]:
+    """What can be found without the others."""
+    place = alone.place
+    return [
+        *judge_versions({place: alone.versions}),
+        *judge_machines({place: alone.machine}, device="cpu"),
+        *judge_networks({place: alone.network}, {place: alone.machine}, device="cpu"),
+    ]
+
+
+def cannot_import(place: Place, error: Exception) -> Finding:
+    """torch or DeepSpeed is there in name only."""
+    return Finding(
+        level="error",
+        check="imports",
+        where=where([place]),
+        problem=f"torch or DeepSpeed cannot be imported: {type(error).__name__}: {error}",
+        action="install both anew in this environment, torch first, in versions that fit each other and the driver",
+    )
+
+
+def cannot_join(place: Place, reason: str, error: Exception) -> Finding:
+    """The others cannot be reached."""
+    return Finding(
+        level="error",
+        check="joining",
+        where=where([place]),
+        problem=f"{error}{f' ({reason})' if reason else ''}",
+        action="all ranks must be started together, with one master address and port that every host can reach",
+    )
