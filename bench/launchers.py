@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 from bench.report import ROOT, write
 from tests.cluster.hosts import NODES, Hosts, start_hosts
 from tests.cluster.slurm import Slurm, start_slurm
@@ -172,7 +174,7 @@ def try_launcher(place: Place, launcher: Launcher, root: Path) -> list[str]:
         folder = copy_of(place.prepared, root / name)
         job = start(place, launcher, folder, ENDLESS)
         job.wait_for_step(5)
-        rank = rank_process(folder, launcher.num_ranks - 1)
+        rank = rank_process(folder, 1) if launcher.num_ranks > 1 else psutil.Process(job.process.pid)
         cells.append(watch(job, folder, lambda rank=rank, number=number: rank.send_signal(number)).text())
     return [launcher.name, *cells, stopped.text()]
 
@@ -252,7 +254,13 @@ def main() -> None:
     with prepare() as (place, root):
         for i, launcher in enumerate(chosen):
             (root / str(i)).mkdir()
-            rows.append(try_launcher(place, launcher, root / str(i)))
+            try:
+                rows.append(try_launcher(place, launcher, root / str(i)))
+            except (AssertionError, TimeoutError) as error:  # the others are worth seeing all the same
+                rows.append([launcher.name, f"did not get so far: {str(error).splitlines()[0]}"])
+                print(error, flush=True)
+            for process in processes_in(root / str(i)):
+                process.kill()
             print("  ".join(rows[-1]), flush=True)
     if options.write:
         write(table(rows), PLACE, PAGE)
