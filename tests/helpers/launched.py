@@ -166,7 +166,7 @@ def rank_process(folder: Path, rank: int) -> psutil.Process:
         except psutil.Error:
             continue
         numbers = [variables[name] for name in RANK_VARIABLES if name in variables]
-        is_rank = "python" in Path(words[0]).name and (ENTRY in words or words[-1:] == ["train"] or "train" in words)
+        is_rank = "python" in Path(words[0]).name and (ENTRY in words or "train" in words)
         if is_rank and numbers[:1] == [str(rank)]:
             return process
     raise AssertionError(f"no process of rank {rank} in {folder}")
