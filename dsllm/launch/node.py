@@ -8,10 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import FrameType
+from typing import IO
 
 from dsllm.errors import EXIT_FAILED
 from dsllm.launch.job import JOB_VARIABLE
@@ -22,6 +24,7 @@ STOP, END = "stop", "end"
 whoever started us has gone."""
 
 _POLL_SECONDS = 0.2
+_LAST_OUTPUT_SECONDS = 2.0
 
 
 @dataclass
@@ -62,7 +65,15 @@ def main(arguments: Sequence[str]) -> int:
         )
         return EXIT_FAILED
     job = os.environ[JOB_VARIABLE]
-    process = subprocess.Popen(options.command, stdin=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        options.command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    output = threading.Thread(target=_pass_on, args=(process.stdout,), daemon=True)
+    output.start()
     watch = Watch(job=job, process=process, options=options)
 
     def on_signal(number: int, frame: FrameType | None) -> None:
@@ -72,9 +83,19 @@ def main(arguments: Sequence[str]) -> int:
         signal.signal(number, on_signal)
     _wait(watch)
     code = process.wait()
-    if end_marked(job, 0 if time.monotonic() >= watch.deadline else options.end_seconds):
-        sys.stderr.write(f"dsllm launch: processes of {job} outlived their launcher and were ended\n")
+    outlived = end_marked(job, 0 if time.monotonic() >= watch.deadline else options.end_seconds)
+    output.join(_LAST_OUTPUT_SECONDS)
+    if outlived:
+        with contextlib.suppress(OSError):  # nobody may be there to read it
+            sys.stderr.write(f"dsllm launch: processes of {job} outlived their launcher and were ended\n")
     return code if code >= 0 else 128 - code
+
+
+def _pass_on(source: IO[bytes]) -> None:
+    """The ranks' output, to whoever started us; when he has gone it is dropped: a rank that prints must not die of that."""
+    while data := os.read(source.fileno(), 65536):
+        with contextlib.suppress(OSError):
+            os.write(sys.stdout.fileno(), data)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -10,6 +10,11 @@ from dsllm.errors import EXIT_FAILED, EXIT_INTERRUPTED
 Status = Mapping[str, Any]
 """status.json of a run; empty before its first attempt."""
 
+HINTS = {
+    127: "127: a host sees another file system, or no such program: is shared_directory shared, and Python at this path?",
+    255: "255: ssh did not reach a host: try `ssh HOST true`",
+}
+
 OVER = ("finished", "interrupted", "failed")
 
 
@@ -39,7 +44,8 @@ def judge(before: Status, after: Status, codes: Sequence[int], stopped_by: signa
     if not _is_new(before, after):
         if stopped_by:
             return Verdict(code=128 + stopped_by, reason=f"{stopped_by.name} came before the run had begun")
-        return Verdict(code=worst or EXIT_FAILED, reason=f"the run did not begin ({said})")
+        hint = "".join(f"; {HINTS[code]}" for code in sorted(set(codes) & set(HINTS)))
+        return Verdict(code=worst or EXIT_FAILED, reason=f"the run did not begin ({said}{hint})")
     state = after.get("state")
     if state == "finished":
         return Verdict(

@@ -46,6 +46,7 @@ def watch(job: str, folder: Path, *words: str, save: float = 20, end: float = 20
         cwd=folder,
         env={**os.environ, JOB_VARIABLE: job, "PYTHONPATH": str(Path(__file__).parents[2])},
         stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -135,6 +136,16 @@ def test_a_ranks_helper_is_no_rank(job, tmp_path):
         found = {p.pid for p in ranks_among(marked(job))}
         assert found == {int((tmp_path / f"{rank}.started").read_text()) for rank in (0, 1)}
         process.kill()
+
+
+def test_who_prints_after_the_reader_has_gone_lives_on_and_saves(job, tmp_path):
+    (tmp_path / "rank.sh").write_text(RANK.replace("while :; do", "while :; do echo step || exit 9;"))
+    with watch(job, tmp_path) as process:
+        wait_for(tmp_path / "0.started", tmp_path / "1.started")
+        process.stdout.close()
+        process.stdin.close()
+        assert process.wait(20) == 3
+    assert (tmp_path / "0.saved").is_file() and (tmp_path / "1.saved").is_file()
 
 
 def test_a_port_in_use_starts_nothing(job, tmp_path):

@@ -20,7 +20,8 @@ OLD = {"attempt": 3, "state": "interrupted"}
         ({"attempt": 4, "state": "running"}, [137], signal.SIGINT, 1, "before it could save"),
         (OLD, [0], None, 1, "did not begin"),
         (OLD, [2, 2], None, 2, "did not begin"),
-        (OLD, [0, 127], None, 127, "did not begin"),
+        (OLD, [0, 127], None, 127, "is shared_directory shared"),
+        (OLD, [255, 143], None, 255, "ssh HOST true"),
         (OLD, [143], signal.SIGTERM, 143, "before the run had begun"),
     ],
 )
