@@ -1,0 +1,26 @@
+"""Places are named in few words, and what differs from the rest is told apart from it."""
+
+from dsllm.doctor.findings import Place, differing, numbers, one_per_host, where
+
+
+def places(*hosts: str) -> list[Place]:
+    """One rank after the other, on these hosts."""
+    return [Place(rank=rank, local_rank=hosts[:rank].count(host), host=host) for rank, host in enumerate(hosts)]
+
+
+def test_ranks_and_hosts_in_few_words():
+    assert where(places("a")) == "rank 0 on a"
+    assert where(places("a", "a", "b", "b")) == "ranks 0-3 on a, b"
+    assert where(places(*"abcdefg")) == "ranks 0-6 on a, b, c, 4 more hosts"
+    assert numbers([9, 0, 1, 2, 7]) == "0-2, 7, 9"
+
+
+def test_a_host_is_looked_at_once():
+    a0, a1, b0, b1 = places("a", "a", "b", "b")
+    assert one_per_host({b1: 4, a1: 2, b0: 3, a0: 1}) == {a0: 1, b0: 3}
+
+
+def test_the_few_are_named_and_not_the_many():
+    a, b, c, d = places("a", "b", "c", "d")
+    assert list(differing({a: "1", b: "2", c: "2", d: "3"})) == [("1", [a], "2"), ("3", [d], "2")]
+    assert not list(differing({a: "1", b: "1"})) and not list(differing({}))
