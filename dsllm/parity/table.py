@@ -60,19 +60,32 @@ def run_table(combinations: Sequence[Combination], device: str, seed: int) -> It
     for world_size in sorted({c.world_size for c in combinations}):
         left = [c for c in combinations if c.world_size == world_size]
         references.prepare(left)
-        while left:
+        while left:  # a combination that fails takes its ranks with it: the next one starts new ones
             done = 0
-            rounds = iterate_on_ranks(
-                world_size, train_all_on_rank, left, seed, device=device, timeout_seconds=SECONDS_PER_ROW
-            )
-            try:
-                for ranks in rounds:
-                    yield compare(left[done], references[left[done]], ranks)
-                    done += 1
-            except RankError as error:  # the other ranks are gone as well: the next row starts new ones
-                yield failed(left[done], references[left[done]], str(error))
+            for row in _until_failure(left, references):
+                yield row
                 done += 1
             left = left[done:]
+
+
+def _until_failure(combinations: Sequence[Combination], references: "References") -> Iterator[Row]:
+    """One job of ranks: the rows up to the first combination that does not run to its end, which is the last row then."""
+    rounds = iterate_on_ranks(
+        combinations[0].world_size,
+        train_all_on_rank,
+        combinations,
+        references.seed,
+        device=references.device,
+        timeout_seconds=SECONDS_PER_ROW,
+    )
+    waiting = iter(combinations)
+    try:
+        for ranks in rounds:
+            combination = next(waiting)
+            yield compare(combination, references[combination], ranks)
+    except RankError as error:
+        combination = next(waiting)
+        yield failed(combination, references[combination], str(error))
 
 
 class References:
