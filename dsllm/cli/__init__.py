@@ -55,8 +55,9 @@ def leave(code: int) -> NoReturn:
     """
     if "torch" in sys.modules:
         atexit._run_exitfuncs()
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):  # nobody reads it any more
+                stream.flush()
         os._exit(code)
     sys.exit(code)
 

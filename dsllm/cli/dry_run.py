@@ -34,11 +34,14 @@ def _summary(
 ) -> list[str]:
     count = counts.parameter_count(config.model, config.context_length)
     stage = final["zero_optimization"]["stage"]
-    state = counts.model_state_bytes(count.total, stage, precision, world_size)
+    fp32_gradients = final.get("data_types", {}).get("grad_accum_dtype") == "fp32"  # asked of 16-bit precisions only
+    accumulation = final["gradient_accumulation_steps"]
+    state = counts.model_state_bytes(count.total, stage, precision, world_size, fp32_gradients, accumulation)
     length, micro = config.data.sequence_length, config.train.micro_batch_sequences
     activations = counts.activation_bytes(config.model, length, config.train, precision, device)
     per_token = counts.flops_per_token(config.model, length)
     total_tokens = config.num_steps * config.tokens_per_step
+    traffic = communication(config, final, precision)
     return [
         f"parameters   {count.total:,} ({count.embedding + count.head:,} of them embedding and head; {vocabulary})",
         f"layout       {world_size} ranks on {device}, ZeRO stage {stage}, {precision}",
@@ -48,6 +51,8 @@ def _summary(
         f"compute      {per_token / 1e6:,.1f} MFLOP a token, {per_token * total_tokens:.3g} FLOP in all",
         f"memory       per rank {state / GIB:.2f} GiB of model states and about {activations / GIB:.2f} GiB of activations",
         *_offload_lines(final["zero_optimization"], count.total, precision, world_size),
+        f"network      per rank and step {traffic.handed / 1e6:,.1f} MB given to collectives, "
+        f"{traffic.on_wire(world_size) / 1e6:,.1f} MB sent",
         f"directories  run {config.run.directory}, data {config.data.directory}",
     ]
 
@@ -61,6 +66,25 @@ def _offload_lines(zero: Mapping[str, Any], num_parameters: int, precision: Prec
         f"offload      per rank {where.device / GIB:.2f} GiB of model states on the device, {where.host / GIB:.2f} GiB "
         f"in the host's memory, {where.nvme / GIB:.2f} GiB on NVMe"
     ]
+
+
+def communication(config: RunConfig, final: Mapping[str, Any], precision: Precision) -> counts.Communication:
+    """What a step of this run communicates, by formula."""
+    zero, weight_width = final["zero_optimization"], 4 if precision.startswith("fp32") else 2
+    sizes = counts.parameter_sizes(config.model, config.context_length)
+    gathered = sum(sizes)
+    if zero["stage"] == 3:
+        gathered -= sum(size for size in sizes if size <= zero["stage3_param_persistence_threshold"])
+        if gathered > max(zero["stage3_max_live_parameters"], zero["stage3_max_reuse_distance"]):
+            gathered *= 2  # let go after the forward pass, and gathered for the backward pass again
+    return counts.communication_bytes(
+        sum(sizes),
+        zero["stage"],
+        final["gradient_accumulation_steps"],
+        gradient_width={"fp32": 4, "bf16": 2, "fp16": 2}.get(final.get("communication_data_type", ""), weight_width),
+        weight_width=weight_width,
+        gathered_per_micro_batch=gathered,
+    )
 
 
 def with_some_vocabulary(config: RunConfig) -> tuple[RunConfig, str]:

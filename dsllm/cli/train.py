@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dsllm.cli.terminal import Terminal
 from dsllm.config.load import load_run
 from dsllm.config.run import RunConfig
 from dsllm.data.manifest import (
@@ -27,7 +28,7 @@ PREPARE_SECONDS = 7 * 24 * 3600
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`dsllm train [CONFIG] [key=value ...] [--dry-run]`; the exit code: 0 trained, 75 saved after an interrupt."""
+    """`dsllm train [CONFIG] [key=value ...] [--dry-run | --profile [FIRST:LAST]]`; exit code 0: trained, 75: interrupted."""
     options = _parse(arguments)
     config = load_run(options.config, options.overrides)
     given = read_deepspeed_json(config.deepspeed, beside=options.config and Path(options.config).parent)
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     gradient_accumulation(config, ranks.world_size)
     manifest = prepared_data(config, ranks)
     config = with_vocabulary(config, manifest)
-    return int(importlib.import_module("dsllm.cli.training").run(config, given, manifest, ranks))
+    return int(importlib.import_module("dsllm.cli.training").run(config, given, manifest, ranks, options.profile))
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -55,9 +56,18 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="show the resolved run, memory and steps; start nothing")
     parser.add_argument("--world-size", type=int, help="with --dry-run: number of ranks to show it for")
     parser.add_argument(
+        "--profile",
+        nargs="?",
+        const="",
+        metavar="FIRST:LAST",
+        help="trace these steps of the run into RUN/profile/ and say what took longest; nothing: three after a warm-up",
+    )
+    parser.add_argument(
         "--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS
     )  # deepspeed's launcher adds it
     options = parser.parse_intermixed_args(list(arguments))
+    if options.profile and options.profile.strip("0123456789:"):  # the word after a bare --profile is another argument
+        options.words, options.profile = [options.profile, *options.words], ""
     options.overrides = [word for word in options.words if "=" in word]
     files = [word for word in options.words if "=" not in word] + ([options.config] if options.config else [])
     if len(files) > 1:
@@ -81,9 +91,10 @@ def prepared_data(config: RunConfig, ranks: Ranks) -> Manifest:
                 "take the change back, set another data.directory, or run `dsllm prepare CONFIG --force`"
             )
     elif ranks.rank == 0:
-        print(f"{directory} is not prepared yet: preparing it now", flush=True)
+        tell = Terminal()
+        tell(f"{directory} is not prepared yet: preparing it now")
         prepare = importlib.import_module("dsllm.prepare.pipeline").prepare
-        manifest = prepare(config, directory, lambda text: print(text, flush=True))
+        manifest = prepare(config, directory, tell)
     else:
         manifest = wait_for_manifest(directory, settings, PREPARE_SECONDS)
     check_shards(directory, manifest)

@@ -16,6 +16,8 @@ from dsllm import __version__, counts
 from dsllm.checkpoint.find import find_checkpoint
 from dsllm.checkpoint.hugging_face import HuggingFaceReader
 from dsllm.checkpoint.read import CheckpointReader
+from dsllm.cli.inside import breakdown_of, profile_of
+from dsllm.cli.terminal import Terminal
 from dsllm.config.load import run_from_dict, run_to_dict
 from dsllm.config.run import RunConfig
 from dsllm.config.train import Precision
@@ -57,8 +59,14 @@ from dsllm.train.saving import RunRecord, check_same_run, find_resumable, restor
 Tell = Callable[[str], None]
 
 
-def run(config: RunConfig, given: Mapping[str, Any], manifest: Manifest, ranks: Ranks) -> int:
-    """Train from the run's last checkpoint, or from the start; the process's exit code."""
+def run(
+    config: RunConfig, given: Mapping[str, Any], manifest: Manifest, ranks: Ranks, profile_steps: str | None = None
+) -> int:
+    """Train from the run's last checkpoint, or from the start; the process's exit code.
+
+    Args:
+        profile_steps: FIRST:LAST, the steps to profile; empty: some after a warm-up; None: none
+    """
     set_up_process(ranks.local_size)
     device = choose_device(ranks.local_rank)
     precision = resolve_precision(config.train.precision, device)
@@ -67,7 +75,7 @@ def run(config: RunConfig, given: Mapping[str, Any], manifest: Manifest, ranks: 
     kernels = load_kernels(config.train.kernels, device.type)
     if config.train.compile:
         check_compiler(device)
-    tell = partial(print, flush=True) if ranks.rank == 0 else _say_nothing
+    tell = Terminal(speaks=ranks.rank == 0)
     timeout = timedelta(minutes=config.train.timeout_minutes)
     with (
         swap_files(final, count, precision, ranks),
@@ -89,21 +97,25 @@ def run(config: RunConfig, given: Mapping[str, Any], manifest: Manifest, ranks: 
             tell(f"{directory} is finished: {progress.tokens:,} tokens. Raise train.total_tokens to go on")
             return 0
         record = RunRecord(config=run_to_dict(config), deepspeed=final, versions=_versions())
+        profile = profile_of(config, final, engine, profile_steps, progress.step, tell)
         metrics = _open_metrics(config, engine, manifest, progress, attempt, tell)
         try:
             _introduce(config, engine, metrics.speed, tell)
-            job = Run(
-                config=config,
-                directory=directory,
-                record=record,
-                metrics=metrics if world.rank == 0 else None,
-                tell=tell,
-            )
-            progress, signal_name = train(engine, batches, progress, job, _validation(config, manifest, world))
+            with breakdown_of(config, world, tell) as breakdown:
+                job = Run(
+                    config=config,
+                    directory=directory,
+                    record=record,
+                    metrics=metrics if world.rank == 0 else None,
+                    tell=tell,
+                    breakdown=breakdown,
+                    profile=profile,
+                )
+                progress, stopped_by = train(engine, batches, progress, job, _validation(config, manifest, world))
         finally:
             if world.rank == 0:
                 metrics.close()
-        return _conclude(config, progress, signal_name, world, tell)
+        return _conclude(config, progress, stopped_by, world, tell)
 
 
 def _layout(ranks: Ranks, device: torch.device, precision: Precision) -> Layout:
@@ -117,10 +129,6 @@ def _make_model(config: RunConfig, precision: Precision, kernels: Kernels) -> Tr
     if config.train.compile:
         model.compile_layers()
     return model
-
-
-def _say_nothing(text: str) -> None:
-    """The other ranks' way of telling."""
 
 
 @contextlib.contextmanager
@@ -315,7 +323,7 @@ def _introduce(config: RunConfig, engine: Engine, speed: Speed, tell: Tell) -> N
     )
 
 
-def _conclude(config: RunConfig, progress: Progress, signal_name: str, world: World, tell: Tell) -> int:
+def _conclude(config: RunConfig, progress: Progress, stopped_by: str, world: World, tell: Tell) -> int:
     """The last words of an attempt, and its exit code."""
     directory = Path(config.run.directory)
     finished = progress.step >= config.num_steps
@@ -332,7 +340,7 @@ def _conclude(config: RunConfig, progress: Progress, signal_name: str, world: Wo
     if finished:
         tell(f"trained {progress.tokens:,} tokens; metrics, loss curve (loss.png) and checkpoints are in {directory}")
         return 0
-    tell(f"{signal_name}: saved at step {progress.step}; the same command goes on from there")
+    tell(f"{stopped_by}: saved at step {progress.step}; the same command goes on from there")
     return EXIT_INTERRUPTED
 
 

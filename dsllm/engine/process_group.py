@@ -13,6 +13,7 @@ from torch.distributed import distributed_c10d
 
 from dsllm.engine.deepspeed_library import deepspeed
 from dsllm.engine.ranks import Ranks
+from dsllm.engine.rendezvous import meet
 from dsllm.errors import LaunchError
 
 TIMEOUT = timedelta(minutes=30)
@@ -73,8 +74,16 @@ def process_group(ranks: Ranks, device: torch.device, timeout: timedelta = TIMEO
         "MASTER_PORT": str(ranks.master_port),
     }
     backend = "gloo" if device.type == "cpu" else "nccl"
+    store = meet(ranks, timeout)
     try:
-        dist.init_process_group(backend, timeout=timeout, device_id=device if device.type == "cuda" else None)
+        dist.init_process_group(
+            backend,
+            store=store,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            timeout=timeout,
+            device_id=device if device.type == "cuda" else None,
+        )
     except (RuntimeError, ValueError, dist.DistError) as error:
         raise LaunchError(
             f"rank {ranks.rank} of {ranks.world_size} cannot join the others at {ranks.master_address}:{ranks.master_port} "

@@ -1,6 +1,7 @@
 """dsllm train on real ranks: resume to the last bit, interrupts, kills, damage, and everything that is refused."""
 
 import json
+import math
 import os
 import random
 import shutil
@@ -344,3 +345,63 @@ def test_activation_checkpointing_under_zero(uninterrupted, folder, stage):
     codes, output = train(folder, 2, ["tiny.yaml", zero(stage), "train.activation_checkpointing=full"])
     assert codes == [0, 0], output
     assert curve(folder) == uninterrupted(stage)
+
+
+PARTS = ("data", "forward", "backward", "communication", "optimizer")
+
+
+@pytest.mark.parametrize("stage", MOST_SLOWLY)
+def test_looking_inside_changes_nothing(uninterrupted, folder, stage):
+    """A profile and layer statistics, with two micro-batches a step on two ranks."""
+    arguments = ["--profile", "tiny.yaml", zero(stage), "log.layer_statistics_every_steps=10", "log.tensorboard=true"]
+    codes, output = train(folder, 2, arguments)
+    assert codes == [0, 0], output
+    assert curve(folder) == uninterrupted(stage)
+
+    for rank in range(2):
+        trace = folder / "runs" / "tiny" / "profile" / f"steps-5-7-rank-{rank}.pt.trace.json"
+        names = [event.get("name") for event in json.loads(trace.read_text())["traceEvents"] if event.get("ph") == "X"]
+        assert [names.count(part) for part in ("data", "forward", "backward", "optimizer")] == [3, 6, 6, 6]
+        assert names.count("communication") > 3 and "aten::mm" in names
+    assert "profile of rank 0, steps 5 to 7" in output and "CPU time of its own" in output
+    assert "counted in step 4, for this rank" in output and "by formula" in output
+
+    for row in metrics(folder):
+        assert sum(row[f"{part}_seconds"] for part in (*PARTS, "other")) == pytest.approx(row["seconds"])
+        assert all(row[f"{part}_seconds"] > 0 for part in PARTS)
+    assert "part of a step" in output and "on rank 1" in output
+
+    lines = (folder / "runs" / "tiny" / "layer_statistics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    layers = ["embed", "layers.0", "layers.1", "norm", "head"]
+    assert [(row["step"], row["layer"]) for row in rows] == [(step, layer) for step in (10, 20) for layer in layers]
+    for step in (10, 20):
+        norm = math.hypot(*(row["gradient_norm"] for row in rows if row["step"] == step))
+        assert norm == pytest.approx(metrics(folder)[step - 1]["gradient_norm"], rel=1e-5)
+    (events,) = (folder / "runs" / "tiny" / "tensorboard").iterdir()
+    assert [e.step for e in EventAccumulator(str(events)).Reload().Scalars("gradient_norm/layers.1")] == [10, 20]
+
+
+def test_a_resumed_run_is_profiled_by_its_own_steps(folder):
+    codes, output = train(folder, 1, ["tiny.yaml", f"train.total_tokens={4 * 8 * 32}"])
+    assert codes == [0], output
+    arguments = ["tiny.yaml", f"train.total_tokens={8 * 8 * 32}", "log.breakdown=false"]
+    codes, output = train(folder, 1, [*arguments, "--profile"])
+    assert codes == [1] and "--profile 9:11: this attempt takes the steps 5 to 8" in output, output
+    codes, output = train(folder, 1, [*arguments, "--profile", "6:7"])
+    assert codes == [0], output
+    assert (folder / "runs" / "tiny" / "profile" / "steps-6-7-rank-0.pt.trace.json").is_file()
+    assert "forward_seconds" not in metrics(folder)[-1] and "part of a step" not in output
+
+
+def test_a_run_that_does_not_recover_says_which_module_and_which_batch(folder):
+    """Weights of 1e38 after the first step: whatever follows is not finite."""
+    budget = f"train.total_tokens={80 * 8 * 32}"
+    codes, output = train(
+        folder, 2, ["tiny.yaml", budget, "train.optimizer.learning_rate=1e38", "train.schedule.warmup_steps=0"]
+    )
+    assert codes == [1, 1], output
+    status = json.loads((folder / "runs" / "tiny" / "status.json").read_text())
+    assert "the gradients of 50 steps in a row were not finite" in status["reason"]
+    assert " pass of micro-batch 0 on rank 0 (and on 1 other ranks) (samples " in status["reason"]
+    assert "of the run, from golden" in status["reason"]

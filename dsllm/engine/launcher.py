@@ -1,0 +1,54 @@
+"""The processes that started this rank: a rank whose launcher has gone would train on as an orphan that nobody can stop."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+PROGRAMS = {"deepspeed", "ds", "torchrun", "mpirun", "mpiexec", "orterun", "orted", "prted", "prterun", "srun"}
+"""Launchers by their program's name."""
+
+MARKS = ("deepspeed.launcher", "torch.distributed.run", "dsllm.launch.node", "slurmstepd")
+"""What the command lines of the others contain, and those of the shells that they go through on other hosts."""
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """The chain of launchers above this process: its parent, that one's parent, as far as they are launchers.
+
+    A shell at a terminal is none, so a job that nohup has detached survives its end.
+    """
+
+    processes: tuple[psutil.Process, ...] = field(default_factory=lambda: _launchers_above(psutil.Process()))
+
+    def has_gone(self) -> bool:
+        """Whether one of them has ended: no signal reaches the ranks through it any more. Some ten microseconds each."""
+        return any(not _is_alive(process) for process in self.processes)
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _launchers_above(process: psutil.Process) -> tuple[psutil.Process, ...]:
+    found = []
+    for parent in process.parents():
+        try:
+            if not _is_launcher(parent.cmdline()):
+                break
+        except psutil.Error:  # it belongs to another user
+            break
+        found.append(parent)
+    return tuple(found)
+
+
+def _is_launcher(words: list[str]) -> bool:
+    # a script's command line begins with its interpreter; sshd without a terminal runs another host's launcher
+    return (
+        any(Path(word).name in PROGRAMS for word in words[:2])
+        or any(mark in word for word in words for mark in MARKS)
+        or (bool(words) and words[0].startswith("sshd: ") and words[0].endswith("@notty"))
+    )
