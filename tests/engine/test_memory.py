@@ -29,6 +29,9 @@ NUM_PARAMETERS = 1_311_872
 BUCKET = 20_000
 """Elements of reduce_bucket_size. ZeRO-3 makes its bucket at the start, and it stays; the others' come and go."""
 TOLERANCE = 0.02
+CUT_PARAMETERS = 2 * 4 * 2048 * 128
+"""fp16 at ZeRO-1 keeps the whole fp32 sum after the last backward, except of the parameters that lie partly in this
+rank's part: at most one, of at most the embedding's size, at each of its two ends. In a large model that is nothing."""
 
 MODES: tuple[tuple[Precision, bool], ...] = (
     ("fp32", True), ("fp32_compute_bf16", True), ("bf16", True), ("bf16", False), ("fp16", True), ("fp16", False),
@@ -113,7 +116,10 @@ def compare(world_size: int, modes: tuple, stages: tuple[int, ...], accumulation
             bucket = BUCKET * (4 if fp32_gradients else 2) if stage == 3 else 0
             for moment, bytes_said in dataclasses.asdict(said).items():
                 found = getattr(held, moment) - bucket
-                if abs(found - bytes_said) > TOLERANCE * bytes_said:
+                missing = bytes_said - found
+                if (precision, fp32_gradients, stage) == ("fp16", True, 1) and 0 < missing < CUT_PARAMETERS:
+                    continue
+                if abs(missing) > TOLERANCE * bytes_said:
                     case = (rank, precision, fp32_gradients, stage, accumulation, moment)
                     wrong.append((case, found / NUM_PARAMETERS, bytes_said / NUM_PARAMETERS))
     assert not wrong, "\n".join(str(w) for w in wrong)
