@@ -22,11 +22,12 @@ from dsllm.model.transformer import Transformer, parameter_shapes
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step takes: inputs and targets [b, T], all of which count."""
+    """What a step takes: inputs and targets [b, T], all of which count, of one document."""
 
     inputs: torch.Tensor
     targets: torch.Tensor
     weights: torch.Tensor | None = None
+    documents: torch.Tensor | None = None
     documents: torch.Tensor | None = None
 
 
