@@ -28,7 +28,6 @@ class Batch:
     targets: torch.Tensor
     weights: torch.Tensor | None = None
     documents: torch.Tensor | None = None
-    documents: torch.Tensor | None = None
 
 
 def run_of(shape: Workload, seed: int) -> RunConfig:
