@@ -207,6 +207,7 @@ def test_killed_itself_it_leaves_nothing_behind(folder, name):
     job = start(folder, *prepare_launch(folder, name), *ENDLESS)
     wait_for_steps(folder, job)
     job.kill()
+    job.wait()
     deadline = time.monotonic() + 60
     while [p for p in psutil.process_iter() if _belongs(p, folder)]:
         assert time.monotonic() < deadline

@@ -70,6 +70,7 @@ def test_killed_itself_it_lets_both_hosts_save(hosts, folder):
     job = launch(hosts.login.command([*LAUNCH, *ENDLESS], folder), folder)
     job.wait_for_step(5)
     job.send(signal.SIGKILL)
+    job.wait()
     seconds_until_gone(folder, 60)
     assert status(folder)["state"] == "interrupted"
 
