@@ -27,6 +27,7 @@ from dsllm.data.loader import TrainingBatches, ValidationBatches
 from dsllm.data.manifest import FILE_NAME as DATA_MANIFEST
 from dsllm.data.manifest import Manifest
 from dsllm.engine.build import Engine, build_engine
+from dsllm.engine.cores import Cores
 from dsllm.engine.deepspeed_config import Layout, final_config
 from dsllm.engine.device import (
     check_compiler,
@@ -67,7 +68,7 @@ def run(
     Args:
         profile_steps: FIRST:LAST, the steps to profile; empty: some after a warm-up; None: none
     """
-    set_up_process(ranks.local_size)
+    cores = set_up_process(ranks.local_size, ranks.local_rank, config.train.bind_cores)
     device = choose_device(ranks.local_rank)
     precision = resolve_precision(config.train.precision, device)
     final = final_config(config, given, _layout(ranks, device, precision))
@@ -100,7 +101,7 @@ def run(
         profile = profile_of(config, final, engine, profile_steps, progress.step, tell)
         metrics = _open_metrics(config, engine, manifest, progress, attempt, tell)
         try:
-            _introduce(config, engine, metrics.speed, tell)
+            _introduce(config, engine, cores, metrics.speed, tell)
             with breakdown_of(config, world, tell) as breakdown:
                 job = Run(
                     config=config,
@@ -307,13 +308,13 @@ def _open_metrics(
     return metrics
 
 
-def _introduce(config: RunConfig, engine: Engine, speed: Speed, tell: Tell) -> None:
+def _introduce(config: RunConfig, engine: Engine, cores: Cores, speed: Speed, tell: Tell) -> None:
     """Say what is about to run."""
     world, count = engine.world, counts.parameter_count(config.model, config.context_length)
     accumulation = config.train.global_batch_sequences // (config.train.micro_batch_sequences * world.size)
     tell(
         f"{config.run.name}: {short(count.total)} parameters, {world.size} ranks on {world.device.type} "
-        f"(started by {world.ranks.launcher}, {torch.get_num_threads()} threads each), "
+        f"(started by {world.ranks.launcher}; {torch.get_num_threads()} threads and {cores}), "
         f"ZeRO stage {engine.stage}, {engine.precision}"
     )
     tell(

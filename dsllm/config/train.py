@@ -100,6 +100,9 @@ class TrainConfig:
     timeout_minutes: float = changeable(30.0)
     """Longest wait for another rank, at the start and in every step: when it is over, a rank that hangs or whose host is
     lost ends the run. Above the slowest save or validation."""
+    bind_cores: bool | None = changeable(None)
+    """Bind each rank to its share of the host's cores, unless the launcher has bound it. Nothing: on hosts with several
+    memory nodes (NUMA) and several ranks."""
     validate_every_steps: int = changeable(0)
     """Validation loss every so many steps; 0: only at the end."""
     validation_sequences: int = changeable(256)

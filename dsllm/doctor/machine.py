@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 
 from dsllm.doctor.findings import Finding, Place, numbers, one_per_host, where
+from dsllm.engine.cores import cores_by_node
 
 GIB = 2**30
 UNLIMITED = 2**60
@@ -82,20 +83,8 @@ def _limit(value: int) -> int:
 
 
 def numa_nodes(cores: tuple[int, ...], root: Path = Path("/")) -> tuple[int, ...]:
-    """Numbers of the memory nodes that hold these cores; none where the kernel does not tell."""
-    found = []
-    for node in (root / "sys/devices/system/node").glob("node[0-9]*"):
-        lists = (node / "cpulist").read_text(encoding="utf-8").strip()
-        if set(cores) & set(_numbers_in(lists)):
-            found.append(int(node.name.removeprefix("node")))
-    return tuple(sorted(found))
-
-
-def _numbers_in(text: str) -> Iterator[int]:
-    """The kernel's way of writing lists: 0-3,8."""
-    for part in filter(None, text.split(",")):
-        first, _, last = part.partition("-")
-        yield from range(int(first), int(last or first) + 1)
+    """Which memory nodes, counted from 0, hold these cores; none where the kernel does not tell."""
+    return tuple(number for number, node in enumerate(cores_by_node(root)) if set(cores) & set(node))
 
 
 def _cpu_quota(root: Path) -> float | None:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from dsllm.config.train import Precision
+from dsllm.engine.cores import Cores, cores_of_rank
 from dsllm.errors import ConfigError, LaunchError
 
 GPU_PEAK_TFLOPS = {  # dense bf16, from the makers' data sheets
@@ -83,15 +84,16 @@ def compute_dtype(precision: Precision) -> torch.dtype:
     return torch.bfloat16 if precision == "fp32_compute_bf16" else parameter_dtype(precision)
 
 
-def set_up_process(local_size: int) -> None:
-    """Settings of the whole process, made here so that they do not depend on the launcher's environment."""
+def set_up_process(local_size: int, local_rank: int = 0, bind_cores: bool | None = False) -> Cores:
+    """Settings of the whole process, made here so that they do not depend on the launcher's environment.
+
+    One thread per core of this rank, unless OMP_NUM_THREADS says otherwise. Returns the rank's cores.
+    """
+    cores = cores_of_rank(local_rank, local_size, bind_cores)
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, _num_cores() // local_size))
+        torch.set_num_threads(len(cores.numbers))
     _keep_freed_memory()
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0))
+    return cores
 
 
 def _keep_freed_memory() -> None:
@@ -124,7 +126,7 @@ def peak_flops(device: torch.device, precision: Precision, given_tflops: float |
 def gemm_seconds(device: torch.device, dtype: torch.dtype, repeats: int) -> list[float]:
     """Seconds of each of some square matrix products, GEMM_FLOPS each, with this process's threads or on its GPU."""
     size = GEMM_SIZES[device.type]
-    a, b = torch.ones(size, size, dtype=dtype, device=device), torch.ones(size, size, dtype=dtype, device=device)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))  # a GPU is faster on equal numbers
     seconds = []
     for _ in range(repeats + 1):
         synchronize(device)
