@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tests.helpers.launched import (
     copy_of,
     fingerprint,
     free_port,
+    kill_left_over,
     launch,
     losses,
     prepare_folder,
@@ -50,8 +52,9 @@ def prepared(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def folder(prepared, tmp_path) -> Path:
-    return copy_of(prepared, tmp_path / "job")
+def folder(prepared, tmp_path) -> Iterator[Path]:
+    yield copy_of(prepared, tmp_path / "job")
+    kill_left_over(tmp_path)
 
 
 def run(words: list[str], folder: Path) -> tuple[int, str]:

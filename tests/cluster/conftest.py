@@ -12,7 +12,7 @@ from tests.cluster import slurm as slurm_module
 from tests.cluster.hosts import Hosts, problems, start_hosts
 from tests.cluster.slurm import Slurm, start_slurm
 from tests.helpers import jobs
-from tests.helpers.launched import EXACT, copy_of, prepare_folder, processes_in
+from tests.helpers.launched import EXACT, copy_of, kill_left_over, prepare_folder
 
 REQUIRED = "DSLLM_REQUIRE_CLUSTER"
 """Set to 1 where the packages are known to be installed (.ci/run): then a missing one is a failure."""
@@ -60,9 +60,7 @@ def prepared(tmp_path_factory) -> Path:
 def folder(prepared, tmp_path) -> Iterator[Path]:
     """A folder of its own for a job; no process may be left in it."""
     yield copy_of(prepared, tmp_path / "job")
-    left = processes_in(tmp_path)
-    for process in left:
-        process.kill()
+    left = kill_left_over(tmp_path)
     assert not left, f"left over: {left}"
 
 

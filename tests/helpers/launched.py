@@ -172,6 +172,14 @@ def rank_process(folder: Path, rank: int) -> psutil.Process:
     raise AssertionError(f"no process of rank {rank} in {folder}")
 
 
+def kill_left_over(folder: Path) -> list[psutil.Process]:
+    """End what still runs in the folder; what that was."""
+    left = processes_in(folder)
+    for process in left:
+        process.kill()
+    return left
+
+
 def seconds_until_gone(folder: Path, seconds: float = 60) -> float:
     """How long it takes until no process of the folder is left."""
     began = time.monotonic()
