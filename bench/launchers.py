@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from bench.report import ROOT, write
+from bench.report import ROOT, marks, write
 from tests.cluster.hosts import NODES, Hosts, start_hosts
 from tests.cluster.slurm import Slurm, start_slurm
 from tests.helpers import jobs
@@ -237,6 +237,14 @@ def prepare() -> Iterator[tuple[Place, Path]]:
             yield Place(hosts=hosts, slurm=slurm, prepared=root / "prepared", whole=whole), root
 
 
+def rows_in(page: Path) -> dict[str, list[str]]:
+    """The rows that the page has already, by launcher."""
+    begin, end = marks(PLACE)
+    text = page.read_text(encoding="utf-8").partition(begin)[2].partition(end)[0]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines()]
+    return {row[0]: row for row in rows if row[0].startswith("`")}
+
+
 def table(rows: Sequence[Sequence[str]]) -> str:
     """The rows under their heads."""
     heads = ["", "first step after", "resume after the stop, to the end", "a rank fails", "a rank is killed", "stop"]
@@ -247,25 +255,25 @@ def main() -> None:
     """The whole table, or some of its rows."""
     parser = argparse.ArgumentParser(prog="python -m bench.launchers", description=__doc__)
     parser.add_argument("--only", nargs="*", help="launchers whose name has one of these words")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/launch.md")
+    parser.add_argument("--write", action="store_true", help="put the rows into docs/launch.md")
     options = parser.parse_args()
-    chosen = [x for x in launchers() if not options.only or any(word in x.name for word in options.only)]
-    rows = []
+    every = launchers()
+    chosen = [x for x in every if not options.only or any(word in x.name for word in options.only)]
+    rows = rows_in(PAGE)
     with prepare() as (place, root):
         for i, launcher in enumerate(chosen):
             (root / str(i)).mkdir()
             try:
-                rows.append(try_launcher(place, launcher, root / str(i)))
+                row = try_launcher(place, launcher, root / str(i))
             except (AssertionError, TimeoutError) as error:  # the others are worth seeing all the same
-                rows.append([launcher.name, f"did not get so far: {str(error).splitlines()[0]}"])
+                row = [launcher.name, f"did not get so far: {str(error).splitlines()[0]}"]
                 print(error, flush=True)
             for process in processes_in(root / str(i)):
                 process.kill()
-            print("  ".join(rows[-1]), flush=True)
-    if options.write:
-        write(table(rows), PLACE, PAGE)
-    else:
-        print(table(rows))
+            print("  ".join(row), flush=True)
+            rows[launcher.name] = row
+            if options.write:  # each row as soon as it is there
+                write(table([rows[x.name] for x in every if x.name in rows]), PLACE, PAGE)
 
 
 if __name__ == "__main__":
