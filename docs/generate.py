@@ -8,7 +8,10 @@ from pathlib import Path
 from dsllm.launch.templates import slurm_templates
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("cli", "launch", "prepare", "data", "model", "engine", "train", "checkpoint", "evaluate", "parity", "config")
+PACKAGES = (
+    *("cli", "launch", "prepare", "data", "model", "engine", "train"),
+    *("checkpoint", "evaluate", "parity", "doctor", "config"),
+)
 """In the order in which a run passes through them."""
 
 CONFIG_FILES = ("run", "data", "model", "train")

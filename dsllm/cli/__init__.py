@@ -18,7 +18,7 @@ COMMANDS = {
     "evaluate": "loss, perplexity and bits per byte on held-out text",
     "generate": "continue a prompt",
     "export": "write a Hugging Face folder",
-    "doctor": "check an installation: its numbers against plain PyTorch",
+    "doctor": "check machines, network and installation on every rank; with --parity the numbers",
 }
 
 HELP = f"""dsllm {__version__}: pretrain decoder-only language models with DeepSpeed

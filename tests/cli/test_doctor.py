@@ -1,40 +1,93 @@
-"""dsllm doctor --parity as a user runs it."""
+"""dsllm doctor as a user runs it: its words, its JSON, its exit code, and an end in bounded time where ranks are missing."""
 
 import json
+import subprocess
+import sys
+import time
 
 import pytest
+import yaml
 
 from dsllm.cli import doctor
+from tests.cli.test_train import RUN
+from tests.helpers import jobs
+
+DOCTOR_SECONDS = 60
 
 
-def test_a_part_of_the_table_as_json_and_page(tmp_path, capsys):
-    page, file = tmp_path / "parity.md", tmp_path / "parity.json"
-    words = [
-        "--parity",
-        "--quick",
-        "--only",
-        "zero1 fp32 ranks=1 clipping=on",
-        "--json",
-        str(file),
-        "--write",
-        str(page),
+def examine(folder, world_size, arguments=(), **more):
+    """Exit codes, the JSON (nothing where none was written), and what was printed."""
+    job = jobs.start_job(folder, world_size, ["--json", "doctor.json", *arguments], command="doctor", **more)
+    codes = job.wait(DOCTOR_SECONDS)
+    file = folder / "doctor.json"
+    return codes, json.loads(file.read_text()) if file.is_file() else None, job.output()
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_all_ranks_end_with_one_verdict(tmp_path, world_size):
+    codes, data, output = examine(tmp_path, world_size)
+    assert codes == [0 if data["passed"] else 1] * world_size, output
+    assert [rank["place"]["rank"] for rank in data["ranks"]] == list(range(world_size))
+    assert f"dsllm doctor: {world_size} rank" in output and output.count("matrix products") == 1  # one rank prints
+    assert ("all-reduce" in output) == (world_size > 1)
+    assert ("nothing is wrong" in output) == data["passed"]
+    for finding in data["findings"]:
+        assert finding["problem"].split()[0] in output and finding["action"]
+    assert {file.name for file in tmp_path.iterdir()} == {"log.txt", "doctor.json"}
+
+
+def test_the_run_s_folders_and_needs_are_looked_at(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(RUN))
+    codes, data, output = examine(tmp_path, 1, ["tiny.yaml", "data.directory=data/x"], file_size_limit=4 * 2**20)
+    assert [(folder["folder"]["role"], folder["folder"]["path"]) for folder in data["folders"]] == [
+        ("run", "runs/tiny"),
+        ("data", "data/x"),
     ]
-    assert doctor.main(words) == 0
-    data = json.loads(file.read_text())
-    assert data["passed"] and data["rows"] and all(row["combination"]["world_size"] == 1 for row in data["rows"])
-    assert f"    dsllm doctor {' '.join(words[:3])} 'zero1 fp32 ranks=1 clipping=on'" in page.read_text()
-    assert "agree with plain PyTorch" in capsys.readouterr().out
+    # no file may grow beyond 4 MiB here, as on a disk that is full: the test file does not fit
+    assert codes == [1] and not data["passed"]
+    assert any(f["level"] == "error" and "did not fit" in f["problem"] for f in data["findings"]), output
+    assert any(f["check"] == "data" and "no such folder" in f["problem"] for f in data["findings"])
 
 
-def test_json_on_the_standard_output_is_alone_there(capsys):
-    assert doctor.main(["--parity", "--quick", "--only", "zero0 fp32 ranks=1 clipping=on", "--json", "-"]) == 0
-    assert json.loads(capsys.readouterr().out)["passed"]
+def test_rank_0_does_not_wait_for_ever_and_tells_who_is_missing(tmp_path):
+    start = time.monotonic()
+    codes, data, output = examine(tmp_path, 2, ["--timeout-minutes", "0.05"], only_rank=0)
+    assert codes == [1] and time.monotonic() - start < DOCTOR_SECONDS / 2
+    assert "of 2 ranks 1 did not come within 3 s" in output and "Traceback" not in output
+    assert not data["passed"] and data["ranks"][0]["versions"]["versions"]["torch"]  # what it knows, it tells
 
 
-def test_what_cannot_be_run_is_said(capsys):
-    assert doctor.main(["--parity", "--only", "no such words"]) == 2
-    assert "--only matches none" in capsys.readouterr().err
-    for wrong in ([], ["--parity", "--world-sizes", "3"], ["--parity", "--world-sizes", "two"]):
+def test_a_rank_whose_master_is_not_there_says_so(tmp_path):
+    codes, data, output = examine(tmp_path, 2, ["--timeout-minutes", "0.05"], only_rank=1)
+    assert codes == [1] and data is None
+    assert "nothing listens at port" in output and "Traceback" not in output
+
+
+def test_a_broken_torch_is_reported_with_all_that_is_known_without_it(tmp_path):
+    """A torch that raises when it is imported, found before the real one."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file')\n")
+    words = [sys.executable, "-m", "dsllm", "doctor", "--json", "-"]
+    # the folder in front of all others, the way a stray PYTHONPATH breaks an environment
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=DOCTOR_SECONDS)
+    data = json.loads(done.stdout)
+    assert done.returncode == 1 and not data["passed"] and data["ranks"][0]["machine"]["open_files"]
+    (found,) = [finding for finding in data["findings"] if finding["check"] == "imports"]
+    assert "libcudart.so.12" in found["problem"] and "1 error to mend" in done.stderr
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import sys\nfrom dsllm.cli import main\n"
+        "try:\n    main(['doctor', '--help'])\nexcept SystemExit:\n    assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "--timeout-minutes" in done.stdout, done.stderr
+
+
+def test_wrong_words_are_refused(capsys):
+    for wrong in (["--timeout-minutes", "0"], ["--parity", "run.yaml"]):
         with pytest.raises(SystemExit):
             doctor.main(wrong)
-    assert "give --parity" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "must be more than 0" in said and "brings runs of its own" in said

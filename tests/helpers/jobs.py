@@ -55,11 +55,20 @@ class Job:
             time.sleep(0.01)
 
 
-def start_job(folder: Path, world_size: int, arguments: Sequence[str], file_size_limit: int = 0) -> Job:
+def start_job(
+    folder: Path,
+    world_size: int,
+    arguments: Sequence[str],
+    file_size_limit: int = 0,
+    command: str = "train",
+    only_rank: int | None = None,
+) -> Job:
     """Start `dsllm train ARGUMENTS` in `folder` on so many ranks.
 
     Args:
         file_size_limit: bytes beyond which no rank can write a file; 0: none.
+        command: another command than train.
+        only_rank: the one rank that comes; nothing: all come.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -67,7 +76,7 @@ def start_job(folder: Path, world_size: int, arguments: Sequence[str], file_size
     log = folder / "log.txt"
     log.write_text("")
     processes = []
-    for rank in range(world_size):
+    for rank in range(world_size) if only_rank is None else [only_rank]:
         environment = {
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
@@ -77,7 +86,9 @@ def start_job(folder: Path, world_size: int, arguments: Sequence[str], file_size
             "MASTER_PORT": str(port),
             "OMP_NUM_THREADS": "1",
         }
-        process = context.Process(target=_rank_main, args=(folder, log, environment, list(arguments), file_size_limit))
+        process = context.Process(
+            target=_rank_main, args=(folder, log, environment, [command, *arguments], file_size_limit)
+        )
         process.start()
         processes.append(process)
     return Job(processes, log)
@@ -89,7 +100,7 @@ def train(folder: Path, world_size: int, arguments: Sequence[str]) -> tuple[list
     return job.wait(), job.output()
 
 
-def _rank_main(folder: Path, log: Path, environment: dict[str, str], arguments: list[str], limit: int) -> None:
+def _rank_main(folder: Path, log: Path, environment: dict[str, str], words: list[str], limit: int) -> None:
     import torch
 
     from dsllm.cli import run_command
@@ -102,5 +113,5 @@ def _rank_main(folder: Path, log: Path, environment: dict[str, str], arguments: 
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     with log.open("a", buffering=1, encoding="utf-8") as file:
         sys.stdout = sys.stderr = file
-        code = run_command("train", arguments)
+        code = run_command(words[0], words[1:])
     sys.exit(code)
