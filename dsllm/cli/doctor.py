@@ -118,6 +118,7 @@ def _request(options: argparse.Namespace) -> Request:
         folders=(*_folders_of(config), *_nvme_folders(given)),
         operators=frozenset(("async_io", "pin_memory") if _nvme_folders(given) else ()),
         timeout=timeout,
+        bind_cores=config.train.bind_cores,
     )
 
 

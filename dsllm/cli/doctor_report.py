@@ -5,12 +5,14 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from dsllm.doctor.alone import Alone
-from dsllm.doctor.findings import Finding, numbers, one_per_host
+from dsllm.doctor.findings import Finding, one_per_host
 from dsllm.doctor.machine import UNLIMITED, Machine
+from dsllm.engine.cores import as_list
 
 if TYPE_CHECKING:  # brings torch
     from dsllm.doctor.together import Examination, Seen
@@ -30,8 +32,8 @@ def show(seen: "Examination", console: Console) -> None:
         highlight=False,
     )
     first = seen.ranks[min(seen.ranks)].alone
-    versions = first.versions.versions.items()
-    console.print("rank 0 has " + ", ".join(f"{name} {text}" for name, text in versions), highlight=False)
+    versions = ", ".join(f"{name} {text}" for name, text in first.versions.versions.items())
+    console.print(f"rank 0 has {versions}", highlight=False)
     for name, text in first.versions.environment.items():
         console.print(f"           {name}={text}", highlight=False, markup=False)
     for table in (_hosts(seen), _ranks(seen), _folders(seen), _collectives(seen), _operators(seen)):
@@ -66,8 +68,12 @@ def _plural(number: int, word: str) -> str:
     return word if number == 1 else f"{word}s"
 
 
+def _table(*head: str) -> Table:
+    return Table(*head, box=box.SIMPLE_HEAD, pad_edge=False)
+
+
 def _hosts(seen: "Examination") -> Table:
-    table = Table(
+    table = _table(
         "host", "ranks", "cores", "threads", "NUMA", "memory free", "open files", "/dev/shm", "gloo", "NCCL", "GPUs"
     )
     for place, own in list(one_per_host(seen.ranks).items())[:MOST_HOSTS]:
@@ -75,10 +81,10 @@ def _hosts(seen: "Examination") -> Table:
         machine, network = own.alone.machine, own.alone.network
         table.add_row(
             place.host,
-            numbers([p.rank for p in here]),
+            as_list(tuple(p.rank for p in here)),
             _cores([s.alone.machine for s in here.values()]),
             _threads([s.alone.machine.threads for s in here.values()]),
-            numbers(machine.numa_nodes),
+            as_list(machine.numa_nodes),
             f"{machine.memory_available / GIB:.1f} of {(machine.memory_limit or machine.memory_total) / GIB:.1f} GiB",
             _limit(machine.open_files),
             f"{machine.shm_free / GIB:.1f} GiB",
@@ -115,7 +121,7 @@ def _gpus(seen: "Sequence[Seen]") -> str:
 
 def _ranks(seen: "Examination") -> Table:
     """Speed and clock of each rank; of many, the slowest and the fastest."""
-    table = Table("rank", "host", f"matrix products, {seen.dtype}", "of the middle rank", "clock")
+    table = _table("rank", "host", f"matrix products, {seen.dtype}", "of the middle rank", "clock")
     middle = statistics.median_high(seen.gemm.values())
     clocks = dict(zip(seen.ranks, seen.clocks.seconds, strict=True))
     order = sorted(seen.gemm) if len(seen.gemm) <= MOST_HOSTS else sorted(seen.gemm, key=lambda place: seen.gemm[place])
@@ -134,7 +140,7 @@ def _untold(table: Table, number: int, what: str) -> Table:
 
 
 def _folders(seen: "Examination") -> Table:
-    table = Table("folder", "path", "host", "free", "write", "read", "")
+    table = _table("folder", "path", "host", "free", "write", "read", "")
     for place, folders in list(seen.folders.items())[:MOST_HOSTS]:
         for own in folders:
             above = "" if own.exists else f"not there yet; tried in {own.tested}"
@@ -150,7 +156,7 @@ def _speed(bytes_per_second: float) -> str:
 
 
 def _collectives(seen: "Examination") -> Table:
-    table = Table("collective", "size", "time", "on each rank's wire", "repeats")
+    table = _table("collective", "size", "time", "on each rank's wire", "repeats")
     for own in seen.collectives:
         table.add_row(
             own.operation, _size(own.num_bytes), _time(own.seconds),
@@ -171,7 +177,7 @@ def _time(seconds: float) -> str:
 
 
 def _operators(seen: "Examination") -> Table:
-    table = Table("DeepSpeed operator", "for", "state on rank 0's host")
+    table = _table("DeepSpeed operator", "for", "state on rank 0's host")
     for name, operator in seen.ranks[min(seen.ranks)].operators.operators.items():
         missing = ", ".join(operator.missing_tools)
         to_build = f"cannot be built: no {missing}" if missing else "would be built at first use"

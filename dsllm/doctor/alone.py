@@ -21,6 +21,8 @@ class Request:
     """DeepSpeed's compiled operators that the run cannot do without."""
     timeout: timedelta = timedelta(minutes=2)
     """Longest wait for another rank."""
+    bind_cores: bool | None = None
+    """As in a run: train.bind_cores."""
     test_bytes: int = TEST_BYTES
     """Size of the file that disks are tried with."""
 

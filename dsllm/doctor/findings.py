@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from dsllm.engine.cores import as_list
+
 Value = TypeVar("Value")
 
 Level = Literal["error", "advice"]
@@ -38,23 +40,12 @@ class Place:
 
 
 def where(places: Iterable[Place]) -> str:
-    """The ranks with their hosts, in few words: "rank 3 on b", "ranks 0-7, 9 on a, b"."""
+    """The ranks with their hosts, in few words: "rank 3 on b", "ranks 0-7,9 on a, b"."""
     sorted_places = sorted(places)
     hosts = list(dict.fromkeys(place.host for place in sorted_places))
     shown = hosts if len(hosts) <= 4 else [*hosts[:3], f"{len(hosts) - 3} more hosts"]
     word = "rank" if len(sorted_places) == 1 else "ranks"
-    return f"{word} {numbers([place.rank for place in sorted_places])} on {', '.join(shown)}"
-
-
-def numbers(values: Iterable[int]) -> str:
-    """Whole numbers with their ranges: 0-3, 7."""
-    parts: list[list[int]] = []
-    for value in sorted(values):
-        if parts and value == parts[-1][1] + 1:
-            parts[-1][1] = value
-        else:
-            parts.append([value, value])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
+    return f"{word} {as_list(tuple(place.rank for place in sorted_places))} on {', '.join(shown)}"
 
 
 def one_per_host(seen: Mapping[Place, Value]) -> dict[Place, Value]:

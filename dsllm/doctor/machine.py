@@ -8,8 +8,8 @@ from pathlib import Path
 
 import psutil
 
-from dsllm.doctor.findings import Finding, Place, numbers, one_per_host, where
-from dsllm.engine.cores import cores_by_node
+from dsllm.doctor.findings import Finding, Place, one_per_host, where
+from dsllm.engine.cores import as_list, cores_by_node
 
 GIB = 2**30
 UNLIMITED = 2**60
@@ -169,7 +169,7 @@ def _judge_cores(ranks: Mapping[Place, Machine]) -> Iterator[Finding]:
             level="advice",
             check="NUMA",
             where=where(spread),
-            problem=f"may run on cores of memory nodes {numbers(ranks[spread[0]].numa_nodes)}; memory of another one is slow",
+            problem=f"may run on cores of memory nodes {as_list(ranks[spread[0]].numa_nodes)}; memory of another one is slow",
             action="bind each rank to cores of one node (deepspeed --bind_cores_to_rank, srun --cpu-bind, mpirun --bind-to)",
         )
 

@@ -12,7 +12,7 @@ from dsllm.doctor.clocks import Offsets, judge_clocks, measure_offsets
 from dsllm.doctor.disks import FolderSeen, judge_disks, marker, try_folder
 from dsllm.doctor.findings import Finding, Place, one_per_host
 from dsllm.doctor.gpus import driver_is_there, judge_gpus
-from dsllm.doctor.machine import judge_machines
+from dsllm.doctor.machine import judge_machines, look_at_machine
 from dsllm.doctor.network import judge_networks
 from dsllm.doctor.operators import judge_operators
 from dsllm.doctor.speed import judge_collectives, judge_gemm, measure_gemm
@@ -78,7 +78,7 @@ def examine_together(ranks: Ranks, alone: Alone, request: Request, tell: Tell) -
     Raises:
         LaunchError: the others did not come, or one of them was lost.
     """
-    set_up_process(ranks.local_size)
+    set_up_process(ranks.local_size, ranks.local_rank, request.bind_cores)
     device = choose_device(ranks.local_rank)
     tell(f"waiting for {ranks.world_size} ranks")
     with (
@@ -126,7 +126,7 @@ def _with_torch(alone: Alone, world: World) -> Seen:
         alone=dataclasses.replace(
             alone,
             versions=dataclasses.replace(alone.versions, versions=versions),
-            machine=dataclasses.replace(alone.machine, threads=num_threads()),
+            machine=look_at_machine(num_threads()),  # again: it may have been bound to its cores since
         ),
         operators=look_at_operators(),
         gpu=gpu_of(world.device),

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -17,6 +16,7 @@ from torch.utils.cpp_extension import get_cxx_compiler, get_default_build_root
 from dsllm.config.train import Precision
 from dsllm.engine.deepspeed_library import deepspeed
 from dsllm.engine.offload_config import OFFLOAD_OPTIMIZER, OFFLOAD_PARAM, offloaded_bytes
+from dsllm.engine.operators import CXX, LIBAIO, NINJA, build_tools
 from dsllm.engine.ranks import Ranks
 from dsllm.errors import ConfigError
 
@@ -119,14 +119,12 @@ def _check_operators() -> Iterator[str]:
 
 def _missing_tools() -> Iterator[str]:
     """What DeepSpeed compiles with; it links a test program at each start, too."""
-    compiler = get_cxx_compiler()
-    if shutil.which(compiler) is None:
-        yield f"a C++ compiler ({compiler}; apt install g++)"
-    else:
-        look = [compiler, "-E", "-x", "c++", "-include", "libaio.h", os.devnull]
-        if subprocess.run(look, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode:
-            yield "libaio's header (apt install libaio-dev, dnf install libaio-devel)"
-    if shutil.which("ninja") is None:
+    tools = build_tools()
+    if not tools[CXX]:
+        yield f"a C++ compiler ({get_cxx_compiler()}; apt install g++)"
+    elif not tools[LIBAIO]:
+        yield "libaio's header (apt install libaio-dev, dnf install libaio-devel)"
+    if not tools[NINJA]:
         yield "ninja (pip install ninja, in an environment that is on the PATH)"
 
 

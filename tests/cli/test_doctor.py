@@ -11,6 +11,7 @@ import yaml
 from dsllm.cli import doctor
 from tests.cli.test_train import RUN
 from tests.helpers import jobs
+from tests.helpers.launched import BIN, ENVIRONMENT, ROOT, free_port
 
 DOCTOR_SECONDS = 60
 
@@ -66,7 +67,9 @@ def test_a_rank_whose_master_is_not_there_says_so(tmp_path):
 def test_a_broken_torch_is_reported_with_all_that_is_known_without_it(tmp_path):
     """A torch that raises when it is imported, found before the real one."""
     (tmp_path / "torch").mkdir()
-    (tmp_path / "torch" / "__init__.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file')\n")
+    (tmp_path / "torch" / "__init__.py").write_text(
+        "raise OSError('libcudart.so.12: cannot open shared object file')\n"
+    )
     words = [sys.executable, "-m", "dsllm", "doctor", "--json", "-"]
     # the folder in front of all others, the way a stray PYTHONPATH breaks an environment
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=DOCTOR_SECONDS)
@@ -91,3 +94,18 @@ def test_wrong_words_are_refused(capsys):
             doctor.main(wrong)
     said = capsys.readouterr().err
     assert "must be more than 0" in said and "brings runs of its own" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
+def test_a_launcher_starts_it_as_it_starts_training(launcher, tmp_path):
+    script = [str(ROOT / "launch" / "doctor.py")]
+    words = {
+        "deepspeed": ["deepspeed", "--num_gpus", "2", "--master_port", free_port(), *script],
+        "torchrun": ["torchrun", "--nproc-per-node", "2", "--master-port", free_port(), "-m", "dsllm", "doctor"],
+    }[launcher]
+    command = [str(BIN / words[0]), *words[1:], "--json", "doctor.json"]
+    done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
+    data = json.loads((tmp_path / "doctor.json").read_text())
+    assert data["launcher"] == launcher and len(data["ranks"]) == 2
+    assert (done.returncode == 0) == data["passed"], done.stdout + done.stderr

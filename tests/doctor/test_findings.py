@@ -1,6 +1,6 @@
 """Places are named in few words, and what differs from the rest is told apart from it."""
 
-from dsllm.doctor.findings import Place, differing, numbers, one_per_host, where
+from dsllm.doctor.findings import Place, differing, one_per_host, where
 
 
 def places(*hosts: str) -> list[Place]:
@@ -12,7 +12,6 @@ def test_ranks_and_hosts_in_few_words():
     assert where(places("a")) == "rank 0 on a"
     assert where(places("a", "a", "b", "b")) == "ranks 0-3 on a, b"
     assert where(places(*"abcdefg")) == "ranks 0-6 on a, b, c, 4 more hosts"
-    assert numbers([9, 0, 1, 2, 7]) == "0-2, 7, 9"
 
 
 def test_a_host_is_looked_at_once():
