@@ -155,7 +155,7 @@ class Event:
     def text(self) -> str:
         """As a cell of the table."""
         ended = "did not end" if self.code is None else f"code {self.code}"
-        left = f", {self.orphans} processes outlive it" if self.orphans else ""
+        left = f", outlived by {self.orphans} of its processes" if self.orphans else ""
         return f"{ended}, {self.seconds:.0f} s{left}; `{self.state}`"
 
 
