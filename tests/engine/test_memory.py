@@ -109,7 +109,7 @@ def all_states(world: World, modes: tuple, stages: tuple[int, ...], accumulation
 def compare(world_size: int, modes: tuple, stages: tuple[int, ...], accumulations: tuple[int, ...]) -> None:
     wrong = []
     for rank, of_rank in enumerate(
-        run_ranks(world_size, all_states, modes, stages, accumulations, timeout_seconds=600)
+        run_ranks(world_size, all_states, modes, stages, accumulations, timeout_seconds=3600)
     ):
         for (precision, fp32_gradients, stage, accumulation), held in of_rank.items():
             said = model_states(NUM_PARAMETERS, stage, precision, world_size, fp32_gradients, accumulation)
