@@ -6,7 +6,7 @@ import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import IO
@@ -88,6 +88,12 @@ class _Job:
                 _of(pipe).write(f"{word}\n".encode())
                 _of(pipe).flush()
 
+    def give_up(self, hosts: Sequence[str]) -> None:
+        """Past the deadline: end the connection to hosts that did not end their part themselves."""
+        if time.monotonic() >= self.deadline:
+            for host in hosts:
+                self.started[host].process.kill()
+
     def read(self, wait_seconds: float) -> None:
         """Pass on what hosts have written, whole lines with the host's name."""
         for key, _ in self.selector.select(wait_seconds):
@@ -135,9 +141,7 @@ def follow(
                 job.tell(STOP)
             if len(job.alive()) < len(commands) or is_over():
                 job.tell(END)
-            if time.monotonic() >= job.deadline:
-                for host in alive:
-                    started[host].process.kill()
+            job.give_up(alive)
         until = time.monotonic() + _LAST_OUTPUT_SECONDS  # a process that outlived its host's watch may hold the pipe
         while selector.get_map() and time.monotonic() < until:
             job.read(_POLL_SECONDS)
