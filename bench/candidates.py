@@ -89,13 +89,12 @@ def one_process(folder: Path) -> list[Candidate]:
 
 def compiled(folder: Path) -> list[Candidate]:
     """Workload (a): what torch.compile gains per step, and what it costs until the first."""
-    own = (sys.executable, *dsllm("a", folder, 0, 1))
     commands = {
         BASE: module("bench.peers.plain"),
         "plain PyTorch, autocast, compiled": module("bench.peers.plain", "--compile"),
         "litgpt, compiled": module("bench.peers.litgpt_loop", python=LITGPT_PYTHON),
-        "dsllm, ZeRO-0": own,
-        "dsllm, ZeRO-0, compiled": (*own, "train.compile=true"),
+        "dsllm, ZeRO-0": (sys.executable, *dsllm("a", folder, 0, 1)),
+        "dsllm, ZeRO-0, compiled": (sys.executable, *dsllm("a", folder / "compiled", 0, 1), "train.compile=true"),
     }
     return [Candidate(name=name, command=words) for name, words in commands.items()]
 

@@ -118,10 +118,11 @@ def main() -> None:
         for number, tokens in enumerate(batches(options.seed, options.steps), start=1):
             learning_rate = SHAPE.learning_rate * min(1.0, number / WARM_UP_STEPS)
             record["losses"].append(step(tokens, learning_rate))
-            if number % MEASURE_EVERY_STEPS == 0 or number == options.steps:
-                with torch.no_grad():
-                    record["held_out"].append(measure(windows))
-                record["steps"].append(number)
+            if number % MEASURE_EVERY_STEPS and number < options.steps:
+                continue
+            with torch.no_grad():
+                record["held_out"].append(measure(windows))
+            record["steps"].append(number)
     options.out.write_text(json.dumps(record))
 
 
