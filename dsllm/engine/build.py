@@ -14,6 +14,7 @@ from dsllm.engine.deepspeed_library import deepspeed
 from dsllm.engine.device import parameter_dtype
 from dsllm.engine.loss_scale import grow_after_step, stay_at_minimum
 from dsllm.engine.process_group import World, bound_all_groups
+from dsllm.engine.skipped_step import let_go_of_skipped_gradients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,8 @@ def build_engine(
     if precision == "fp16":
         grow_after_step(engine.optimizer)
         stay_at_minimum(engine.optimizer)
+    if stage in (1, 2) and "offload_optimizer" in config["zero_optimization"]:
+        let_go_of_skipped_gradients(engine.optimizer)
     return Engine(
         deepspeed=engine, world=world, precision=precision, stage=stage, gradient_clipping=train.gradient_clipping
     )

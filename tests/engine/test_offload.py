@@ -117,7 +117,7 @@ def poisoned_steps(world: World, config: RunConfig, cases: tuple[str, ...]) -> d
     return found
 
 
-@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "bf16"])
 def test_a_gradient_that_is_no_number_changes_nothing(precision):
     for of_rank in run_ranks(2, poisoned_steps, tiny_run(precision=precision), cases_on(2)):
         for case, result in of_rank.items():
