@@ -1,7 +1,8 @@
 # From a clone to a trained model, and all checks. Needs python3 (3.11 or newer) with pip, and make; it builds its own .venv.
 #
 #   make pretrain    set up, then train, evaluate, sample and export the embedded corpus: on all GPUs, or on 2 CPU ranks
-#   make test        set up, then everything: check and test-slow
+#   make test        set up, then check, and the tests that take seconds each or start launchers
+#   make test-slow   what takes minutes each: parity's whole table, clusters, NVMe, compiled layers, the image's steps
 #   make check       lint, types, import contracts, quick tests
 #   make bench       throughput beside other training loops, into bench/RESULTS.md: on a quiet machine, half an hour
 #   make bench-overhead   what the engine costs beside the same model in a plain loop
@@ -30,7 +31,7 @@ PORT ?= $$($(BIN)/python -c "import socket; s = socket.socket(); s.bind(('', 0))
 export DS_BUILD_OPS = 0# DeepSpeed's own C++ operators are not used, so none is compiled
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup pretrain test check lint types contracts test-quick test-slow bench docs constraints clean
+.PHONY: help setup pretrain test check lint types contracts test-quick test-more test-slow bench docs constraints clean
 .PHONY: bench-overhead bench-recipe bench-curves bench-gpu
 help:
 	@sed -n '/^#   make/s/^# *//p' Makefile
@@ -58,7 +59,7 @@ pretrain: $(STAMP)
 	@echo "Loss curve: $(RUN)/loss.png   metrics: $(RUN)/metrics.jsonl   evaluation: $(RUN)/eval/"
 	@echo "Checkpoints: $(RUN)/checkpoints/   data card: $(RUN)/data_card.json   exported model: $(EXPORT)/"
 
-test: check test-slow
+test: check test-more
 
 check: lint types contracts test-quick
 
@@ -73,10 +74,13 @@ contracts: $(STAMP)
 
 # one thread a process: the tests' tensors are tiny, and several ranks share the cores
 test-quick: $(STAMP)
-	OMP_NUM_THREADS=1 python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 python -m pytest -m "not slow and not long"
+
+test-more: $(STAMP)
+	OMP_NUM_THREADS=1 python -m pytest -m slow
 
 test-slow: $(STAMP)
-	OMP_NUM_THREADS=1 python -m pytest -m slow
+	OMP_NUM_THREADS=1 python -m pytest -m long
 
 bench: $(STAMP) .venv-litgpt/stamp
 	python -m bench.throughput --write

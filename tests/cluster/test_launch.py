@@ -11,7 +11,7 @@ from dsllm.launch.job import JOB_VARIABLE
 from tests.cluster.hosts import NODES
 from tests.helpers.launched import ENDLESS, EXACT, fingerprint, launch, losses, seconds_until_gone, status
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 CLUSTER = {
     "hosts": [{"name": name, "slots": 1} for name in NODES],

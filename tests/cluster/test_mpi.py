@@ -18,7 +18,7 @@ from tests.helpers.launched import (
     status,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 # mpirun refuses root unless it is told twice
 AS_ROOT = {**ENVIRONMENT, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}

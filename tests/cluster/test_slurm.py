@@ -26,7 +26,7 @@ from tests.helpers.launched import (
     wait_for,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 SCRIPT = str(ROOT / "launch" / "slurm" / "multi_node.sbatch")
 

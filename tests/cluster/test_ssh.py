@@ -5,7 +5,7 @@ import pytest
 from tests.cluster.hosts import NODES
 from tests.helpers.launched import BIN, ENDLESS, ENTRY, EXACT, fingerprint, launch, losses, seconds_until_gone, status
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 DEEPSPEED = [str(BIN / "deepspeed"), "--hostfile", "hosts", ENTRY, "--config", "tiny.yaml", EXACT]
 

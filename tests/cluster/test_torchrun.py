@@ -21,7 +21,7 @@ from tests.helpers.launched import (
     status,
 )
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 STEPS = 160
 """Enough that the kill comes before the end: steps take over 10 ms."""

@@ -125,7 +125,7 @@ def copy(words: list[str], work: Path) -> None:
             shutil.copy(ROOT / source, to)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(INSTALL_SECONDS + 60)
 def test_what_the_cpu_image_installs_works_for_an_ordinary_user(folder):
     """The build stage as written, but for the place; then the entry point, as the image's user and away from the checkout."""

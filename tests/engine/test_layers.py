@@ -63,7 +63,7 @@ def compiled_steps(world: World, settings: list[dict[str, Any]]) -> list[list[tu
     return found
 
 
-@pytest.mark.slow  # a minute of compiling
+@pytest.mark.long  # a minute of compiling
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_compiled_layers_equal_eager_ones_at_every_stage(world_size: int):
     settings: list[dict[str, Any]] = [{}]

@@ -135,7 +135,7 @@ def test_model_states_are_as_counted(world_size):
     compare(world_size, (("fp32", True), ("bf16", True)), STAGES, (2,))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_model_states_are_as_counted_in_every_precision(world_size):
     compare(world_size, MODES, STAGES, (1, 2))

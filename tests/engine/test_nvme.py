@@ -169,7 +169,7 @@ def num_on_nvme(world: World, config: RunConfig, path: Path) -> tuple[int, int]:
     return swapped, sum(p.ds_tensor.final_location == "nvme" for p in engine.module.parameters())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

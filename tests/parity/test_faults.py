@@ -183,7 +183,7 @@ def sound() -> dict[Combination, Row]:
 CAUGHT = 2.0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_a_planted_fault_is_caught_in_every_affected_row(fault, sound):
     for found in train([(fault, c) for c in FAULTS[fault]]):

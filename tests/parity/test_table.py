@@ -30,7 +30,7 @@ def test_every_stage_and_precision_agrees_with_plain_pytorch():
     assert len(rows) == 15 and not failures(rows)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_whole_table(seed: int):

@@ -11,7 +11,7 @@ from bench.candidates import BIN, ROOT
 from bench.gpu import checks, run, speed
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1000)
 def test_a_dry_run_checks_and_measures_everything_a_cpu_can_do(tmp_path: Path) -> None:
     command = ["bash", "bench/gpu/run.sh", "--device", "cpu", "--tiny", "--minutes", "14", "--out", str(tmp_path)]
