@@ -24,7 +24,7 @@ def test_help_needs_no_torch():
 def test_no_such_command(words, capsys):
     assert main(words) == EXIT_USAGE
     out = capsys.readouterr()
-    assert "prepare, train, evaluate" in out.err or "usage: dsllm" in out.out
+    assert "prepare, train, launch" in out.err or "usage: dsllm" in out.out
 
 
 def test_a_user_error_is_one_message_and_no_traceback(capsys, tmp_path):
