@@ -14,12 +14,12 @@ from dsllm.engine.watch import PARTS, Watch, watching
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import micro_batches, tiny_engine, tiny_run
 
-DELAY = 0.25
+DELAY = 0.8
 """Seconds: many times what a whole step of the tiny run takes, on a machine that does other things too."""
 
 
 def test_a_part_does_not_count_what_is_inside_it():
-    watch = Watch(torch.device("cpu"), on=True)
+    watch, began = Watch(torch.device("cpu"), on=True), time.perf_counter()
     with watch.part("backward"):
         time.sleep(0.02)
         with watch.part("communication"):
@@ -27,8 +27,9 @@ def test_a_part_does_not_count_what_is_inside_it():
             with watch.part("communication"):
                 time.sleep(0.02)
         time.sleep(0.01)
-    assert watch.seconds["backward"] == pytest.approx(0.03, abs=0.01)
-    assert watch.seconds["communication"] == pytest.approx(0.05, abs=0.01)
+    seconds = time.perf_counter() - began  # however long the sleeps really took, nothing is counted twice
+    assert watch.seconds["backward"] >= 0.03 and watch.seconds["communication"] >= 0.05
+    assert sum(watch.seconds.values()) <= seconds
     watch.start_step()
     assert set(watch.seconds.values()) == {0.0}
 
@@ -77,9 +78,7 @@ def watched_steps(world: World, stage: int) -> dict[str, tuple[dict[str, float],
     return {slow: watched_step(world, stage, slow) for slow in ("data", "forward", "collective")}
 
 
-@pytest.mark.parametrize(
-    "stage", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow), 3]
-)
+@pytest.mark.parametrize("stage", [0, *(pytest.param(stage, marks=pytest.mark.slow) for stage in (1, 2, 3))])
 def test_a_slow_part_shows_in_its_column_and_on_the_other_rank_as_communication(stage):
     first, second = run_ranks(2, watched_steps, stage)
     for slow, (parts, seconds) in second.items():
@@ -87,12 +86,12 @@ def test_a_slow_part_shows_in_its_column_and_on_the_other_rank_as_communication(
         assert parts[own] >= DELAY, (slow, parts)
         # how long it waits for the other rank is up to that one
         assert sum(parts[name] for name in PARTS if name not in (own, "communication")) < DELAY, (slow, parts)
-        # beside the parts only the step's own lines run, for less than a millisecond
-        assert 0.95 * seconds < sum(parts.values()) <= seconds, (slow, parts)
+        # beside the parts only the step's own lines run, for less than a millisecond on a machine that has time for them
+        assert 0.8 * seconds < sum(parts.values()) <= seconds, (slow, parts)
     for slow, (parts, seconds) in first.items():
         assert parts["communication"] > 0.9 * DELAY, (slow, parts)
         assert sum(parts[name] for name in PARTS if name != "communication") < DELAY, (slow, parts)
-        assert 0.95 * seconds < sum(parts.values()) <= seconds, (slow, parts)
+        assert 0.8 * seconds < sum(parts.values()) <= seconds, (slow, parts)
 
 
 def collectives_left(world: World) -> list[str]:
