@@ -80,7 +80,7 @@ test-more: $(STAMP)
 	OMP_NUM_THREADS=1 python -m pytest -m slow
 
 test-slow: $(STAMP)
-	OMP_NUM_THREADS=1 python -m pytest -m long
+	OMP_NUM_THREADS=1 python -m pytest -m long --timeout 3000
 
 bench: $(STAMP) .venv-litgpt/stamp
 	python -m bench.throughput --write

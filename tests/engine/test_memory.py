@@ -136,6 +136,6 @@ def test_model_states_are_as_counted(world_size):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_model_states_are_as_counted_in_every_precision(world_size):
-    compare(world_size, MODES, STAGES, (1, 2))
+@pytest.mark.parametrize(("world_size", "accumulations"), [(1, (1, 2)), (2, (1, 2)), (4, (2,))])
+def test_model_states_are_as_counted_in_every_precision(world_size, accumulations):
+    compare(world_size, MODES, STAGES, accumulations)
