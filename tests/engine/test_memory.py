@@ -136,6 +136,7 @@ def test_model_states_are_as_counted(world_size):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("world_size", "accumulations"), [(1, (1, 2)), (2, (1, 2)), (4, (2,))])
-def test_model_states_are_as_counted_in_every_precision(world_size, accumulations):
-    compare(world_size, MODES, STAGES, accumulations)
+@pytest.mark.parametrize(("world_size", "modes"), [(1, MODES), (4, MODES[:-1])])
+def test_model_states_are_as_counted_in_every_precision(world_size, modes):
+    """Summing fp16's gradients in fp16 has been counted on one rank only."""
+    compare(world_size, modes, STAGES, (2,))
