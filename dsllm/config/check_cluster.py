@@ -116,6 +116,12 @@ def _check_slurm(slurm: SlurmConfig) -> Iterator[Problem]:
             "slurm.time_limit",
             f"{slurm.time_limit!r} is not minutes, hours:minutes:seconds or days-hours:minutes:seconds",
         )
+    elif slurm.time_limit is not None and 2 * slurm.signal_seconds > (limit := seconds_of(str(slurm.time_limit))):
+        yield (
+            "slurm.signal_seconds",
+            f"{slurm.signal_seconds} leaves too little of time_limit {slurm.time_limit} ({limit} s): a job that is warned "
+            "before its first step saves nothing, and starts over without end; take half of the limit at most",
+        )
     if slurm.gpus_per_node is not None and slurm.gres is not None and "gpu" in slurm.gres:
         yield "slurm.gpus_per_node", f"gres {slurm.gres} asks for GPUs too; give one of them"
     for i, option in enumerate(slurm.options):
@@ -130,6 +136,17 @@ def _check_container(cluster: ClusterConfig, container: ContainerConfig) -> Iter
     for field, text in texts:
         if not text or re.search(r"[\0\n\r,]", text) or text.startswith("-"):
             yield f"container.{field}", f"{text!r} is no image or path: no line breaks, commas or '-' at the start"
+
+
+def seconds_of(time_limit: str) -> int:
+    """A time limit as SLURM reads it: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S."""
+    days, dash, clock = time_limit.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    if dash:
+        hours, minutes, seconds = (*parts, 0, 0)[:3]
+    else:
+        hours, minutes, seconds = (0, *parts, 0) if len(parts) == 1 else (0, *parts)[-3:]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def missing_hosts(cluster: ClusterConfig) -> Iterator[Problem]:

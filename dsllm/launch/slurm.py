@@ -103,8 +103,12 @@ def _start_by_srun(cluster: ClusterConfig) -> list[str]:
 def _start_by_ssh(job: Job | None) -> list[str]:
     """DeepSpeed's launcher on each host, for clusters whose nodes reach each other by ssh."""
     cluster = f"--cluster={shlex.quote(str(job.folder / CLUSTER_FILE))} " if job else ""
+    if job:
+        hosts = [f"hosts={shlex.quote(str(job.folder / 'hosts'))}"]
+    else:
+        hosts = ['hosts="dsllm-hosts.$SLURM_JOB_ID"', "trap 'rm -f \"$hosts\"' EXIT"]
     return [
-        'hosts="dsllm-hosts.$SLURM_JOB_ID"',
+        *hosts,
         'scontrol show hostnames "$SLURM_JOB_NODELIST" | sed "s/\\$/ slots=$SLURM_NTASKS_PER_NODE/" > "$hosts"',
         f'"$python" -u -m dsllm launch "$@" {cluster}--hostfile="$hosts" --with=deepspeed &',
     ]

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from deepspeed.launcher.runner import fetch_hostfile
 
+from dsllm.config.check_cluster import seconds_of
 from dsllm.config.cluster import ClusterConfig, HostConfig
 from dsllm.config.hostfile import hostfile_text, read_hostfile
 from dsllm.config.load_cluster import load_cluster
@@ -80,6 +81,7 @@ def test_all_problems_are_told_at_once_with_line_and_suggestion(tmp_path):
         ("master_address: '$(x)'", "1: master_address", "neither a host name"),
         ('slurm: {partition: "gpu\\n#SBATCH --wrap=x"}', "1: slurm.partition", "letters, digits"),
         ('slurm: {time_limit: "1:00\\nx"}', "1: slurm.time_limit", "is not minutes"),
+        ("slurm: {time_limit: 9}", "slurm.signal_seconds", "300 leaves too little of time_limit 9 (540 s)"),
         ('slurm: {options: ["--comment=a b"]}', "1: slurm.options.0", "no option"),
         ('slurm: {options: ["--a=b\\nx"]}', "1: slurm.options.0", "no option"),
         ("slurm: {gres: 'gpu:1', gpus_per_node: 1}", "1: slurm.gpus_per_node", "asks for GPUs too"),
@@ -96,6 +98,14 @@ def test_all_problems_are_told_at_once_with_line_and_suggestion(tmp_path):
 def test_hostile_or_mistaken_input_is_refused(tmp_path, text, where, says):
     found = problems(tmp_path, text)
     assert any(where in problem and says in problem for problem in found), found
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [("90", 5400), ("10:30", 630), ("1:30:00", 5400), ("1-6", 108_000), ("1-0:30", 88_200), ("2-0:0:1", 172_801)],
+)
+def test_time_limits_mean_what_they_mean_to_slurm(written, seconds):
+    assert seconds_of(written) == seconds  # sbatch's manual page, --time
 
 
 def test_paths_take_variables_of_this_machine_only(tmp_path, monkeypatch):

@@ -136,7 +136,7 @@ def test_over_ssh_the_hosts_get_the_whole_cluster(tmp_path, commands):
     words = record(job)["argv"]
     assert tuple(words[3 : 4 + len(HOSTILE)]) == ("launch", *HOSTILE) and "--with=deepspeed" in words
     options = dict(word.split("=", 1) for word in words if word.startswith(("--cluster=", "--hostfile=")))
-    inner = load_cluster(options["--cluster"], str(job.directory / options["--hostfile"]), "deepspeed")
+    inner = load_cluster(options["--cluster"], options["--hostfile"], "deepspeed")
     assert [host.name for host in inner.hosts] == ["node1", "node2"]
     assert inner.environment == cluster.environment and inner.interface == "ib0"
 
