@@ -1,5 +1,6 @@
 """Runs a function on several real ranks of this machine: forked from a process that has all loaded, or one per GPU."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -175,6 +176,7 @@ def _rank_main(
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent as well, which ends its ranks
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    gc.freeze()  # as in device.set_up_process
     if device == "cpu":  # several ranks share the cores, and what runs this way is small
         torch.set_num_threads(1)
         os.environ["OMP_NUM_THREADS"] = "1"

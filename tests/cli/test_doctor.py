@@ -50,6 +50,7 @@ def test_the_run_s_folders_and_needs_are_looked_at(tmp_path):
     assert any(f["check"] == "data" and "no such folder" in f["problem"] for f in data["findings"])
 
 
+@pytest.mark.slow
 def test_rank_0_does_not_wait_for_ever_and_tells_who_is_missing(tmp_path):
     start = time.monotonic()
     codes, data, output = examine(tmp_path, 2, ["--timeout-minutes", "0.05"], only_rank=0)
@@ -58,6 +59,7 @@ def test_rank_0_does_not_wait_for_ever_and_tells_who_is_missing(tmp_path):
     assert not data["passed"] and data["ranks"][0]["versions"]["versions"]["torch"]  # what it knows, it tells
 
 
+@pytest.mark.slow
 def test_a_rank_whose_master_is_not_there_says_so(tmp_path):
     codes, data, output = examine(tmp_path, 2, ["--timeout-minutes", "0.05"], only_rank=1)
     assert codes == [1] and data is None

@@ -45,11 +45,11 @@ def go_wrong(world: World, how: str) -> Iterator[int]:
     [
         ("raises", "rank 1: Traceback(.|\n)*a number that nobody wanted"),
         ("dies", "rank 1: died"),
-        ("hangs", "within 5 s"),
+        ("hangs", "within 2 s"),
     ],
 )
 def test_what_goes_wrong_is_told_and_nobody_is_left(how: str, message: str):
-    rounds = iterate_on_ranks(2, go_wrong, how, timeout_seconds=20 if how != "hangs" else 5)
+    rounds = iterate_on_ranks(2, go_wrong, how, timeout_seconds=20 if how != "hangs" else 2)
     processes = next(rounds)
     with pytest.raises(RankError, match=message):
         next(rounds)

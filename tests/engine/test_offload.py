@@ -48,18 +48,24 @@ def curves(world: World, config: RunConfig, cases: tuple[str, ...], num_steps: i
     return found
 
 
-def cases_on(world_size: int) -> tuple[str, ...]:
-    return tuple(case for case in CASES if world_size > 1 or "hpz" not in case)
+ALONE = tuple(case for case in CASES if "hpz" not in case)  # one rank has no other to keep a second copy for
+QUICK = ("plain-2", "optimizer-2", "plain-3", "hpz-both-3")
 
 
 @pytest.mark.parametrize(
-    "world_size, precision",
-    [(2, "fp32"), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, "fp32"), (2, "bf16"), (4, "fp32")))],
+    ("world_size", "precision", "cases"),
+    [
+        (2, "fp32", QUICK),
+        pytest.param(2, "fp32", tuple(CASES), marks=pytest.mark.slow),
+        pytest.param(2, "bf16", tuple(CASES), marks=pytest.mark.slow),
+        pytest.param(4, "fp32", tuple(CASES), marks=pytest.mark.slow),
+        pytest.param(1, "fp32", ALONE, marks=pytest.mark.slow),
+    ],
 )
-def test_the_same_numbers_as_without(precision, world_size):
+def test_the_same_numbers_as_without(precision, world_size, cases):
     """dsllm/parity compares the same cases with plain PyTorch."""
     config = tiny_run(precision=precision, micro_batch_sequences=8 // (2 * world_size))
-    found = run_ranks(world_size, curves, config, cases_on(world_size))[0]
+    found = run_ranks(world_size, curves, config, cases)[0]
     for case, curve in found.items():
         without = found[f"plain-{case[-1]}"]
         if not rounds_otherwise(case, precision):
@@ -91,9 +97,10 @@ def reload_after_steps(world: World, config: RunConfig, cases: tuple[str, ...]) 
     return found
 
 
-def test_no_stale_parameters_after_loading():
+@pytest.mark.parametrize("cases", [QUICK, pytest.param(tuple(CASES), marks=pytest.mark.slow)])
+def test_no_stale_parameters_after_loading(cases):
     """Every copy of the weights, ZeRO++'s second one too, follows what is loaded."""
-    for first, again in run_ranks(2, reload_after_steps, tiny_run(), cases_on(2))[0].values():
+    for first, again in run_ranks(2, reload_after_steps, tiny_run(), cases)[0].values():
         assert first == again
 
 
@@ -117,8 +124,15 @@ def poisoned_steps(world: World, config: RunConfig, cases: tuple[str, ...]) -> d
     return found
 
 
-@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "bf16"])
-def test_a_gradient_that_is_no_number_changes_nothing(precision):
-    for of_rank in run_ranks(2, poisoned_steps, tiny_run(precision=precision), cases_on(2)):
+@pytest.mark.parametrize(
+    ("precision", "cases"),
+    [
+        ("bf16", QUICK),
+        pytest.param("bf16", tuple(CASES), marks=pytest.mark.slow),
+        pytest.param("fp32", tuple(CASES), marks=pytest.mark.slow),
+    ],
+)
+def test_a_gradient_that_is_no_number_changes_nothing(precision, cases):
+    for of_rank in run_ranks(2, poisoned_steps, tiny_run(precision=precision), cases):
         for case, result in of_rank.items():
             assert result == (False, True, True), case

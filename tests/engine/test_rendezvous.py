@@ -72,9 +72,10 @@ def test_two_processes_with_rank_0():
     assert any("is the port taken, by another job or by a second process with rank 0" in text for text in heard)
 
 
+@pytest.mark.slow
 def test_different_world_sizes():
     first, second = ranks_of(2, free_port())
-    heard = [text for text, _ in outcomes([replace(first, world_size=3), second], 8)]
+    heard = [text for text, _ in outcomes([replace(first, world_size=3), second], 4)]
     assert any("world size of" in text and "need the same one" in text for text in heard)
 
 
@@ -83,6 +84,7 @@ def test_a_missing_rank_is_named_in_time():
     assert "of 2 ranks 1 did not come within 2 s" in text and seconds < 10
 
 
+@pytest.mark.slow
 def test_an_unreachable_master():
     """Nobody listens at the address, and a name that nobody knows is said at once."""
     _, second = ranks_of(2, free_port())

@@ -44,6 +44,7 @@ def fp16_loops(world: World, config: RunConfig, num_steps: int) -> dict[int, lis
     return rows
 
 
+@pytest.mark.slow
 def test_fp16_scale_falls_on_overflow_and_all_ranks_agree():
     """2^24 overflows in fp16 (largest number 65504): steps are skipped, halving the scale, until the gradients fit."""
     scale = LossScaleConfig(initial_power=24, hysteresis=1, window_steps=1000)

@@ -117,6 +117,7 @@ def two_steps(world: World, settings: list[dict[str, Any]]) -> dict[int, list[li
     return found
 
 
+@pytest.mark.slow
 def test_under_zero_with_two_ranks_it_is_the_same_bit_by_bit():
     settings = [{}, {"activation_checkpointing": "attention"}]
     settings += [{"activation_checkpointing": what, "activation_offload": True} for what in (2, "mlp")]

@@ -1,6 +1,8 @@
 """A checkpoint saved under one layout loads under every other: state bit for bit, losses up to rounding."""
 
-from itertools import pairwise
+import itertools
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,20 +46,14 @@ def steps(engine, config: RunConfig, world: World, first: int, count: int) -> li
     ]
 
 
-def save_under_each_layout(
-    world: World, config: RunConfig, directory: Path, layouts: Layouts
-) -> dict[str, list[float]]:
+def save_under(world: World, config: RunConfig, directory: Path, layout: str) -> list[float]:
     """Train, save and go on; the losses after the save."""
-    losses = {}
-    for name, (stage, zero) in layouts.items():
-        engine = tiny_engine(world, config, stage, **zero)
-        steps(engine, config, world, 0, STEPS_BEFORE)
-        record = RunRecord(config=run_to_dict(config), deepspeed={}, versions={})
-        save_checkpoint(
-            engine, Progress(step=STEPS_BEFORE), record, directory / f"{world.size}-{name}", CheckpointConfig()
-        )
-        losses[name] = steps(engine, config, world, STEPS_BEFORE, STEPS_AFTER)
-    return losses
+    stage, zero = LAYOUTS[layout]
+    engine = tiny_engine(world, config, stage, **zero)
+    steps(engine, config, world, 0, STEPS_BEFORE)
+    record = RunRecord(config=run_to_dict(config), deepspeed={}, versions={})
+    save_checkpoint(engine, Progress(step=STEPS_BEFORE), record, directory, CheckpointConfig())
+    return steps(engine, config, world, STEPS_BEFORE, STEPS_AFTER)
 
 
 def load_under_each_layout(world: World, config: RunConfig, folder: Path, layouts: Layouts) -> dict[str, list[float]]:
@@ -80,54 +76,57 @@ def load_under_each_layout(world: World, config: RunConfig, folder: Path, layout
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory) -> tuple[Path, dict[tuple[int, str], list[float]]]:
-    """Checkpoints of the same run under each world size and layout, and the losses that followed there."""
-    directory = tmp_path_factory.mktemp("saved")
-    losses = {}
-    for world_size in WORLDS:
-        found = run_ranks(world_size, save_under_each_layout, tiny_run(), directory, LAYOUTS)[0]
-        losses |= {(world_size, name): values for name, values in found.items()}
-    return directory, losses
+def saved(tmp_path_factory) -> Callable[[int, str], tuple[Path, list[float]]]:
+    """A checkpoint of the same run under a world size and layout, and the losses that followed there."""
+
+    @cache
+    def saved_under(world_size: int, layout: str) -> tuple[Path, list[float]]:
+        directory = tmp_path_factory.mktemp("saved")
+        losses = run_ranks(world_size, save_under, tiny_run(), directory, layout)[0]
+        (folder,) = list_checkpoints(directory / "checkpoints")
+        return folder, losses
+
+    return saved_under
 
 
-def folder_of(directory: Path, world_size: int, layout: str) -> Path:
-    (found,) = list_checkpoints(directory / f"{world_size}-{layout}" / "checkpoints")
-    return found
+QUICK = {("0", 1, 2), ("3-offload", 2, 1)}
 
 
-@pytest.mark.parametrize("world_size", WORLDS)
-@pytest.mark.parametrize("from_world", WORLDS)
 @pytest.mark.parametrize(
-    "from_layout",
-    [pytest.param(name, marks=() if name in ("0", "3-offload") else pytest.mark.slow) for name in LAYOUTS],
+    ("from_layout", "from_world", "world_size"),
+    [
+        pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
+        for case in itertools.product(LAYOUTS, WORLDS, WORLDS)
+    ],
 )
 def test_any_layout_resumes_from_any_other(saved, from_layout, from_world, world_size):
-    directory, losses = saved
-    folder = folder_of(directory, from_world, from_layout)
+    folder, losses = saved(from_world, from_layout)
     went_on = run_ranks(world_size, load_under_each_layout, tiny_run(), folder, LAYOUTS)[0]
     for name, values in went_on.items():
         if (world_size, name) == (from_world, from_layout):
-            assert values == losses[from_world, from_layout]  # the same layout: to the last bit
+            assert values == losses  # the same layout: to the last bit
         # another layout sums in another order: the bound of tests/engine/test_step.py
-        assert values == pytest.approx(losses[from_world, from_layout], rel=1e-5)
+        assert values == pytest.approx(losses, rel=1e-5)
 
 
-def test_slices_cover_every_element_once(saved):
-    directory, _ = saved
-    for name in LAYOUTS:
-        reader = CheckpointReader(folder_of(directory, 2, name))
-        assert damage_in(reader.folder) is None
-        assert len(reader.manifest.files) == 2
-        for name in reader.names():
-            pieces = sorted((start, stop) for f in reader.manifest.files for n, start, stop in f.slices if n == name)
-            assert pieces[0][0] == 0 and pieces[-1][1] == reader.read_whole(name).numel()
-            assert all(left[1] == right[0] for left, right in pairwise(pieces))
+@pytest.mark.parametrize(
+    "layout", [pytest.param(name, marks=() if name == "3-offload" else pytest.mark.slow) for name in LAYOUTS]
+)
+def test_slices_cover_every_element_once(saved, layout):
+    reader = CheckpointReader(saved(2, layout)[0])
+    assert damage_in(reader.folder) is None
+    assert len(reader.manifest.files) == 2
+    for name in reader.names():
+        pieces = sorted((start, stop) for f in reader.manifest.files for n, start, stop in f.slices if n == name)
+        assert pieces[0][0] == 0 and pieces[-1][1] == reader.read_whole(name).numel()
+        assert all(left[1] == right[0] for left, right in itertools.pairwise(pieces))
 
 
+
+@pytest.mark.slow
 def test_every_layout_saves_the_same_state(saved):
     """Layouts differ in where the state lies, not in what it is: equal up to the rounding of three steps."""
-    directory, _ = saved
-    readers = [CheckpointReader(folder_of(directory, w, name)) for w in WORLDS for name in LAYOUTS]
+    readers = [CheckpointReader(saved(w, name)[0]) for w in WORLDS for name in LAYOUTS]
     for name in readers[0].names():
         first = readers[0].read_whole(name)
         for other in readers[1:]:
@@ -140,8 +139,7 @@ def test_every_layout_saves_the_same_state(saved):
 
 
 def test_moments_are_saved(saved):
-    directory, _ = saved
-    reader = CheckpointReader(folder_of(directory, 2, "3"))
+    reader = CheckpointReader(saved(2, "3")[0])
     name = "layers.0.mlp.up.weight"
     assert reader.keys(name) == (MASTER, "exp_avg", "exp_avg_sq")
     size = reader.read_whole(name).numel()
