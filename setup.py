@@ -48,6 +48,7 @@ EXTRAS = {
         "types-PyYAML",
         "types-psutil",
         "megatron-core>=0.12",  # its .bin/.idx reader is the independent judge of our token shards
+        "accelerate>=1.1",  # transformers.Trainer, beside which bench/ measures
     ],
 }
 
