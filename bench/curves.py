@@ -43,7 +43,7 @@ def main() -> int:
         runs = list(pool.map(lambda job: train(*job), jobs))
     curves = {(run["path"], run["seed"]): run["held_out"] for run in runs}
     record = {"machine": machine(), "runs": runs, "compared": compare(curves)}
-    report.keep("curves", record, table(record), options.write)
+    report.keep("curves", record, {"": table(record)}, options.write)
     picture = draw(runs, ROOT / "bench" / "results" / "curves.png")
     print(f"picture: {picture.relative_to(ROOT)}")
     return 0

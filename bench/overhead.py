@@ -36,19 +36,19 @@ def main() -> int:
         if options.group in group
     }
     record = {"machine": machine(), "groups": {name: [asdict(m) for m in group] for name, group in found.items()}}
-    rows = [row for group, measured in found.items() for row in table(group, measured)]
-    head = ["| | more time per step | 95 % interval of the median | paired steps |", "|---|---|---|---|"]
-    report.keep("overhead", record, "\n".join([report.conditions(record["machine"]), "", *head, *rows]), options.write)
+    about = report.conditions(record["machine"])
+    tables = {group: "\n".join([*table(group, measured), "", about]) for group, measured in found.items()}
+    report.keep("overhead", record, tables, options.write)
     return 0
 
 
 def table(group: str, measured: Sequence[Measured]) -> list[str]:
     """A row for each ZeRO stage, against the group's plain loop."""
     plain, *engines = measured
-    rows = []
+    rows = [f"| {group} | more time per step | 95 % interval of the median | paired steps |", "|---|---|---|---|"]
     for engine in engines:
         if not engine.step_seconds or not plain.step_seconds:
-            rows.append(f"| {engine.name} ({group}) | failed | | |")
+            rows.append(f"| {engine.name} | failed | | |")
             continue
         more = percent_more(plain.step_seconds, engine.step_seconds)
         low, high = median_interval(more)
@@ -56,7 +56,7 @@ def table(group: str, measured: Sequence[Measured]) -> list[str]:
             "" if group != ONE_PROCESS else f", {'within' if high <= MOST_PERCENT else '**above**'} {MOST_PERCENT:g} %"
         )
         middle = f"{statistics.median(more):+.1f} %"
-        rows.append(f"| {engine.name} ({group}) | {middle} | {low:+.1f} to {high:+.1f} %{verdict} | {len(more)} |")
+        rows.append(f"| {engine.name} | {middle} | {low:+.1f} to {high:+.1f} %{verdict} | {len(more)} |")
     return rows
 
 

@@ -109,13 +109,13 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="put the tables into bench/RESULTS.md")
     options = parser.parse_args()
     record: dict = {"machine": machine(), "groups": {}}
-    lines = [report.conditions(record["machine"])]
+    tables = {}
     for name, (make, table) in GROUPS.items():
         if options.group in name:
             measured = measure(make, options.rounds)
             record["groups"][name] = [asdict(m) for m in measured]
-            lines += ["", *table(measured)]
-    report.keep("recipe", record, "\n".join(lines), options.write)
+            tables[name] = "\n".join([*table(measured), "", report.conditions(record["machine"])])
+    report.keep("recipe", record, tables, options.write)
     return 0
 
 

@@ -3,6 +3,7 @@
 import json
 import statistics
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +13,35 @@ from bench.intervals import median_interval, ratios
 PAGE = ROOT / "bench" / "RESULTS.md"
 
 
-def keep(name: str, record: dict[str, Any], text: str, into_page: bool) -> None:
-    """Print the table, write the raw numbers to bench/results, and the table into RESULTS.md where asked."""
+def keep(name: str, record: dict[str, Any], parts: Mapping[str, str], into_page: bool) -> None:
+    """Print the tables, write the raw numbers to bench/results, and the tables into RESULTS.md where asked.
+
+    Args:
+        parts: what was measured in one run each -> its table; each has its own place in the page
+    """
     folder = ROOT / "bench" / "results"
     folder.mkdir(exist_ok=True)
     file = folder / time.strftime(f"{name}-%Y%m%d-%H%M%S.json")
     file.write_text(json.dumps(record, indent=1) + "\n")
-    print(text)
-    if into_page:
-        write(text, name, PAGE)
+    for part, text in parts.items():
+        print(f"{text}\n")
+        if into_page:
+            write(text, name, PAGE, part)
     print(f"raw numbers: {file.relative_to(ROOT)}")
 
 
-def marks(name: str) -> tuple[str, str]:
-    """The lines of the page between which a bench writes."""
-    return f"<!-- {name}: begin (written by python -m bench.{name} --write) -->", f"<!-- {name}: end -->"
+def marks(name: str, part: str = "") -> tuple[str, str]:
+    """The lines of the page between which a bench writes, or one of its parts."""
+    whose = f"{name}: {part}" if part else name
+    return f"<!-- {whose}: begin (written by python -m bench.{name} --write) -->", f"<!-- {whose}: end -->"
 
 
-def write(text: str, name: str, page: Path) -> None:
-    """Put a bench's tables between its marks in the page."""
-    begin, end = marks(name)
+def write(text: str, name: str, page: Path, part: str = "") -> None:
+    """Put a table between its marks in the page."""
+    begin, end = marks(name, part)
     before, found_begin, rest = page.read_text(encoding="utf-8").partition(begin)
     _, found_end, after = rest.partition(end)
-    assert found_begin and found_end, f"{page} has no place for the tables of {name}"
+    assert found_begin and found_end, f"{page} has no place for {name} {part}"
     page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
@@ -45,15 +52,15 @@ def conditions(about: dict[str, Any]) -> str:
     return f"{about['date']}, {hardware}; Python {about['python']}, {versions}."
 
 
-def throughput(record: dict[str, Any]) -> str:
-    """One table per group, and one of what was to be reached."""
-    lines = [conditions(record["machine"])]
+def throughput(record: dict[str, Any]) -> dict[str, str]:
+    """Per group what was measured, and below it what was to be reached."""
+    tables = {}
     for name, group in record["groups"].items():
-        lines += ["", *_group(name, group, record["base"])]
-    bars = [line for name, group in record["groups"].items() for line in _bars(name, group["measured"])]
-    if bars:
-        lines += ["", "| to be reached | against | at least | measured | |", "|---|---|---|---|---|", *bars]
-    return "\n".join(lines)
+        lines = [*_group(name, group, record["base"]), "", conditions(record["machine"])]
+        if bars := _bars(name, group["measured"]):
+            lines += ["", "| to be reached | against | at least | measured | |", "|---|---|---|---|---|", *bars]
+        tables[name] = "\n".join(lines)
+    return tables
 
 
 def _group(name: str, group: dict[str, Any], base_name: str) -> list[str]:
@@ -88,5 +95,5 @@ def _bars(group: str, measured: list[dict[str, Any]]) -> list[str]:
         if bar.group == group and bar.candidate in seconds and bar.against in seconds:
             ratio = statistics.median(ratios(seconds[bar.against], seconds[bar.candidate]))
             verdict = "reached" if ratio >= bar.at_least else "**missed**"
-            lines.append(f"| {bar.candidate} ({group}) | {bar.against} | {bar.at_least} | {ratio:.2f} | {verdict} |")
+            lines.append(f"| {bar.candidate} | {bar.against} | {bar.at_least} | {ratio:.2f} | {verdict} |")
     return lines

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from dsllm.config.train import OptimizerConfig, Precision, TrainConfig
+from dsllm.engine.communication_threads import without_teams
 from dsllm.engine.deepspeed_library import deepspeed
 from dsllm.engine.device import parameter_dtype
 from dsllm.engine.loss_scale import grow_after_step, stay_at_minimum
@@ -69,7 +70,8 @@ def build_engine(
     if stage < 3:
         model.to(device=world.device)
     adamw = _adamw(model, decay_groups(model), train.optimizer)
-    with contextlib.redirect_stdout(io.StringIO()):  # one of its wrappers prints memory tables
+    # one of DeepSpeed's wrappers prints memory tables
+    with without_teams(world), contextlib.redirect_stdout(io.StringIO()):
         engine, *_ = deepspeed.initialize(model=model, config=dict(config), optimizer=adamw, dist_init_required=False)
     bound_all_groups(world.timeout)
     if precision == "fp16":

@@ -15,10 +15,10 @@ def measured(name: str, seconds: float) -> Measured:
 
 def test_overhead_is_the_median_of_paired_differences() -> None:
     group = [measured(OWN_MODEL, 1.0), measured("dsllm, ZeRO-0", 1.05), measured("dsllm, ZeRO-1", 1.1)]
-    zero0, zero1, failed = overhead.table(ONE_PROCESS, [*group, Measured("dsllm, ZeRO-2", failure="it fell")])
-    assert zero0 == f"| dsllm, ZeRO-0 ({ONE_PROCESS}) | +5.0 % | +5.0 to +5.0 %, within 8 % | 5 |"
-    assert zero1 == f"| dsllm, ZeRO-1 ({ONE_PROCESS}) | +10.0 % | +10.0 to +10.0 %, **above** 8 % | 5 |"
-    assert failed == f"| dsllm, ZeRO-2 ({ONE_PROCESS}) | failed | | |"
+    _, _, zero0, zero1, failed = overhead.table(ONE_PROCESS, [*group, Measured("dsllm, ZeRO-2", failure="it fell")])
+    assert zero0 == "| dsllm, ZeRO-0 | +5.0 % | +5.0 to +5.0 %, within 8 % | 5 |"
+    assert zero1 == "| dsllm, ZeRO-1 | +10.0 % | +10.0 to +10.0 %, **above** 8 % | 5 |"
+    assert failed == "| dsllm, ZeRO-2 | failed | | |"
 
 
 def test_an_element_is_held_against_none_and_against_all_but_it(tmp_path: Path) -> None:
