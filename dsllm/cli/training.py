@@ -81,8 +81,9 @@ def run(
     with (
         swap_files(final, count, precision, ranks),
         process_group(ranks, device, timeout) as world,
+        lost_ranks_named(world),  # while the directory is taken
         _run_directory(config, world) as attempt,
-        lost_ranks_named(world),
+        lost_ranks_named(world),  # inside it, so that status.json has the words too
     ):
         directory = Path(config.run.directory)
         reader = find_resumable(directory, world, tell)
