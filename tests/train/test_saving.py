@@ -46,14 +46,20 @@ def steps(engine, config: RunConfig, world: World, first: int, count: int) -> li
     ]
 
 
-def save_under(world: World, config: RunConfig, directory: Path, layout: str) -> list[float]:
+def save_under_each_layout(
+    world: World, config: RunConfig, directory: Path, layouts: Layouts
+) -> dict[str, list[float]]:
     """Train, save and go on; the losses after the save."""
-    stage, zero = LAYOUTS[layout]
-    engine = tiny_engine(world, config, stage, **zero)
-    steps(engine, config, world, 0, STEPS_BEFORE)
-    record = RunRecord(config=run_to_dict(config), deepspeed={}, versions={})
-    save_checkpoint(engine, Progress(step=STEPS_BEFORE), record, directory, CheckpointConfig())
-    return steps(engine, config, world, STEPS_BEFORE, STEPS_AFTER)
+    losses = {}
+    for name, (stage, zero) in layouts.items():
+        engine = tiny_engine(world, config, stage, **zero)
+        steps(engine, config, world, 0, STEPS_BEFORE)
+        record = RunRecord(config=run_to_dict(config), deepspeed={}, versions={})
+        save_checkpoint(
+            engine, Progress(step=STEPS_BEFORE), record, directory / f"{world.size}-{name}", CheckpointConfig()
+        )
+        losses[name] = steps(engine, config, world, STEPS_BEFORE, STEPS_AFTER)
+    return losses
 
 
 def load_under_each_layout(world: World, config: RunConfig, folder: Path, layouts: Layouts) -> dict[str, list[float]]:
@@ -81,10 +87,10 @@ def saved(tmp_path_factory) -> Callable[[int, str], tuple[Path, list[float]]]:
 
     @cache
     def saved_under(world_size: int, layout: str) -> tuple[Path, list[float]]:
-        directory = tmp_path_factory.mktemp("saved")
-        losses = run_ranks(world_size, save_under, tiny_run(), directory, layout)[0]
-        (folder,) = list_checkpoints(directory / "checkpoints")
-        return folder, losses
+        directory, only = tmp_path_factory.mktemp("saved"), {layout: LAYOUTS[layout]}
+        losses = run_ranks(world_size, save_under_each_layout, tiny_run(), directory, only)[0]
+        (folder,) = list_checkpoints(directory / f"{world_size}-{layout}" / "checkpoints")
+        return folder, losses[layout]
 
     return saved_under
 
