@@ -31,7 +31,8 @@ CORE = [
 ]
 
 EXTRAS = {
-    "mpi": ["mpi4py>=4.1", "openmpi>=5.0; sys_platform == 'linux'"],  # with a runtime and mpirun: no system package needed
+    # with a runtime and mpirun: no system package is needed
+    "mpi": ["mpi4py>=4.1", "openmpi>=5.0; sys_platform == 'linux'"],
     "prepare": ["datatrove>=0.6"],
     "eval": ["lm-eval>=0.4.9"],
     "align": ["trl>=1.0", "peft>=0.18"],

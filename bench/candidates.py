@@ -124,6 +124,33 @@ def two_ranks_more(folder: Path) -> list[Candidate]:
     return on_two_ranks(commands)
 
 
+SETTINGS = {
+    "every block recomputed": "train.activation_checkpointing=full",
+    "every second block recomputed": "train.activation_checkpointing=2",
+    "attention recomputed": "train.activation_checkpointing=attention",
+    "MLP recomputed": "train.activation_checkpointing=mlp",
+    "document mask": "data.document_mask=true",
+    "without the breakdown": "log.breakdown=false",
+}
+
+
+def settings(folder: Path) -> list[Candidate]:
+    """Workload (a): what dsllm's own settings cost per step."""
+    commands = {BASE: module("bench.peers.plain"), "dsllm, ZeRO-1": (sys.executable, *dsllm("a", folder, 1, 1))}
+    for number, (name, word) in enumerate(SETTINGS.items()):
+        commands[f"dsllm, ZeRO-1, {name}"] = (sys.executable, *dsllm("a", folder / str(number), 1, 1), word)
+    return [Candidate(name=name, command=words) for name, words in commands.items()]
+
+
+def two_ranks_bound(folder: Path) -> list[Candidate]:
+    """Workload (a): what binding each rank to its cores gains."""
+    commands = {BASE: torchrun(2, "-m", "bench.peers.plain")}
+    for stage in (0, 1):
+        for name, word in (("", "train.bind_cores=false"), (", bound", "train.bind_cores=true")):
+            commands[f"dsllm, ZeRO-{stage}{name}"] = deepspeed(2, *dsllm("a", folder / f"x{name[2:]}", stage, 2), word)
+    return on_two_ranks(commands)
+
+
 def on_two_ranks(commands: dict[str, tuple[str, ...]]) -> list[Candidate]:
     """One thread for each rank."""
     return [Candidate(name=name, command=words, num_ranks=2, threads_per_rank=1) for name, words in commands.items()]
@@ -157,6 +184,8 @@ GROUPS: dict[str, tuple[str, Callable[[Path], list[Candidate]]]] = {
     f"{ONE_PROCESS}, compiled": ("a", compiled),
     TWO_RANKS: ("a", two_ranks),
     f"{TWO_RANKS}, more peers": ("a", two_ranks_more),
+    f"{TWO_RANKS}, bound or not": ("a", two_ranks_bound),
+    f"{ONE_PROCESS}, settings": ("a", settings),
     ONE_PROCESS_B: ("b", one_process_b),
     f"{ONE_PROCESS_B}, more loops": ("b", one_process_b_more),
 }

@@ -131,9 +131,7 @@ def model_states(
     if zero_stage == 3:  # in fp32 the weights are the masters; the gradients' sum is made at the start and stays
         shared = (weights + masters if sixteen else masters) + summed
         most = held(0, shared + moments)
-        return ModelStates(
-            after_init=held(0, shared), while_accumulating=most, after_backward=most, after_step=most
-        )
+        return ModelStates(after_init=held(0, shared), while_accumulating=most, after_backward=most, after_step=most)
     if zero_stage == 0:  # in fp32 the weights are the masters
         rest, parts = weights + (masters if sixteen else 0) + moments, 0
         init, summing, summed_up = held(rest - moments, 0), gradients, held(rest + gradients, 0)
@@ -162,9 +160,7 @@ def model_state_bytes(
 
     Args: as of `model_states`.
     """
-    return model_states(
-        num_parameters, zero_stage, precision, data_parallel_size, fp32_gradients, accumulation
-    ).most
+    return model_states(num_parameters, zero_stage, precision, data_parallel_size, fp32_gradients, accumulation).most
 
 
 @dataclass(frozen=True, kw_only=True)

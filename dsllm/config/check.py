@@ -132,7 +132,9 @@ def _check_model(model: ModelConfig, sequence_length: int) -> Iterator[Problem]:
 
 
 def _check_train(train: TrainConfig) -> Iterator[Problem]:
-    yield from _positive("train", train, "total_tokens", "global_batch_sequences", "micro_batch_sequences", "timeout_minutes")
+    yield from _positive(
+        "train", train, "total_tokens", "global_batch_sequences", "micro_batch_sequences", "timeout_minutes"
+    )
     yield from _not_negative("train", train, "gradient_clipping", "validate_every_steps", "validation_sequences")
     if train.micro_batch_sequences > train.global_batch_sequences > 0:
         yield (

@@ -74,7 +74,8 @@ def build_engine(
     with without_teams(world), contextlib.redirect_stdout(io.StringIO()):
         engine, *_ = deepspeed.initialize(model=model, config=dict(config), optimizer=adamw, dist_init_required=False)
     bound_all_groups(world.timeout)
-    if stage == 0 and world.size == 1:  # all gradients would be copied into a buffer and back, with nobody to add to them
+    if stage == 0 and world.size == 1:
+        # all gradients would be copied into a buffer and back, with nobody to add to them
         engine.enable_backward_allreduce = False
     if precision == "fp16":
         grow_after_step(engine.optimizer)

@@ -14,7 +14,14 @@ pytestmark = pytest.mark.long
 def examine(hosts, folder: Path, *words: str) -> tuple[int, dict, str]:
     """Exit code, JSON and output of the doctor on both nodes."""
     (folder / "hosts").write_text("".join(f"{name} slots=1\n" for name in NODES))
-    command = [str(BIN / "deepspeed"), "--hostfile", "hosts", str(ROOT / "launch" / "doctor.py"), "--json", "doctor.json"]
+    command = [
+        str(BIN / "deepspeed"),
+        "--hostfile",
+        "hosts",
+        str(ROOT / "launch" / "doctor.py"),
+        "--json",
+        "doctor.json",
+    ]
     job = launch(hosts.login.command([*command, *words], folder), folder)
     code = job.wait()
     return code, json.loads((folder / "doctor.json").read_text()), job.output()

@@ -128,7 +128,6 @@ def test_slices_cover_every_element_once(saved, layout):
         assert all(left[1] == right[0] for left, right in itertools.pairwise(pieces))
 
 
-
 @pytest.mark.slow
 def test_every_layout_saves_the_same_state(saved):
     """Layouts differ in where the state lies, not in what it is: equal up to the rounding of three steps."""
