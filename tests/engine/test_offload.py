@@ -124,15 +124,9 @@ def poisoned_steps(world: World, config: RunConfig, cases: tuple[str, ...]) -> d
     return found
 
 
-@pytest.mark.parametrize(
-    ("precision", "cases"),
-    [
-        ("bf16", QUICK),
-        pytest.param("bf16", tuple(CASES), marks=pytest.mark.slow),
-        pytest.param("fp32", tuple(CASES), marks=pytest.mark.slow),
-    ],
-)
-def test_a_gradient_that_is_no_number_changes_nothing(precision, cases):
-    for of_rank in run_ranks(2, poisoned_steps, tiny_run(precision=precision), cases):
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gradient_that_is_no_number_changes_nothing(precision):
+    for of_rank in run_ranks(2, poisoned_steps, tiny_run(precision=precision), tuple(CASES)):
         for case, result in of_rank.items():
             assert result == (False, True, True), case

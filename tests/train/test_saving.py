@@ -95,7 +95,7 @@ def saved(tmp_path_factory) -> Callable[[int, str], tuple[Path, list[float]]]:
     return saved_under
 
 
-QUICK = {("0", 1, 2), ("3-offload", 2, 1)}
+QUICK = {("3-offload", 2, 1)}
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_every_layout_saves_the_same_state(saved):
 
 
 def test_moments_are_saved(saved):
-    reader = CheckpointReader(saved(2, "3")[0])
+    reader = CheckpointReader(saved(2, "3-offload")[0])
     name = "layers.0.mlp.up.weight"
     assert reader.keys(name) == (MASTER, "exp_avg", "exp_avg_sq")
     size = reader.read_whole(name).numel()
