@@ -5,9 +5,8 @@ from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
-from torch.distributed import distributed_c10d
 
-from dsllm.engine.process_group import World
+from dsllm.engine.process_group import World, own_groups
 
 COPIED_ELEMENTS = 2**20
 LEAST_COPIED_ELEMENTS = 2**16
@@ -35,7 +34,7 @@ def without_teams(world: World) -> Iterator[None]:
     torch.set_num_threads(1)
     try:
         yield
-        for group in list(distributed_c10d._world.pg_map):
+        for group in own_groups():
             _copy_once(group)
     finally:
         torch.set_num_threads(threads)

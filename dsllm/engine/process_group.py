@@ -125,7 +125,12 @@ def lost_ranks_named(
         ) from error
 
 
+def own_groups() -> list[dist.ProcessGroup]:
+    """All groups that this rank belongs to, DeepSpeed's own among them, in the order in which they were made."""
+    return list(distributed_c10d._world.pg_map)
+
+
 def bound_all_groups(timeout: timedelta) -> None:
     """Give every group the same time-out: DeepSpeed makes groups of its own and gives them torch's default."""
-    for group in list(distributed_c10d._world.pg_map):
+    for group in own_groups():
         distributed_c10d._set_pg_timeout(timeout, group)
