@@ -135,9 +135,9 @@ def model_states(
     if zero_stage == 0:  # in fp32 the weights are the masters
         rest, parts = weights + (masters if sixteen else 0) + moments, 0
         init, summing, summed_up = held(rest - moments, 0), gradients, held(rest + gradients, 0)
-    else:
-        rest, parts = weights, masters + moments
-        init, summing, summed_up = held(weights, masters), gradients, held(rest, parts + summed)
+    else:  # in fp32 a rank's masters are its part of the weights
+        rest, parts = weights, moments + (masters if sixteen else 0)
+        init, summing, summed_up = held(weights, parts - moments), gradients, held(rest, parts + summed)
     if zero_stage == 1 and precision == "bf16" and summed == 4:  # BF16_Optimizer keeps a whole fp32 sum on every rank
         rest, init, summed_up = rest + 4, init + 4 * num_parameters, held(rest + 4 + gradients, parts)
     elif zero_stage == 1 and sixteen and summed == 4:  # fp16: the whole fp32 sum lives until the step is over

@@ -14,6 +14,7 @@ from dsllm.engine.communication_threads import without_teams
 from dsllm.engine.deepspeed_library import deepspeed
 from dsllm.engine.device import parameter_dtype
 from dsllm.engine.loss_scale import grow_after_step, stay_at_minimum
+from dsllm.engine.one_copy import add_up_in_place, share_weights
 from dsllm.engine.process_group import World, bound_all_groups
 from dsllm.engine.skipped_step import let_go_of_skipped_gradients
 
@@ -65,7 +66,7 @@ def build_engine(
         config: the final DeepSpeed config.
     """
     stage = config["zero_optimization"]["stage"]
-    with _construction(stage, config, precision):
+    with _construction(stage, config):
         model = make_model()
     if stage < 3:
         model.to(device=world.device)
@@ -73,26 +74,43 @@ def build_engine(
     # one of DeepSpeed's wrappers prints memory tables
     with without_teams(world), contextlib.redirect_stdout(io.StringIO()):
         engine, *_ = deepspeed.initialize(model=model, config=dict(config), optimizer=adamw, dist_init_required=False)
+    found = {parameter.dtype for parameter in model.parameters()}
+    assert found == {parameter_dtype(precision)}, f"in {precision} DeepSpeed made the parameters {found}"
     bound_all_groups(world.timeout)
     if stage == 0 and world.size == 1:
         # all gradients would be copied into a buffer and back, with nobody to add to them
         engine.enable_backward_allreduce = False
-    if precision == "fp16":
-        grow_after_step(engine.optimizer)
-        stay_at_minimum(engine.optimizer)
-    if stage in (1, 2) and "offload_optimizer" in config["zero_optimization"]:
-        let_go_of_skipped_gradients(engine.optimizer)
+    offloads = not config["zero_optimization"].keys().isdisjoint(("offload_optimizer", "offload_param"))
+    _mend(engine.optimizer, stage, precision, offloads, world.size)
     return Engine(
         deepspeed=engine, world=world, precision=precision, stage=stage, gradient_clipping=train.gradient_clipping
     )
 
 
-def _construction(stage: int, config: Mapping[str, Any], precision: Precision) -> contextlib.AbstractContextManager:
-    """ZeRO-3 shards each module as soon as it is constructed, so that no rank ever holds the whole model."""
+def _mend(optimizer: Any, stage: int, precision: Precision, offloads: bool, world_size: int) -> None:
+    """What DeepSpeed's wrapper of the optimizer does wrongly, or twice; each function says what and why."""
+    if precision == "fp16":
+        grow_after_step(optimizer)
+        stay_at_minimum(optimizer)
+    if stage in (1, 2) and offloads:
+        let_go_of_skipped_gradients(optimizer)
+    if stage > 0 and not offloads and parameter_dtype(precision) == torch.float32:
+        share_weights(optimizer, stage)
+        if stage < 3:
+            add_up_in_place(optimizer, world_size)
+
+
+def _construction(stage: int, config: Mapping[str, Any]) -> contextlib.AbstractContextManager:
+    """ZeRO-3 shards each module as soon as it is constructed, so that no rank ever holds the whole model.
+
+    The parameters' type is left to the config, which names it. Told by `dtype`, DeepSpeed 0.19.8 takes bf16 instead
+    wherever its accelerator does not support fp16, as most CPUs do not (partition_parameters.py, line 409: an `or` that
+    binds looser than it reads); an fp32 run then trains in bf16, masters and all.
+    """
     if stage < 3:
         return contextlib.nullcontext()
     deepspeed.utils.groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None  # ZeRO++'s, of an earlier engine in this process
-    return deepspeed.zero.Init(config_dict_or_path=dict(config), dtype=parameter_dtype(precision))
+    return deepspeed.zero.Init(config_dict_or_path=dict(config))
 
 
 def _adamw(model: nn.Module, names: tuple[list[str], list[str]], config: OptimizerConfig) -> torch.optim.AdamW:

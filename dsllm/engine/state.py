@@ -104,7 +104,6 @@ def load_state(engine: Engine, reader: StateReader) -> None:
 
     Where the reader has no moments, the optimizer starts anew.
     """
-    _share_fp32_weights(engine)
     state = _torch_optimizer(engine).state
     # also undoes the empty step that DeepSpeed takes when it wraps the optimizer in 16 bits at ZeRO stage 0
     state.clear()
@@ -209,25 +208,6 @@ def _pieces_of_stage3(optimizer: Any, names: Mapping[int, str]) -> Iterator[_Pie
             if count:
                 yield _Piece(names[id(p)], tuple(p.ds_shape), start, count, flat, offset, swapped)
             offset += width
-
-
-def _share_fp32_weights(engine: Engine) -> None:
-    """fp32 at ZeRO-3: make the masters and the layers' weights, which are the same numbers, one tensor instead of two.
-
-    DeepSpeed means to do this itself, but compares a torch.device with a string, which is never equal (stage3.py, line
-    1163). Where anything is offloaded the two lie on different devices, and stay apart.
-    """
-    optimizer = engine.optimizer
-    if (
-        type(optimizer).__name__ != "DeepSpeedZeroOptimizer_Stage3"
-        or optimizer.offload_optimizer
-        or optimizer.offload_param
-    ):
-        return
-    masters, weights = optimizer.fp32_partitioned_groups_flat, optimizer.fp16_partitioned_groups_flat
-    for master, weight in zip(masters, weights, strict=True):
-        if master.dtype == weight.dtype:
-            master.data = weight
 
 
 def _refresh_weights(engine: Engine) -> None:

@@ -13,8 +13,9 @@ WIDE_ELEMENTS = 2**24
 WIDE_ELEMENTS_CPU = 2**20
 """Logits in fp32 at a time: 64 MiB; on CPUs 4 MiB, so that the passes over them stay in the cache."""
 
-KEPT_ELEMENTS = 2**25
-"""Up to so many logits are kept for the backward pass, in the hidden state's dtype; beyond, they are computed again."""
+KEPT_ELEMENTS = LOGITS_AT_A_TIME
+"""Up to so many logits, one chunk, are kept for the backward pass, in the hidden state's dtype; beyond, they are computed
+again. The head is last in the forward pass and first in the backward pass: keeping one chunk raises no peak."""
 
 
 def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:

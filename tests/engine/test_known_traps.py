@@ -12,6 +12,7 @@ import torch
 from torch.distributed import distributed_c10d
 
 from dsllm.engine.deepspeed_config import Layout, final_config
+from dsllm.engine.deepspeed_library import deepspeed
 from dsllm.engine.process_group import World, bound_all_groups
 from dsllm.engine.state import load_state, owned_slices
 from dsllm.engine.step import set_learning_rate, take_step
@@ -183,3 +184,22 @@ def test_12_every_step_is_one_update_whatever_the_accumulation(accumulation):
     for of_rank in run_ranks(2, updates_taken, accumulation):
         assert of_rank == [(3, 3.0, True)] * len(STAGES)
     assert "accumulation boundary" in refusal({"managed_gradient_accumulation": True})
+
+
+def types_at_stage_3(world: World) -> list[tuple[set, set, bool]]:
+    """Types of the weights and of the masters in fp32, and whether these are exact, by what the accelerator says of fp16."""
+    config, found = tiny_run(precision="fp32"), []
+    first = InitialValues(config, parameter_shapes())
+    for supported in (False, True):
+        accelerator = type(deepspeed.accelerator.get_accelerator())
+        accelerator.is_fp16_supported = lambda self, answer=supported: answer
+        engine = tiny_engine(world, config, 3)
+        pieces = [(piece, piece.tensors[MASTER]) for piece in owned_slices(engine)]
+        exact = all(torch.equal(m, first.read(p.name, MASTER, p.start, p.start + m.numel())) for p, m in pieces)
+        found.append(({p.dtype for p in engine.module.parameters()}, {m.dtype for _, m in pieces}, exact))
+    return found
+
+
+def test_13_fp32_at_stage_3_is_fp32_whether_or_not_the_cpu_knows_fp16():
+    """Where it does not (most CPUs), DeepSpeed takes bf16 for whatever type it is told."""
+    assert run_ranks(1, types_at_stage_3)[0] == [({torch.float32}, {torch.float32}, True)] * 2
