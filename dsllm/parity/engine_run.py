@@ -9,7 +9,7 @@ import numpy as np
 from dsllm.engine.build import Engine, build_engine
 from dsllm.engine.deepspeed_config import Layout, final_config
 from dsllm.engine.device import compute_dtype
-from dsllm.engine.fp16_on_cpu import allow_fp16_on_cpu
+from dsllm.engine.fp16_on_cpu import fp16_on_cpu
 from dsllm.engine.process_group import World
 from dsllm.engine.state import check_attributes, load_state, owned_slices
 from dsllm.engine.step import set_learning_rate, take_step
@@ -56,16 +56,9 @@ def train_on_rank(world: World, combination: Combination, seed: int) -> RankTrai
 def make_engine(world: World, combination: Combination, seed: int) -> Engine:
     """The combination's engine at its initial weights, built as `dsllm train` builds one."""
     config = run_of(combination, seed)
-    fp16_on_cpu = combination.precision == "fp16" and world.device.type == "cpu"
-    if fp16_on_cpu:
-        allow_fp16_on_cpu()
-    layout = Layout(
-        world_size=world.size,
-        device="cuda"
-        if fp16_on_cpu
-        else world.device.type,  # where fp16 is at home, as far as the checks are concerned
-        precision=combination.precision,
-    )
+    # as far as the checks are concerned, fp16 is on a GPU, where it is at home
+    device = "cuda" if combination.precision == "fp16" else world.device.type
+    layout = Layout(world_size=world.size, device=device, precision=combination.precision)
     make_model = partial(
         Transformer,
         config.model,
@@ -74,7 +67,8 @@ def make_engine(world: World, combination: Combination, seed: int) -> Engine:
         Recompute(what=combination.activation_checkpointing),
     )
     final = final_config(config, combination.deepspeed_json(), layout)
-    engine = build_engine(make_model, decay_groups, config.train, combination.precision, final, world)
+    with fp16_on_cpu(combination.precision):
+        engine = build_engine(make_model, decay_groups, config.train, combination.precision, final, world)
     check_attributes(engine)
     load_state(engine, InitialValues(config.model, parameter_shapes(config.model, config.context_length), seed))
     return engine

@@ -7,7 +7,6 @@ import torch
 from dsllm.config.train import LossScaleConfig, Precision
 from dsllm.engine.build import Engine
 from dsllm.engine.diagnosis import NotFinite, find_not_finite
-from dsllm.engine.fp16_on_cpu import allow_fp16_on_cpu
 from dsllm.engine.process_group import World
 from dsllm.engine.state import owned_slices
 from dsllm.engine.step import take_step
@@ -50,7 +49,6 @@ def look_for(
     world: World, factors: dict[Precision, dict[str, float]], poison: tuple[int, int] | None
 ) -> dict[tuple[str, int], NotFinite | None]:
     """What is found in a step; `poison` is the rank and the micro-batch that hold the broken token."""
-    allow_fp16_on_cpu()
     found = {}
     for precision, stage in CASES:
         config = tiny_run(precision=precision, micro_batch_sequences=2, loss_scale=LossScaleConfig(initial_power=4))
@@ -92,7 +90,6 @@ def test_nothing_is_found_where_all_is_well():
 
 def gradient_overflow(world: World, factors: dict[str, float], power: int) -> NotFinite | None:
     """What is found in fp16 at ZeRO-2 with that loss scale."""
-    allow_fp16_on_cpu()
     config = tiny_run(precision="fp16", loss_scale=LossScaleConfig(initial_power=power))
     engine = tiny_engine(world, config, 2, Planted(factors), device="cuda")
     return find_not_finite(engine, micro_batches(config, 0, world.rank, world.size), seed=0)

@@ -6,7 +6,6 @@ import pytest
 
 from dsllm.config.train import LossScaleConfig
 from dsllm.engine.build import Engine
-from dsllm.engine.fp16_on_cpu import allow_fp16_on_cpu
 from dsllm.engine.process_group import World
 from dsllm.engine.state import load_loss_scaler_state, loss_scaler_state
 from dsllm.engine.step import set_learning_rate, take_step
@@ -34,7 +33,6 @@ def step_at(engine: Engine, step: int, bad: bool) -> tuple[float, bool]:
 
 
 def new_engine(world: World, stage: int) -> Engine:
-    allow_fp16_on_cpu()
     config = tiny_run(precision="fp16", loss_scale=SCALE)
     return tiny_engine(world, config, stage, Planted({}), device="cuda")
 

@@ -14,7 +14,7 @@ from dsllm.counts import ModelStates, model_states
 from dsllm.engine.build import build_engine
 from dsllm.engine.deepspeed_config import Layout, final_config
 from dsllm.engine.device import compute_dtype
-from dsllm.engine.fp16_on_cpu import allow_fp16_on_cpu
+from dsllm.engine.fp16_on_cpu import fp16_on_cpu
 from dsllm.engine.process_group import World
 from dsllm.engine.state import load_state
 from dsllm.engine.step import take_step
@@ -61,7 +61,6 @@ def bytes_seen() -> int:
 
 def states_of(world: World, precision: Precision, stage: int, fp32_gradients: bool, accumulation: int) -> ModelStates:
     """What a rank really holds at the moments of its second step."""
-    allow_fp16_on_cpu()
     before = bytes_held()
     config = dataclasses.replace(
         tiny_run(
@@ -77,14 +76,15 @@ def states_of(world: World, precision: Precision, stage: int, fp32_gradients: bo
     if stage and precision in ("bf16", "fp16"):
         given["data_types"] = {"grad_accum_dtype": "fp32" if fp32_gradients else precision}
     layout = Layout(world_size=world.size, device="cuda" if precision == "fp16" else "cpu", precision=precision)
-    engine = build_engine(
-        lambda: Transformer(MODEL, SEQUENCE_LENGTH, compute_dtype(precision)),
-        decay_groups,
-        config.train,
-        precision,
-        final_config(config, given, layout),
-        world,
-    )
+    with fp16_on_cpu(precision):
+        engine = build_engine(
+            lambda: Transformer(MODEL, SEQUENCE_LENGTH, compute_dtype(precision)),
+            decay_groups,
+            config.train,
+            precision,
+            final_config(config, given, layout),
+            world,
+        )
     load_state(engine, InitialValues(MODEL, parameter_shapes(MODEL, SEQUENCE_LENGTH), SEED))
     held, step = [bytes_held() - before], engine.deepspeed.step
 

@@ -7,7 +7,6 @@ import torch
 
 from dsllm.config.run import RunConfig
 from dsllm.config.train import LossScaleConfig
-from dsllm.engine.fp16_on_cpu import allow_fp16_on_cpu
 from dsllm.engine.process_group import World
 from dsllm.engine.state import owned_slices
 from dsllm.engine.step import set_learning_rate, take_step
@@ -32,7 +31,6 @@ def learning_rate(step: int) -> float:
 
 def fp16_loops(world: World, config: RunConfig, num_steps: int) -> dict[int, list[tuple[float, float, bool, float]]]:
     """Rows by stage, on a CPU that is told to compute in fp16."""
-    allow_fp16_on_cpu()
     rows: dict[int, list[tuple[float, float, bool, float]]] = {}
     for stage in FP16_STAGES:
         engine = tiny_engine(world, config, stage, device="cuda")  # as far as the config's checks are concerned

@@ -12,6 +12,7 @@ from dsllm.config.train import OptimizerConfig, TrainConfig
 from dsllm.engine.build import Engine, build_engine
 from dsllm.engine.deepspeed_config import Layout, final_config
 from dsllm.engine.device import compute_dtype
+from dsllm.engine.fp16_on_cpu import fp16_on_cpu
 from dsllm.engine.process_group import World
 from dsllm.engine.state import load_state
 from dsllm.model.initial import decay_groups, initial_value
@@ -125,13 +126,7 @@ def tiny_engine(
     small = {"reduce_bucket_size": 5000, "stage3_param_persistence_threshold": 200, "sub_group_size": 20_000}
     given = {"zero_optimization": {"stage": stage, **(small if stage else {}), **zero}}
     final = final_config(config, given, Layout(world_size=world.size, device=device, precision=precision))
-    engine = build_engine(
-        lambda: tiny_model(config),
-        decay_groups,
-        config.train,
-        precision,
-        final,
-        world,
-    )
+    with fp16_on_cpu(precision):
+        engine = build_engine(lambda: tiny_model(config), decay_groups, config.train, precision, final, world)
     load_state(engine, reader or InitialValues(config, parameter_shapes(config.model)))
     return engine
