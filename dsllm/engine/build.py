@@ -81,13 +81,13 @@ def build_engine(
         # all gradients would be copied into a buffer and back, with nobody to add to them
         engine.enable_backward_allreduce = False
     offloads = not config["zero_optimization"].keys().isdisjoint(("offload_optimizer", "offload_param"))
-    _mend(engine.optimizer, stage, precision, offloads, world.size)
+    _mend(engine.optimizer, stage, precision, offloads, world)
     return Engine(
         deepspeed=engine, world=world, precision=precision, stage=stage, gradient_clipping=train.gradient_clipping
     )
 
 
-def _mend(optimizer: Any, stage: int, precision: Precision, offloads: bool, world_size: int) -> None:
+def _mend(optimizer: Any, stage: int, precision: Precision, offloads: bool, world: World) -> None:
     """What DeepSpeed's wrapper of the optimizer does wrongly, or twice; each function says what and why."""
     if precision == "fp16":
         grow_after_step(optimizer)
@@ -97,7 +97,7 @@ def _mend(optimizer: Any, stage: int, precision: Precision, offloads: bool, worl
     if stage > 0 and not offloads and parameter_dtype(precision) == torch.float32:
         share_weights(optimizer, stage)
         if stage < 3:
-            add_up_in_place(optimizer, world_size)
+            add_up_in_place(optimizer, world)
 
 
 def _construction(stage: int, config: Mapping[str, Any]) -> contextlib.AbstractContextManager:

@@ -3,6 +3,9 @@
 from typing import Any
 
 import torch
+import torch.distributed as dist
+
+from dsllm.engine.process_group import World
 
 
 def share_weights(optimizer: Any, stage: int) -> None:
@@ -19,22 +22,25 @@ def share_weights(optimizer: Any, stage: int) -> None:
             master.data = weight
         return
     for group, master in enumerate(optimizer.single_partition_of_fp32_groups):
-        rank = torch.distributed.get_rank(optimizer.real_dp_process_group[group])
+        rank = dist.get_rank(optimizer.real_dp_process_group[group])
         master.data = optimizer.parallel_partitioned_bit16_groups[group][rank].data
     optimizer._link_all_hp_params()  # what reads masters by their parameter holds views, of the copy until now
 
 
-def add_up_in_place(optimizer: Any, world_size: int) -> None:
+def add_up_in_place(optimizer: Any, world: World) -> None:
     """ZeRO 1 and 2: add reduced gradients straight to the flat partition that AdamW reads.
 
-    DeepSpeed does so where gradients of 16-bit parameters add up in fp32. Fp32 gradients it copies from the bucket to a
-    buffer, and from there to the flat partition: twice the memory, and a tenth of a step on one rank (deepspeed 0.19.8).
+    DeepSpeed does so where gradients of 16-bit parameters add up in fp32. Gradients of fp32 parameters it copies from the
+    bucket to a buffer, and from there to the flat partition: twice the memory (deepspeed 0.19.8).
     """
-
-    def let_go(parameter: torch.nn.Parameter, group: int | None = None) -> None:
-        parameter.grad = None  # it has been added
-
     optimizer._use_compact_grad_partition_buffer = lambda group: True
-    optimizer.copy_grads_in_partition = let_go
-    if world_size == 1:
+    if world.device.type != "cpu":
+        return  # what follows frees gradients at once, which another stream might still read
+    optimizer.copy_grads_in_partition = _let_go
+    if world.size == 1:
         optimizer.reduce_bucket_size = 1  # elements: a larger gradient is taken as it is, not copied to a bucket
+
+
+def _let_go(parameter: torch.nn.Parameter, group: int | None = None) -> None:
+    """In the place of the copy: the gradient has been added already."""
+    parameter.grad = None
