@@ -63,23 +63,21 @@ QUICK = ("plain-2", "optimizer-2", "plain-3", "hpz-both-3")
     ],
 )
 def test_the_same_numbers_as_without(precision, world_size, cases):
-    """dsllm/parity compares the same cases with plain PyTorch."""
-    config = tiny_run(precision=precision, micro_batch_sequences=8 // (2 * world_size))
+    """dsllm/parity compares the same cases with plain PyTorch.
+
+    Unclipped, because an offloaded optimizer sums the norm's squares in another order or type, which may change the last
+    bit of the norm, and so of the clipping factor: weights and losses depend on nothing else of it.
+    """
+    config = tiny_run(precision=precision, micro_batch_sequences=8 // (2 * world_size), gradient_clipping=0.0)
     found = run_ranks(world_size, curves, config, cases)[0]
-    for case, curve in found.items():
-        without = found[f"plain-{case[-1]}"]
-        if not rounds_otherwise(case, precision):
-            assert curve == without, case
-        assert curve[0] == pytest.approx(without[0], rel=1e-5 if precision == "fp32" else BF16_NORM_TOLERANCE / 10), (
-            case
-        )
-        assert curve[1] == pytest.approx(without[1], rel=NORM_TOLERANCE if precision == "fp32" else BF16_NORM_TOLERANCE)
-
-
-def rounds_otherwise(case: str, precision: str) -> bool:
-    """At stage 3 an offloaded optimizer sums the norm's squares in fp32, not fp64, which may change the clipping factor's
-    last bit; and in bf16 at stage 1 it is another class of DeepSpeed's, which adds in another order."""
-    return case in ("optimizer-3", "both-3", "hpz-both-3") or (precision == "bf16" and case == "optimizer-1")
+    norm_tolerance = NORM_TOLERANCE if precision == "fp32" else BF16_NORM_TOLERANCE
+    for case, (losses, norms) in found.items():
+        plain_losses, plain_norms = found[f"plain-{case[-1]}"]
+        if (case, precision) == ("optimizer-1", "bf16"):  # another class of DeepSpeed's, which adds in another order
+            assert losses == pytest.approx(plain_losses, rel=BF16_NORM_TOLERANCE / 10)
+        else:
+            assert losses == plain_losses, case
+        assert norms == pytest.approx(plain_norms, rel=norm_tolerance), case
 
 
 def reload_after_steps(world: World, config: RunConfig, cases: tuple[str, ...]) -> dict[str, tuple[float, float]]:
