@@ -34,7 +34,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--group", default="", help=f"only groups with this in their name: {'; '.join(GROUPS)}")
     parser.add_argument("--only", default="", help="only the base, and names that hold one of these words (by comma)")
     parser.add_argument("--write", action="store_true", help="put the tables into bench/RESULTS.md")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.write and options.only:
+        parser.error("--write replaces a group's whole table: leave --only out")
+    return options
 
 
 def prepare_data() -> None:

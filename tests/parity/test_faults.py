@@ -126,6 +126,22 @@ def step_too_far(world: World) -> Patch:
     return in_third_step(lambda adam, group, p, state: state["step"].add_(1))
 
 
+def masters_in_bf16(world: World) -> Patch:
+    """After each update the masters keep 8 bits: what a run in fp32 was on some CPUs (test_known_traps.py, 13)."""
+
+    def wrap(own: Any) -> Any:
+        def step(self: torch.optim.AdamW, *arguments: Any, **options: Any) -> Any:
+            result = own(self, *arguments, **options)
+            for group in self.param_groups:
+                for p in group["params"]:
+                    p.data.copy_(p.data.bfloat16())
+            return result
+
+        return step
+
+    return replaced(torch.optim.AdamW, "step", wrap)
+
+
 def row(stage: int, precision: Any, **more: Any) -> Combination:
     small = {"reduce_bucket_size": 1000} if stage else {}
     if stage == 3:
@@ -155,6 +171,7 @@ FAULTS: dict[Callable[[World], Patch], list[Combination]] = {
     clipped_before_unscaling: rows("fp16", stages=(1, 2, 3)),
     decayed_twice: EVERYWHERE,
     step_too_far: EVERYWHERE,
+    masters_in_bf16: rows("fp32", "fp32_compute_bf16", "bf16"),
 }
 """Each fault with combinations that it harms, at every stage where it can occur."""
 
