@@ -1,6 +1,7 @@
 """Offload to NVMe: what it asks of a machine, and, where async_io can be built, that it changes nothing but the place."""
 
 import dataclasses
+import math
 import os
 import shlex
 import subprocess
@@ -17,6 +18,7 @@ from dsllm.engine.deepspeed_config import Layout, final_config
 from dsllm.engine.process_group import World
 from dsllm.engine.ranks import Ranks
 from dsllm.errors import ConfigError
+from dsllm.parity.bounds import SAFETY, UNIT_ROUNDOFF
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import tiny_engine, tiny_run
 from tests.train.test_saving import load_under_each_layout, save_under_each_layout
@@ -180,6 +182,9 @@ def test_nvme_changes_nothing_but_the_place(async_io, tmp_path, precision, world
     saved = run_ranks(world_size, save_under_each_layout, config, tmp_path, layouts(tmp_path))[0]
     assert saved["nvme"] == saved["nvme-pipelined"] == saved["cpu"]
     tolerance = 1e-5 if precision == "fp32" else 4e-4  # the bounds of tests/engine/test_step.py
+    # Other ranks have other micro-batches, whose products round otherwise in bf16, in each step anew: the bound that
+    # dsllm/parity/bounds.py derives for losses, of a gradient that is rounded twice
+    elsewhere = tolerance if precision == "fp32" else SAFETY * math.sqrt(2 / 3) * UNIT_ROUNDOFF["bf16"] / 10  # 1.3e-3
     assert saved["nvme"] == pytest.approx(saved["plain"], rel=tolerance)
     for source in ("plain", "nvme", "nvme-pipelined"):
         (folder,) = list_checkpoints(tmp_path / f"{world_size}-{source}" / "checkpoints")
@@ -187,5 +192,6 @@ def test_nvme_changes_nothing_but_the_place(async_io, tmp_path, precision, world
             went_on = run_ranks(target_world, load_under_each_layout, config, folder, layouts(tmp_path))[0]
             if target_world == world_size:
                 assert went_on[source] == saved[source]
+            bound = tolerance if target_world == world_size else elsewhere
             for losses in went_on.values():
-                assert losses == pytest.approx(saved[source], rel=tolerance)
+                assert losses == pytest.approx(saved[source], rel=bound)
