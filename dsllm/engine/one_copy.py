@@ -13,7 +13,7 @@ def share_weights(optimizer: Any, stage: int) -> None:
 
     At stage 3 DeepSpeed means to do this itself, but compares a torch.device with a string, which is never equal
     (stage3.py, line 1163). At stages 1 and 2 it copies. Not where anything is offloaded: the two lie on different
-    devices there. To be called before the weights have their values: those of the layers' weights stay.
+    devices there. To be called before weights are loaded: what the masters held is dropped.
     """
     if stage == 3:
         for master, weight in zip(

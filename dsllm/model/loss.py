@@ -15,7 +15,7 @@ WIDE_ELEMENTS_CPU = 2**20
 
 KEPT_ELEMENTS = LOGITS_AT_A_TIME
 """Up to so many logits, one chunk, are kept for the backward pass, in the hidden state's dtype; beyond, they are computed
-again. The head is last in the forward pass and first in the backward pass: keeping one chunk raises no peak."""
+again. The head is last in the forward pass and first in the backward pass: one chunk that waits hardly adds to the peak."""
 
 
 def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
