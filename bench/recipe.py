@@ -29,7 +29,7 @@ GLIBC_TUNABLES = ":".join(
     f"glibc.malloc.{name}={value}"
     for name, value in {"mmap_max": 0, "trim_threshold": 2**31 - 1, "top_pad": 256 * 2**20}.items()
 )
-"""What dsllm/engine/device.py sets by mallopt."""
+"""What dsllm/engine/processes/device.py sets by mallopt."""
 PROGRAM = "bench.peers.recipe_loop"
 
 

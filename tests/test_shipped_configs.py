@@ -6,7 +6,7 @@ import pytest
 
 from dsllm.config.load import load_run, run_from_dict, run_to_dict
 from dsllm.config.paths import DEFAULT_RECIPE, find_file, presets_directory
-from dsllm.engine.deepspeed_config import Layout, final_config, read_deepspeed_json
+from dsllm.engine.settings.final_config import Layout, final_config, read_deepspeed_json
 
 RECIPES = sorted((presets_directory() / "launch" / "recipes").glob("*.yaml"))
 JSONS = sorted((presets_directory() / "ds_configs").glob("*.json"))

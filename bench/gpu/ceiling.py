@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from dsllm.engine.device import peak_flops
+from dsllm.engine.processes.device import peak_flops
 
 WARM_UPS, REPEATS = 3, 20
 

@@ -12,9 +12,9 @@ import torch
 from bench.peers.dsllm_engine import Batch, build
 from bench.peers.models import PlainModel, copy_weights
 from bench.workloads import Workload
-from dsllm.engine.device import set_up_process
-from dsllm.engine.process_group import process_group
-from dsllm.engine.ranks import discover_ranks
+from dsllm.engine.processes.device import set_up_process
+from dsllm.engine.processes.process_group import process_group
+from dsllm.engine.processes.ranks import discover_ranks
 from dsllm.engine.step import set_learning_rate, take_step
 from dsllm.model.initial import decay_groups
 

@@ -12,8 +12,8 @@ from dsllm.config.model import ModelConfig
 from dsllm.config.run import RunConfig, RunSection
 from dsllm.config.train import OptimizerConfig, TrainConfig
 from dsllm.engine.build import Engine, build_engine
-from dsllm.engine.deepspeed_config import Layout, final_config, read_deepspeed_json
-from dsllm.engine.process_group import World
+from dsllm.engine.processes.process_group import World
+from dsllm.engine.settings.final_config import Layout, final_config, read_deepspeed_json
 from dsllm.engine.state import load_state
 from dsllm.model.initial import decay_groups
 from dsllm.model.initial_state import InitialValues

@@ -19,7 +19,7 @@ def main() -> None:
     shape, autocast = WORKLOADS[options.workload], options.model == "plain"
     torch.manual_seed(1234)
     if options.model == "dsllm":
-        from dsllm.engine.device import set_up_process
+        from dsllm.engine.processes.device import set_up_process
 
         set_up_process(world_size())  # the allocator's settings too, so that dsllm's engine differs by the engine alone
     model = (PlainModel(shape) if autocast else dsllm_model(shape)).to(device())

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from bench.peers.common import announce, batches, command_line, device
 from bench.peers.dsllm_engine import Batch, build
 from bench.workloads import WORKLOADS
-from dsllm.engine.device import set_up_process
-from dsllm.engine.process_group import process_group
-from dsllm.engine.ranks import discover_ranks
+from dsllm.engine.processes.device import set_up_process
+from dsllm.engine.processes.process_group import process_group
+from dsllm.engine.processes.ranks import discover_ranks
 from dsllm.engine.step import take_step
 from dsllm.model import transformer
 

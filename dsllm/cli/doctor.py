@@ -20,8 +20,8 @@ from dsllm.doctor.alone import Alone, Request, cannot_import, cannot_join, judge
 from dsllm.doctor.disks import Folder
 from dsllm.doctor.findings import Finding
 from dsllm.doctor.network import why_unreachable
-from dsllm.engine.deepspeed_config import read_deepspeed_json
-from dsllm.engine.ranks import discover_ranks
+from dsllm.engine.processes.ranks import discover_ranks
+from dsllm.engine.settings.final_config import read_deepspeed_json
 from dsllm.errors import EXIT_FAILED, ConfigError, LaunchError
 from dsllm.files import write_atomically
 

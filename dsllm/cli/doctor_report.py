@@ -12,7 +12,7 @@ from rich.table import Table
 from dsllm.doctor.alone import Alone
 from dsllm.doctor.findings import Finding, one_per_host
 from dsllm.doctor.machine import UNLIMITED, Machine
-from dsllm.engine.cores import as_list
+from dsllm.engine.processes.cores import as_list
 
 if TYPE_CHECKING:  # brings torch
     from dsllm.doctor.together import Examination, Seen

@@ -12,8 +12,8 @@ from dsllm.config.run import RunConfig
 from dsllm.config.train import Precision
 from dsllm.config.yaml_file import write_yaml
 from dsllm.data.manifest import load_manifest
-from dsllm.engine.deepspeed_config import Layout, final_config
-from dsllm.engine.offload_config import offload_devices, offloaded_bytes
+from dsllm.engine.settings.final_config import Layout, final_config
+from dsllm.engine.settings.offload import offload_devices, offloaded_bytes
 
 GIB = 2**30
 

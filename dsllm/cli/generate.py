@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dsllm.config.train import PRECISIONS, Precision
 from dsllm.data.tokenizer import Tokenizer
-from dsllm.engine.device import choose_device, set_up_process
+from dsllm.engine.processes.device import choose_device, set_up_process
 from dsllm.errors import CheckpointError
 from dsllm.evaluate.generate import Sampling, generate
 from dsllm.evaluate.load import find_tokenizer, load_model, open_saved, open_tokenizer

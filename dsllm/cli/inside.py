@@ -9,8 +9,8 @@ from dsllm import counts
 from dsllm.cli.dry_run import communication
 from dsllm.config.run import RunConfig
 from dsllm.engine.build import Engine
-from dsllm.engine.process_group import World
-from dsllm.engine.watch import watching
+from dsllm.engine.instruments.step_timer import watching
+from dsllm.engine.processes.process_group import World
 from dsllm.train.breakdown import Breakdown, table
 from dsllm.train.profile import FOLDER, Expected, Profile, steps_to_profile
 

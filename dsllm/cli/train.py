@@ -19,8 +19,8 @@ from dsllm.data.manifest import (
     settings_of,
     wait_for_manifest,
 )
-from dsllm.engine.deepspeed_config import gradient_accumulation, read_deepspeed_json
-from dsllm.engine.ranks import Ranks, discover_ranks
+from dsllm.engine.processes.ranks import Ranks, discover_ranks
+from dsllm.engine.settings.final_config import gradient_accumulation, read_deepspeed_json
 from dsllm.errors import ConfigError, DataError
 
 PREPARE_SECONDS = 7 * 24 * 3600

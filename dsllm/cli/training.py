@@ -27,9 +27,9 @@ from dsllm.data.loader import TrainingBatches, ValidationBatches
 from dsllm.data.manifest import FILE_NAME as DATA_MANIFEST
 from dsllm.data.manifest import Manifest
 from dsllm.engine.build import Engine, build_engine
-from dsllm.engine.cores import Cores
-from dsllm.engine.deepspeed_config import Layout, final_config
-from dsllm.engine.device import (
+from dsllm.engine.nvme import swap_files
+from dsllm.engine.processes.cores import Cores
+from dsllm.engine.processes.device import (
     check_compiler,
     choose_device,
     compute_dtype,
@@ -37,9 +37,9 @@ from dsllm.engine.device import (
     resolve_precision,
     set_up_process,
 )
-from dsllm.engine.nvme import swap_files
-from dsllm.engine.process_group import World, lost_ranks_named, process_group
-from dsllm.engine.ranks import Ranks
+from dsllm.engine.processes.process_group import World, lost_ranks_named, process_group
+from dsllm.engine.processes.ranks import Ranks
+from dsllm.engine.settings.final_config import Layout, final_config
 from dsllm.engine.state import check_attributes, load_state
 from dsllm.errors import EXIT_INTERRUPTED, CheckpointError, DataError, RunError
 from dsllm.evaluate.perplexity import validation_loss

@@ -9,7 +9,7 @@ from dsllm.doctor.findings import Finding, Place, where
 from dsllm.doctor.machine import Machine, judge_machines, look_at_machine
 from dsllm.doctor.network import Network, judge_networks, look_at_network
 from dsllm.doctor.versions import Versions, judge_versions, look_at_versions
-from dsllm.engine.ranks import Ranks
+from dsllm.engine.processes.ranks import Ranks
 
 
 @dataclass(frozen=True, kw_only=True)

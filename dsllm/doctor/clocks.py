@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from dsllm.doctor.findings import Finding, Place, where
-from dsllm.engine.process_group import World
+from dsllm.engine.processes.process_group import World
 
 ROUNDS = 15
 ADVICE_SECONDS = 1.0

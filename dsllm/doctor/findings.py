@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from dsllm.engine.cores import as_list
+from dsllm.engine.processes.cores import as_list
 
 Value = TypeVar("Value")
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from dsllm.doctor.findings import Finding, Place, differing, one_per_host, where
-from dsllm.engine.device import Gpu
+from dsllm.engine.processes.device import Gpu
 
 GIB = 2**30
 IN_USE_SHARE = 0.1

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 
 from dsllm.doctor.findings import Finding, Place, one_per_host, where
-from dsllm.engine.cores import as_list, cores_by_node
+from dsllm.engine.processes.cores import as_list, cores_by_node
 
 GIB = 2**30
 UNLIMITED = 2**60

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from dsllm.doctor.findings import Finding, Place, one_per_host
-from dsllm.engine.operators import Operators
+from dsllm.engine.instruments.operators import Operators
 
 
 def judge_operators(seen: Mapping[Place, Operators], needed: frozenset[str]) -> Iterator[Finding]:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 
 from dsllm.doctor.findings import Finding, Place, where
-from dsllm.engine.bandwidth import CollectiveTime
-from dsllm.engine.device import GEMM_FLOPS, gemm_seconds
-from dsllm.engine.process_group import World
+from dsllm.engine.instruments.bandwidth import CollectiveTime
+from dsllm.engine.processes.device import GEMM_FLOPS, gemm_seconds
+from dsllm.engine.processes.process_group import World
 
 SLOW_SHARE = 0.8
 """Of the middle rank's speed: every step waits for the slowest rank."""

@@ -17,8 +17,9 @@ from dsllm.doctor.network import judge_networks
 from dsllm.doctor.operators import judge_operators
 from dsllm.doctor.speed import judge_collectives, judge_gemm, measure_gemm
 from dsllm.doctor.versions import judge_versions
-from dsllm.engine.bandwidth import SIZES, CollectiveTime, measure_collectives
-from dsllm.engine.device import (
+from dsllm.engine.instruments.bandwidth import SIZES, CollectiveTime, measure_collectives
+from dsllm.engine.instruments.operators import Operators, look_at_operators
+from dsllm.engine.processes.device import (
     Gpu,
     choose_device,
     compute_dtype,
@@ -28,9 +29,8 @@ from dsllm.engine.device import (
     resolve_precision,
     set_up_process,
 )
-from dsllm.engine.operators import Operators, look_at_operators
-from dsllm.engine.process_group import World, lost_ranks_named, process_group
-from dsllm.engine.ranks import Ranks
+from dsllm.engine.processes.process_group import World, lost_ranks_named, process_group
+from dsllm.engine.processes.ranks import Ranks
 
 Tell = Callable[[str], None]
 

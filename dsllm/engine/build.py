@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from dsllm.config.train import OptimizerConfig, Precision, TrainConfig
-from dsllm.engine.communication_threads import without_teams
 from dsllm.engine.deepspeed_library import deepspeed
-from dsllm.engine.device import parameter_dtype
-from dsllm.engine.loss_scale import grow_after_step, stay_at_minimum
-from dsllm.engine.one_copy import add_up_in_place, share_weights
-from dsllm.engine.process_group import World, bound_all_groups
-from dsllm.engine.skipped_step import let_go_of_skipped_gradients
+from dsllm.engine.processes.communication_threads import without_teams
+from dsllm.engine.processes.device import parameter_dtype
+from dsllm.engine.processes.process_group import World, bound_all_groups
+from dsllm.engine.wrappers.loss_scale import grow_after_step, stay_at_minimum
+from dsllm.engine.wrappers.shared_masters import add_up_in_place, share_weights
+from dsllm.engine.wrappers.skipped_step import let_go_of_skipped_gradients
 
 
 @dataclass(frozen=True, kw_only=True)

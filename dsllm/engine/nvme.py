@@ -15,9 +15,9 @@ from torch.utils.cpp_extension import get_cxx_compiler, get_default_build_root
 
 from dsllm.config.train import Precision
 from dsllm.engine.deepspeed_library import deepspeed
-from dsllm.engine.offload_config import OFFLOAD_OPTIMIZER, OFFLOAD_PARAM, offloaded_bytes
-from dsllm.engine.operators import CXX, LIBAIO, NINJA, build_tools
-from dsllm.engine.ranks import Ranks
+from dsllm.engine.instruments.operators import CXX, LIBAIO, NINJA, build_tools
+from dsllm.engine.processes.ranks import Ranks
+from dsllm.engine.settings.offload import OFFLOAD_OPTIMIZER, OFFLOAD_PARAM, offloaded_bytes
 from dsllm.errors import ConfigError
 
 GIB = 2**30

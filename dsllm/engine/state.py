@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from dsllm.engine.build import Engine
 from dsllm.engine.deepspeed_library import TESTED_VERSIONS, deepspeed
-from dsllm.engine.swap import forget_moments, in_memory, is_swapped, swapped_tensors
+from dsllm.engine.wrappers.swap import forget_moments, in_memory, is_swapped, swapped_tensors
 from dsllm.errors import LaunchError
 from dsllm.slices import MASTER, ParameterSlice, StateReader
 

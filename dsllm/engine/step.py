@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 
 from dsllm.engine.build import Engine
-from dsllm.engine.layer_statistics import LayerStatistics
-from dsllm.engine.watch import UNWATCHED, Watch
+from dsllm.engine.instruments.layer_statistics import LayerStatistics
+from dsllm.engine.instruments.step_timer import UNWATCHED, Watch
 
 
 class MicroBatch(Protocol):

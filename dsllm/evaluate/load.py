@@ -18,7 +18,7 @@ from dsllm.config.train import Precision
 from dsllm.data.manifest import FILE_NAME as DATA_MANIFEST
 from dsllm.data.manifest import load_manifest
 from dsllm.data.tokenizer import Tokenizer, load_tokenizer
-from dsllm.engine.device import compute_dtype, parameter_dtype
+from dsllm.engine.processes.device import compute_dtype, parameter_dtype
 from dsllm.errors import CheckpointError, DataError
 from dsllm.model.transformer import Transformer
 

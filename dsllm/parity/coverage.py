@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsllm.config.run import RunConfig
-from dsllm.engine.deepspeed_config import final_config
-from dsllm.engine.layout import Layout
+from dsllm.engine.settings.final_config import final_config
+from dsllm.engine.settings.layout import Layout
 from dsllm.parity.combinations import Combination, full_product
 from dsllm.parity.cover import FACTORS, LARGE, OF_STAGE_3, SMALL, pairwise_cover
 

@@ -7,10 +7,10 @@ from functools import partial
 import numpy as np
 
 from dsllm.engine.build import Engine, build_engine
-from dsllm.engine.deepspeed_config import Layout, final_config
-from dsllm.engine.device import compute_dtype
-from dsllm.engine.fp16_on_cpu import fp16_on_cpu
-from dsllm.engine.process_group import World
+from dsllm.engine.instruments.fp16_on_cpu import fp16_on_cpu
+from dsllm.engine.processes.device import compute_dtype
+from dsllm.engine.processes.process_group import World
+from dsllm.engine.settings.final_config import Layout, final_config
 from dsllm.engine.state import check_attributes, load_state, owned_slices
 from dsllm.engine.step import set_learning_rate, take_step
 from dsllm.model.initial import decay_groups

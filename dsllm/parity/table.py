@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from dsllm.engine.local_ranks import RankError, iterate_on_ranks, local_devices
-from dsllm.engine.process_group import World
+from dsllm.engine.processes.local_ranks import RankError, iterate_on_ranks, local_devices
+from dsllm.engine.processes.process_group import World
 from dsllm.parity.combinations import Combination, full_product
 from dsllm.parity.compare import Row, compare, failed
 from dsllm.parity.cover import pairwise_cover

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dsllm.engine.watch import PARTS, Watch
+from dsllm.engine.instruments.step_timer import PARTS, Watch
 
 _COLUMNS = (*PARTS, "other")
 

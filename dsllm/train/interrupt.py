@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import FrameType
 
-from dsllm.engine.launcher import Launcher
+from dsllm.engine.processes.launcher import Launcher
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last one: SLURM's warning, and what mpirun hands on
 

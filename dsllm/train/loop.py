@@ -9,9 +9,9 @@ from typing import Any, Protocol
 from dsllm.config.run import RunConfig
 from dsllm.data import fingerprint
 from dsllm.engine.build import Engine
-from dsllm.engine.device import peak_memory_gib
-from dsllm.engine.diagnosis import find_not_finite
-from dsllm.engine.layer_statistics import LayerStatistics
+from dsllm.engine.instruments.diagnosis import find_not_finite
+from dsllm.engine.instruments.layer_statistics import LayerStatistics
+from dsllm.engine.processes.device import peak_memory_gib
 from dsllm.engine.step import MicroBatch, StepResult, set_learning_rate, take_step
 from dsllm.errors import RunError
 from dsllm.train.breakdown import Breakdown

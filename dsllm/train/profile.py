@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from dsllm.counts import Communication
-from dsllm.engine.measure import Counting
+from dsllm.engine.instruments.operator_counts import Counting
 from dsllm.errors import RunError
 
 FOLDER = "profile"

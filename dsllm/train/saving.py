@@ -20,7 +20,7 @@ from dsllm.config.compare import differences
 from dsllm.config.run import RunConfig
 from dsllm.config.train import CheckpointConfig
 from dsllm.engine.build import Engine
-from dsllm.engine.process_group import World
+from dsllm.engine.processes.process_group import World
 from dsllm.engine.state import load_loss_scaler_state, load_state, loss_scaler_state, owned_slices
 from dsllm.errors import CheckpointError
 from dsllm.train.progress import Progress

@@ -15,7 +15,7 @@ from dsllm import counts
 from dsllm.cli.train import _parse
 from dsllm.config.load import load_run
 from dsllm.config.run import RunConfig
-from dsllm.engine.deepspeed_config import Layout, final_config, gradient_accumulation, read_deepspeed_json
+from dsllm.engine.settings.final_config import Layout, final_config, gradient_accumulation, read_deepspeed_json
 from tests.helpers.ranks import run_ranks
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from dsllm.doctor.speed import judge_collectives, judge_gemm, measure_gemm
-from dsllm.engine.bandwidth import CollectiveTime
-from dsllm.engine.device import gemm_seconds
+from dsllm.engine.instruments.bandwidth import CollectiveTime
+from dsllm.engine.processes.device import gemm_seconds
 from tests.doctor.test_findings import places
 from tests.helpers.ranks import run_ranks
 

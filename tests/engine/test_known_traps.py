@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch.distributed import distributed_c10d
 
-from dsllm.engine.deepspeed_config import Layout, final_config
 from dsllm.engine.deepspeed_library import deepspeed
-from dsllm.engine.process_group import World, bound_all_groups
+from dsllm.engine.processes.process_group import World, bound_all_groups
+from dsllm.engine.settings.final_config import Layout, final_config
 from dsllm.engine.state import load_state, owned_slices
 from dsllm.engine.step import set_learning_rate, take_step
 from dsllm.errors import ConfigError

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from dsllm.config.run import RunConfig
-from dsllm.engine.device import check_compiler
-from dsllm.engine.process_group import World
+from dsllm.engine.processes.device import check_compiler
+from dsllm.engine.processes.process_group import World
 from dsllm.engine.step import take_step
 from dsllm.errors import ConfigError
 from dsllm.model.initial import fill_initial

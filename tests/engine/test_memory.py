@@ -12,10 +12,10 @@ from dsllm.config.model import ModelConfig
 from dsllm.config.train import LossScaleConfig, Precision
 from dsllm.counts import ModelStates, model_states
 from dsllm.engine.build import build_engine
-from dsllm.engine.deepspeed_config import Layout, final_config
-from dsllm.engine.device import compute_dtype
-from dsllm.engine.fp16_on_cpu import fp16_on_cpu
-from dsllm.engine.process_group import World
+from dsllm.engine.instruments.fp16_on_cpu import fp16_on_cpu
+from dsllm.engine.processes.device import compute_dtype
+from dsllm.engine.processes.process_group import World
+from dsllm.engine.settings.final_config import Layout, final_config
 from dsllm.engine.state import load_state
 from dsllm.engine.step import take_step
 from dsllm.model.initial import decay_groups

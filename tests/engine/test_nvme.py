@@ -14,9 +14,9 @@ import pytest
 from dsllm.checkpoint.find import list_checkpoints
 from dsllm.config.run import RunConfig
 from dsllm.engine import nvme
-from dsllm.engine.deepspeed_config import Layout, final_config
-from dsllm.engine.process_group import World
-from dsllm.engine.ranks import Ranks
+from dsllm.engine.processes.process_group import World
+from dsllm.engine.processes.ranks import Ranks
+from dsllm.engine.settings.final_config import Layout, final_config
 from dsllm.errors import ConfigError
 from dsllm.parity.bounds import SAFETY, UNIT_ROUNDOFF
 from tests.helpers.ranks import run_ranks

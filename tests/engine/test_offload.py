@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dsllm.config.run import RunConfig
-from dsllm.engine.process_group import World
+from dsllm.engine.processes.process_group import World
 from dsllm.engine.state import load_state, owned_slices
 from dsllm.engine.step import set_learning_rate, take_step
 from tests.engine.test_step import BF16_NORM_TOLERANCE, NORM_TOLERANCE, counting, learning_rate

@@ -7,7 +7,7 @@ import torch
 
 from dsllm.config.run import RunConfig
 from dsllm.config.train import LossScaleConfig
-from dsllm.engine.process_group import World
+from dsllm.engine.processes.process_group import World
 from dsllm.engine.state import owned_slices
 from dsllm.engine.step import set_learning_rate, take_step
 from dsllm.model.initial import fill_initial

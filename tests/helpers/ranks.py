@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from dsllm.engine.local_ranks import PRELOADED, forkserver, run_on_ranks
+from dsllm.engine.processes.local_ranks import PRELOADED, forkserver, run_on_ranks
 
 context = forkserver
 context.set_forkserver_preload([*PRELOADED, "dsllm.cli.training"])

@@ -10,7 +10,7 @@ import torch
 from dsllm.config.model import ModelConfig
 from dsllm.config.train import TrainConfig
 from dsllm.counts import activation_bytes, kept_activation_bytes
-from dsllm.engine.process_group import World
+from dsllm.engine.processes.process_group import World
 from dsllm.engine.state import owned_slices
 from dsllm.engine.step import take_step
 from dsllm.model.recompute import Recompute

@@ -5,8 +5,8 @@ import itertools
 import pytest
 
 from dsllm.config.train import PRECISIONS
-from dsllm.engine.deepspeed_config import final_config
-from dsllm.engine.layout import Layout
+from dsllm.engine.settings.final_config import final_config
+from dsllm.engine.settings.layout import Layout
 from dsllm.errors import ConfigError
 from dsllm.parity.combinations import ACCUMULATIONS, STAGES, WORLD_SIZES, Combination, full_product
 from dsllm.parity.cover import FACTORS, MODE, allowed, allowed_pairs, as_combination, pairwise_cover

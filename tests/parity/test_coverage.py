@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from dsllm.config.train import PRECISIONS
-from dsllm.engine.deepspeed_config import OWNED_BY_JSON, ZERO_KEYS, read_deepspeed_json
-from dsllm.engine.layout import Layout
-from dsllm.engine.offload_config import OFFLOAD_OPTIMIZER, OFFLOAD_PARAM, OPTIMIZER_KEYS, PARAM_KEYS, ZEROPP_KEYS
+from dsllm.engine.settings.final_config import OWNED_BY_JSON, ZERO_KEYS, read_deepspeed_json
+from dsllm.engine.settings.layout import Layout
+from dsllm.engine.settings.offload import OFFLOAD_OPTIMIZER, OFFLOAD_PARAM, OPTIMIZER_KEYS, PARAM_KEYS, ZEROPP_KEYS
 from dsllm.errors import ConfigError
 from dsllm.parity.combinations import Combination
 from dsllm.parity.cover import FACTORS

@@ -10,8 +10,8 @@ from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
-from dsllm.engine.local_ranks import iterate_on_ranks
-from dsllm.engine.process_group import World
+from dsllm.engine.processes.local_ranks import iterate_on_ranks
+from dsllm.engine.processes.process_group import World
 from dsllm.parity import engine_run
 from dsllm.parity.combinations import Combination
 from dsllm.parity.compare import Row, compare

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dsllm.engine.watch import Watch
+from dsllm.engine.instruments.step_timer import Watch
 from dsllm.train.breakdown import Breakdown, table
 
 

@@ -14,7 +14,7 @@ from dsllm.checkpoint.read import CheckpointReader, damage_in
 from dsllm.config.load import run_to_dict
 from dsllm.config.run import RunConfig
 from dsllm.config.train import CheckpointConfig
-from dsllm.engine.process_group import World
+from dsllm.engine.processes.process_group import World
 from dsllm.engine.state import owned_slices
 from dsllm.engine.step import take_step
 from dsllm.slices import MASTER

@@ -1,0 +1,1 @@
+"""The processes of a job: their ranks, how they meet, their groups, devices and cores."""

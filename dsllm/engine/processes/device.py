@@ -1,0 +1,184 @@
+"""The device of this process, and what is set once in it: threads, allocator, peak speed. The only file with torch.cuda."""
+
+import ctypes
+import gc
+import importlib.util
+import os
+import resource
+import shutil
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from dsllm.config.train import Precision
+from dsllm.engine.processes.cores import Cores, cores_of_rank
+from dsllm.errors import ConfigError, LaunchError
+
+GPU_PEAK_TFLOPS = {  # dense bf16, from the makers' data sheets
+    "V100": 125.0,  # fp16
+    "A100": 312.0,
+    "A10": 125.0,
+    "L4": 121.0,
+    "L40S": 362.0,
+    "H100": 989.0,
+    "H200": 989.0,
+    "B200": 2250.0,
+    "RTX 3090": 71.0,
+    "RTX 4090": 165.2,
+}
+GIB = 2**30
+GEMM_SIZES = {"cpu": 1024, "cuda": 8192}
+"""Rows and columns of the square matrices that a device's speed is measured with."""
+GEMM_FLOPS = {device: 2 * size**3 for device, size in GEMM_SIZES.items()}
+
+
+def choose_device(local_rank: int) -> torch.device:
+    """This rank's GPU, or the CPU where there is none.
+
+    Raises:
+        LaunchError: more ranks on this host than GPUs.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise LaunchError(
+            f"local rank {local_rank}, but torch sees {torch.cuda.device_count()} GPUs here "
+            f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}): at most one rank per GPU"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def check_compiler(device: torch.device) -> None:
+    """What torch.compile needs on this device is there.
+
+    Raises:
+        ConfigError: it is not; without this the first step would say so, in other words.
+    """
+    variable, usual = ("CXX", "g++") if device.type == "cpu" else ("CC", "gcc")
+    compiler = os.environ.get(variable, usual)
+    missing = [] if shutil.which(compiler) else [f"a compiler ({compiler}; another one by {variable})"]
+    if device.type != "cpu" and importlib.util.find_spec("triton") is None:
+        missing.append("Triton (the package 'triton')")
+    if missing:
+        raise ConfigError(
+            f"train.compile: torch.compile needs {' and '.join(missing)}: install it, or set train.compile to false"
+        )
+
+
+def resolve_precision(asked: str, device: torch.device) -> Precision:
+    """What `auto` means on this device: the fastest whose numbers are right."""
+    if asked == "auto":
+        return "fp32_compute_bf16" if device.type == "cpu" else "bf16"
+    return asked  # type: ignore[return-value]  # the config's Literal holds exactly these and "auto"
+
+
+def parameter_dtype(precision: Precision) -> torch.dtype:
+    """The type in which the layers see their weights."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+
+
+def compute_dtype(precision: Precision) -> torch.dtype:
+    """The type of the activations between layers."""
+    return torch.bfloat16 if precision == "fp32_compute_bf16" else parameter_dtype(precision)
+
+
+def set_up_process(local_size: int, local_rank: int = 0, bind_cores: bool | None = False) -> Cores:
+    """Settings of the whole process, made here so that they do not depend on the launcher's environment.
+
+    One thread per core of this rank, unless OMP_NUM_THREADS says otherwise. Returns the rank's cores.
+    """
+    cores = cores_of_rank(local_rank, local_size, bind_cores)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(len(cores.numbers))
+    _keep_freed_memory()
+    # What the imports made is never garbage. DeepSpeed collects garbage six times while it builds a bf16 engine, and Python
+    # now and then in a step: 0.2 s each if it has to walk through all of that.
+    gc.freeze()
+    return cores
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep what is freed: mapping and unmapping each large tensor costs more than filling it (page faults)."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:  # another C library
+        return
+    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4  # malloc.h
+    libc.mallopt(m_mmap_max, 0)
+    libc.mallopt(m_trim_threshold, 2**31 - 1)
+    libc.mallopt(m_top_pad, 256 * 2**20)
+
+
+def peak_flops(device: torch.device, precision: Precision, given_tflops: float | None) -> tuple[float, str]:
+    """FLOP/s of one device that MFU is measured against, and where the number comes from."""
+    if given_tflops is not None:
+        return given_tflops * 1e12, "log.peak_tflops"
+    if device.type == "cpu":
+        dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+        flops = GEMM_FLOPS["cpu"] / min(gemm_seconds(device, dtype, repeats=5))
+        return flops, f"matrix products of {GEMM_SIZES['cpu']} in {str(dtype).removeprefix('torch.')}, measured"
+    name = torch.cuda.get_device_name(device)
+    known = [key for key in GPU_PEAK_TFLOPS if key in name]
+    if not known:
+        return 0.0, f"unknown for {name}: set log.peak_tflops"
+    return GPU_PEAK_TFLOPS[max(known, key=len)] * 1e12, f"data sheet of {name}"
+
+
+def gemm_seconds(device: torch.device, dtype: torch.dtype, repeats: int) -> list[float]:
+    """Seconds of each of some square matrix products, GEMM_FLOPS each, with this process's threads or on its GPU."""
+    size = GEMM_SIZES[device.type]
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))  # a GPU is faster on equal numbers
+    seconds = []
+    for _ in range(repeats + 1):
+        synchronize(device)
+        start = time.perf_counter()
+        torch.mm(a, b)
+        synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return seconds[1:]  # the first one also loads the library
+
+
+def num_threads() -> int:
+    """Threads that one operation of this process may use on the CPU."""
+    return torch.get_num_threads()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """A rank's GPU. Memory in bytes."""
+
+    name: str
+    memory_total: int
+    memory_free: int
+
+
+def gpu_of(device: torch.device) -> Gpu | None:
+    """What this rank's GPU is, and how much of it is free; None on a CPU."""
+    if device.type == "cpu":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    return Gpu(name=torch.cuda.get_device_name(device), memory_total=total, memory_free=free)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that torch carries: those it was built with, on a GPU machine or not."""
+    found = {"CUDA of torch": torch.version.cuda or "none"}
+    if torch.cuda.is_available() and dist.is_nccl_available():
+        found["NCCL"] = ".".join(str(part) for part in torch.cuda.nccl.version())
+    return found
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Most memory used so far: allocated on the GPU, or resident in this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / GIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that was queued; a CPU has no queue."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

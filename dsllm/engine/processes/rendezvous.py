@@ -1,0 +1,87 @@
+"""The ranks meet: every number is there exactly once, and all agree on how many they are, or it is said who is wrong."""
+
+import os
+import socket
+import time
+from datetime import timedelta
+
+from torch.distributed import PrefixStore, Store, TCPStore, rendezvous  # type: ignore[attr-defined]
+
+from dsllm.engine.processes.ranks import Ranks
+from dsllm.errors import LaunchError
+
+LONGEST = timedelta(minutes=10)
+"""The ranks of a job start within minutes of each other; rank 0 prepares data before it comes here."""
+
+_LOOK_AGAIN_SECONDS = 0.02
+
+
+def meet(ranks: Ranks, timeout: timedelta) -> Store:
+    """Wait for all ranks; returns the store through which they talk.
+
+    Args:
+        timeout: longest wait; never more than LONGEST
+    Raises:
+        LaunchError: rank 0 cannot be reached, ranks are missing, a number is taken twice, or the world sizes differ.
+    """
+    timeout = min(timeout, LONGEST)
+    store = _store(ranks, timeout)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store outlives an attempt
+    roll = PrefixStore(f"dsllm/{attempt}", store)
+    own = f"process {os.getpid()} on {socket.gethostname()}"
+    other = roll.compare_set(f"rank {ranks.rank}", "", own).decode()
+    if other != own:
+        raise LaunchError(
+            f"rank {ranks.rank} of {ranks.world_size} is there twice: {other}, and this is {own} (started by "
+            f"{ranks.launcher}): each process needs a RANK of its own"
+        )
+    size = roll.compare_set("world size", "", str(ranks.world_size)).decode()
+    if size != str(ranks.world_size):
+        raise LaunchError(
+            f"rank {ranks.rank} was told a world size of {ranks.world_size}, another rank {size} (started by "
+            f"{ranks.launcher}): all processes of a job need the same one"
+        )
+    _wait_for_all(roll, ranks, timeout)
+    return store
+
+
+def _store(ranks: Ranks, timeout: timedelta) -> Store:
+    where = f"{ranks.master_address}:{ranks.master_port}"
+    try:
+        socket.getaddrinfo(ranks.master_address, ranks.master_port)
+    except OSError as error:
+        raise LaunchError(
+            f"rank {ranks.rank} cannot look up the master's address {ranks.master_address} (started by {ranks.launcher}): "
+            f"{error}; set MASTER_ADDR to an address that every host knows"
+        ) from error
+    seconds = timeout.total_seconds()
+    try:
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun's agent holds the store
+            return next(rendezvous("env://", ranks.rank, ranks.world_size, timeout=timeout))[0]
+        address, port, first = ranks.master_address, ranks.master_port, ranks.rank == 0
+        return TCPStore(address, port, is_master=first, timeout=timeout, wait_for_workers=False)
+    except (RuntimeError, ValueError) as error:
+        cause = str(error).splitlines()[0]
+        mend = (
+            "is the port taken, by another job or by a second process with rank 0? Set another MASTER_PORT"
+            if ranks.rank == 0
+            else f"did not answer within {seconds:g} s: is rank 0 running, and is the port open between the hosts?"
+        )
+        raise LaunchError(
+            f"rank {ranks.rank} of {ranks.world_size} cannot open the store of rank 0 at {where} (started by "
+            f"{ranks.launcher}): {mend} ({cause})"
+        ) from error
+
+
+def _wait_for_all(roll: Store, ranks: Ranks, timeout: timedelta) -> None:
+    deadline = time.monotonic() + timeout.total_seconds()
+    missing = list(range(ranks.world_size))
+    while missing:
+        missing = [rank for rank in missing if not roll.check([f"rank {rank}"])]
+        if missing and time.monotonic() > deadline:
+            raise LaunchError(
+                f"rank {ranks.rank}: of {ranks.world_size} ranks {', '.join(map(str, missing))} did not come within "
+                f"{timeout.total_seconds():g} s (started by {ranks.launcher}): their own words are in their hosts' logs"
+            )
+        if missing:
+            time.sleep(_LOOK_AGAIN_SECONDS)

@@ -1,0 +1,100 @@
+"""The ranks meet, or say who is missing, twice there, or told another world size."""
+
+import os
+import socket
+import time
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from dsllm.engine.processes.ranks import Ranks
+from dsllm.engine.processes.rendezvous import meet
+from dsllm.errors import LaunchError
+from tests.helpers.ranks import context
+
+
+def ranks_of(world_size: int, port: int) -> list[Ranks]:
+    common = {"world_size": world_size, "local_size": world_size, "launcher": "test"}
+    return [
+        Ranks(rank=r, local_rank=r, master_address="127.0.0.1", master_port=port, **common) for r in range(world_size)
+    ]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def try_to_meet(ranks: Ranks, seconds: float, answers) -> None:
+    os.environ |= {
+        "RANK": str(ranks.rank),
+        "WORLD_SIZE": str(ranks.world_size),
+        "MASTER_ADDR": ranks.master_address,
+        "MASTER_PORT": str(ranks.master_port),
+    }
+    began, text, store = time.monotonic(), "met", None
+    try:
+        store = meet(ranks, timedelta(seconds=seconds))
+    except LaunchError as error:
+        text = str(error)
+    answers.put((text, time.monotonic() - began))
+    time.sleep(1.0 if store is not None and ranks.rank == 0 else 0.0)  # the others still look at its store
+
+
+def outcomes(processes: list[Ranks], seconds: float) -> list[tuple[str, float]]:
+    """What each process heard, and after how long."""
+    answers = context.Queue()
+    running = [context.Process(target=try_to_meet, args=(ranks, seconds, answers)) for ranks in processes]
+    for process in running:
+        process.start()
+    heard = [answers.get(timeout=60) for _ in running]
+    for process in running:
+        process.join(20)
+    return heard
+
+
+def test_all_meet():
+    assert [text for text, _ in outcomes(ranks_of(3, free_port()), 20)] == ["met"] * 3
+
+
+def test_two_processes_with_one_number():
+    first, second = ranks_of(2, free_port())
+    texts = sorted(text for text, _ in outcomes([first, second, second], 20))
+    assert texts[0] == "met" and texts[1] == "met"
+    assert "rank 1 of 2 is there twice" in texts[2] and texts[2].count("process ") >= 2
+
+
+def test_two_processes_with_rank_0():
+    (first, _), heard = ranks_of(2, free_port()), []
+    heard = [text for text, _ in outcomes([first, first], 3)]
+    assert any("is the port taken, by another job or by a second process with rank 0" in text for text in heard)
+
+
+@pytest.mark.slow
+def test_different_world_sizes():
+    first, second = ranks_of(2, free_port())
+    heard = [text for text, _ in outcomes([replace(first, world_size=3), second], 4)]
+    assert any("world size of" in text and "need the same one" in text for text in heard)
+
+
+def test_a_missing_rank_is_named_in_time():
+    ((text, seconds),) = outcomes(ranks_of(2, free_port())[:1], 2)
+    assert "of 2 ranks 1 did not come within 2 s" in text and seconds < 10
+
+
+@pytest.mark.slow
+def test_an_unreachable_master():
+    """Nobody listens at the address, and a name that nobody knows is said at once."""
+    _, second = ranks_of(2, free_port())
+    unknown = replace(second, master_address="no-such-host.invalid")
+    heard = sorted(outcomes([second, unknown], 2))
+    assert "cannot look up the master's address no-such-host.invalid" in heard[0][0]
+    assert "is rank 0 running, and is the port open between the hosts?" in heard[1][0]
+    assert max(seconds for _, seconds in heard) < 15
+
+
+@pytest.fixture(autouse=True)
+def no_torchrun(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
