@@ -13,7 +13,7 @@ from dsllm.checkpoint.hugging_face_config import config_from_json
 from dsllm.checkpoint.hugging_face_names import IGNORED_SUFFIXES, SAME, TheirTensor, base_prefix, their_tensors
 from dsllm.config.model import ModelConfig
 from dsllm.errors import CheckpointError
-from dsllm.slices import MASTER
+from dsllm.slices import WEIGHTS, Region, whole
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -60,16 +60,18 @@ class HuggingFaceReader:
 
     def keys(self, name: str) -> tuple[str, ...]:
         """Weights only."""
-        return (MASTER,)
+        return (WEIGHTS,)
 
     def scalars(self, name: str) -> Mapping[str, float]:
         """None: the optimizer starts anew."""
         return {}
 
-    def read(self, name: str, key: str, start: int, stop: int) -> Tensor:
-        """The fp32 values [start, stop) of the flattened parameter; padding rows are zeros."""
-        assert key == MASTER, f"a Hugging Face folder holds weights only, not {key}"
+    def read(self, name: str, key: str, region: Region) -> Tensor:
+        """The fp32 values of a region of the parameter; padding rows are zeros."""
+        assert key == WEIGHTS, f"a Hugging Face folder holds weights only, not {key}"
+        assert region.box == whole(self.shape(name)), "parts of a parameter are not read yet"
         tensor, part = self._where[name]
+        start, stop = region.start, region.stop
         out = torch.zeros(stop - start, dtype=torch.float32)
         if tensor.layout is SAME:
             values = self._rows(tensor.name, start, stop)
@@ -81,7 +83,7 @@ class HuggingFaceReader:
     def read_whole(self, name: str) -> Tensor:
         """The fp32 weights of a parameter, in its shape."""
         shape = self.shape(name)
-        return self.read(name, MASTER, 0, torch.Size(shape).numel()).view(shape)
+        return self.read(name, WEIGHTS, Region(whole(shape), 0, torch.Size(shape).numel())).view(shape)
 
     def _rows(self, their_name: str, start: int, stop: int) -> Tensor:
         """The values [start, stop) of a flattened tensor of theirs, fewer at its end; reads the rows that hold them."""

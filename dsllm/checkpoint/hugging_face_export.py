@@ -19,7 +19,7 @@ from dsllm.checkpoint.hugging_face_tokenizer import write_tokenizer
 from dsllm.config.model import ModelConfig
 from dsllm.errors import CheckpointError
 from dsllm.files import partial, publish_directory, sync_directory
-from dsllm.slices import MASTER
+from dsllm.slices import WEIGHTS, Region, whole
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -28,8 +28,8 @@ DTYPES: dict[Dtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.
 class WeightReader(Protocol):
     """Where the weights come from: a checkpoint, or another Hugging Face folder."""
 
-    def read(self, name: str, key: str, start: int, stop: int) -> Tensor:
-        """The fp32 values [start, stop) of the flattened parameter `name`, 1-d."""
+    def read(self, name: str, key: str, region: Region) -> Tensor:
+        """The fp32 values of a region of the parameter `name`, 1-d."""
         ...
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -135,7 +135,7 @@ def _read(reader: WeightReader, name: str, export: Export) -> Tensor:
     if name in VOCABULARY:
         assert export.config.vocab_size is not None, "vocab_size is resolved in a saved run"
         shape = (export.config.vocab_size, *shape[1:])
-    values = reader.read(name, MASTER, 0, torch.Size(shape).numel())
+    values = reader.read(name, WEIGHTS, Region(whole(reader.shape(name)), 0, torch.Size(shape).numel()))
     return values.to(DTYPES[export.dtype]).view(shape)
 
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from dsllm.checkpoint.manifest import FileRecord, read_manifest
 from dsllm.checkpoint.write import tensor_key
 from dsllm.errors import CheckpointError
-from dsllm.slices import MASTER
+from dsllm.slices import WEIGHTS, Region, whole
 
 
 class CheckpointReader:
@@ -46,21 +46,23 @@ class CheckpointReader:
         return self.manifest.parameters[name].shape
 
     def keys(self, name: str) -> tuple[str, ...]:
-        """What is kept of a parameter: MASTER, and the optimizer's moments."""
+        """What is kept of a parameter: WEIGHTS, and the optimizer's moments."""
         return self.manifest.parameters[name].keys
 
     def scalars(self, name: str) -> Mapping[str, float]:
         """The optimizer's numbers for the parameter."""
         return self.manifest.parameters[name].scalars
 
-    def read(self, name: str, key: str, start: int, stop: int) -> torch.Tensor:
-        """The fp32 values [start, stop) of the flattened parameter.
+    def read(self, name: str, key: str, region: Region) -> torch.Tensor:
+        """The fp32 values of a region of the parameter.
 
         Raises:
             CheckpointError: no such parameter, or its pieces do not cover the range.
         """
         if name not in self.manifest.parameters:
             raise CheckpointError(f"{self.folder}: has no parameter {name}; the model was built from another config")
+        assert region.box == whole(self.shape(name)), "parts of a parameter are not read yet"
+        start, stop = region.start, region.stop
         out = torch.empty(stop - start, dtype=torch.float32)
         covered = 0
         for first, last, file in self._pieces[name]:
@@ -78,7 +80,7 @@ class CheckpointReader:
     def read_whole(self, name: str) -> torch.Tensor:
         """The fp32 master weights of a parameter, in its global shape."""
         shape = self.shape(name)
-        return self.read(name, MASTER, 0, torch.Size(shape).numel()).view(shape)
+        return self.read(name, WEIGHTS, Region(whole(shape), 0, torch.Size(shape).numel())).view(shape)
 
     def _file(self, name: str) -> Any:
         if name not in self._open:

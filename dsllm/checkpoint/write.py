@@ -60,7 +60,7 @@ def write_slices(
             f"{path}: cannot be written: {error.strerror or error}; {_room(aside, slices)}"
         ) from error
     record = FileRecord(
-        name=path.name, num_bytes=num_bytes, sha256=digest, slices=[(s.name, s.start, s.stop) for s in slices]
+        name=path.name, num_bytes=num_bytes, sha256=digest, slices=[(s.name, s.region.start, s.region.stop) for s in slices]
     )
     return record, {
         s.name: ParameterRecord(shape=s.shape, keys=tuple(s.tensors), scalars=dict(s.scalars)) for s in slices
@@ -112,7 +112,7 @@ class _Hashed:
 
 def _write_safetensors(path: Path, slices: Sequence[ParameterSlice]) -> tuple[int, str]:
     """The safetensors format, tensor by tensor: the library's own writer wants all of them in memory, unshared."""
-    tensors = {tensor_key(s.name, s.start, key): tensor for s in slices for key, tensor in s.tensors.items()}
+    tensors = {tensor_key(s.name, s.region.start, key): tensor for s in slices for key, tensor in s.tensors.items()}
     header: dict[str, dict[str, object]] = {}
     at = 0
     for name, tensor in tensors.items():

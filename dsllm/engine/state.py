@@ -19,7 +19,7 @@ from dsllm.engine.build import Engine
 from dsllm.engine.deepspeed_library import TESTED_VERSIONS, deepspeed
 from dsllm.engine.wrappers.swap import forget_moments, in_memory, is_swapped, swapped_tensors
 from dsllm.errors import LaunchError
-from dsllm.slices import MASTER, ParameterSlice, StateReader
+from dsllm.slices import WEIGHTS, ParameterSlice, Region, StateReader, whole
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's tensors per parameter, by torch's names."""
@@ -85,15 +85,15 @@ def owned_slices(engine: Engine) -> Iterator[ParameterSlice]:
             continue
         moments = state.get(piece.owner, {})
         if piece.swapped is None:
-            whole = {MASTER: piece.owner.data} | {key: moments[key] for key in MOMENTS if key in moments}
+            tensors = {WEIGHTS: piece.owner.data} | {key: moments[key] for key in MOMENTS if key in moments}
         else:
-            whole = swapped_tensors(engine.optimizer, piece.swapped, MOMENTS)
+            tensors = swapped_tensors(engine.optimizer, piece.swapped, MOMENTS)
         at = piece.offset + low
         yield ParameterSlice(
             name=piece.name,
             shape=piece.shape,
-            start=piece.start + low,
-            tensors={key: tensor.view(-1)[at : at + high - low] for key, tensor in whole.items()},
+            region=Region(whole(piece.shape), piece.start + low, piece.start + high),
+            tensors={key: tensor.view(-1)[at : at + high - low] for key, tensor in tensors.items()},
             scalars={"step": float(moments["step"])} if "step" in moments else {},
         )
 
@@ -119,14 +119,15 @@ def load_state(engine: Engine, reader: StateReader) -> None:
 
 def _fill(state: Mapping[torch.Tensor, dict[str, torch.Tensor]], piece: _Piece, reader: StateReader) -> None:
     """One piece's masters and moments, from the reader."""
-    inside, stop = slice(piece.offset, piece.offset + piece.count), piece.start + piece.count
-    piece.owner.data.view(-1)[inside].copy_(reader.read(piece.name, MASTER, piece.start, stop))
+    inside = slice(piece.offset, piece.offset + piece.count)
+    region = Region(whole(piece.shape), piece.start, piece.start + piece.count)
+    piece.owner.data.view(-1)[inside].copy_(reader.read(piece.name, WEIGHTS, region))
     if MOMENTS[0] not in reader.keys(piece.name):
         return
     moments = state[piece.owner] or _empty_moments(state, piece.owner)
     moments["step"].fill_(reader.scalars(piece.name)["step"])
     for key in MOMENTS:
-        moments[key].view(-1)[inside].copy_(reader.read(piece.name, key, piece.start, stop))
+        moments[key].view(-1)[inside].copy_(reader.read(piece.name, key, region))
 
 
 @contextlib.contextmanager

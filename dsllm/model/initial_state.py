@@ -6,7 +6,7 @@ from torch import Tensor
 
 from dsllm.config.model import ModelConfig
 from dsllm.model.initial import initial_value
-from dsllm.slices import MASTER, StateReader
+from dsllm.slices import WEIGHTS, Region, StateReader
 
 
 class InitialValues:
@@ -15,14 +15,14 @@ class InitialValues:
     def __init__(self, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], seed: int):
         self.config, self.shapes, self.seed = config, shapes, seed
 
-    def read(self, name: str, key: str, start: int, stop: int) -> Tensor:
-        """The fp32 values [start, stop) of the flattened parameter."""
-        assert key == MASTER, "a new run has no moments"
-        return initial_value(name, self.shapes[name], self.config, self.seed).view(-1)[start:stop]
+    def read(self, name: str, key: str, region: Region) -> Tensor:
+        """The fp32 values of a region of the parameter."""
+        assert key == WEIGHTS, "a new run has no moments"
+        return region.of(initial_value(name, self.shapes[name], self.config, self.seed))
 
     def keys(self, name: str) -> tuple[str, ...]:
         """Weights only: the optimizer starts anew."""
-        return (MASTER,)
+        return (WEIGHTS,)
 
     def scalars(self, name: str) -> Mapping[str, float]:
         """None."""
@@ -35,13 +35,13 @@ class WeightsOnly:
     def __init__(self, inner: StateReader):
         self.inner = inner
 
-    def read(self, name: str, key: str, start: int, stop: int) -> Tensor:
-        """The fp32 values [start, stop) of the flattened parameter."""
-        return self.inner.read(name, key, start, stop)
+    def read(self, name: str, key: str, region: Region) -> Tensor:
+        """The fp32 values of a region of the parameter."""
+        return self.inner.read(name, key, region)
 
     def keys(self, name: str) -> tuple[str, ...]:
         """Weights only."""
-        return (MASTER,)
+        return (WEIGHTS,)
 
     def scalars(self, name: str) -> Mapping[str, float]:
         """None."""

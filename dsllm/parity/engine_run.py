@@ -19,7 +19,7 @@ from dsllm.model.recompute import Recompute
 from dsllm.model.transformer import Transformer, parameter_shapes
 from dsllm.parity.combinations import Combination
 from dsllm.parity.tiny_run import NUM_STEPS, learning_rate, micro_batches, run_of
-from dsllm.slices import MASTER
+from dsllm.slices import WEIGHTS
 
 Piece = tuple[str, int, np.ndarray]
 """Name of a parameter, first element of the range, fp32 values. numpy: a tensor would travel through /dev/shm."""
@@ -48,7 +48,7 @@ def train_on_rank(world: World, combination: Combination, seed: int) -> RankTrai
         norms=[r.gradient_norm for r in results],
         applied=[r.applied for r in results],
         pieces=[
-            (piece.name, piece.start, piece.tensors[MASTER].detach().cpu().numpy()) for piece in owned_slices(engine)
+            (piece.name, piece.region.start, piece.tensors[WEIGHTS].detach().cpu().numpy()) for piece in owned_slices(engine)
         ],
     )
 

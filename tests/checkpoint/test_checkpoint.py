@@ -19,9 +19,14 @@ from dsllm.checkpoint.write import (
     write_slices,
 )
 from dsllm.errors import CheckpointError
-from dsllm.slices import MASTER, ParameterSlice
+from dsllm.slices import WEIGHTS, ParameterSlice, Region, whole
 
 WEIGHT = torch.arange(35, dtype=torch.float32)
+
+
+def region(start: int, stop: int) -> Region:
+    """These elements of the parameter `w`."""
+    return Region(whole((5, 7)), start, stop)
 
 
 def pieces(cuts: list[int]) -> list[ParameterSlice]:
@@ -31,8 +36,8 @@ def pieces(cuts: list[int]) -> list[ParameterSlice]:
         ParameterSlice(
             name="w",
             shape=(5, 7),
-            start=a,
-            tensors={MASTER: WEIGHT[a:b], "exp_avg": WEIGHT[a:b] * 2},
+            region=region(a, b),
+            tensors={WEIGHTS: WEIGHT[a:b], "exp_avg": WEIGHT[a:b] * 2},
             scalars={"step": 4.0},
         )
         for a, b in pairwise(bounds)
@@ -61,22 +66,22 @@ def test_any_range_can_be_read(tmp_path):
     reader = CheckpointReader(save(tmp_path))
     for start in range(35):
         for stop in range(start + 1, 36):
-            assert torch.equal(reader.read("w", MASTER, start, stop), WEIGHT[start:stop])
+            assert torch.equal(reader.read("w", WEIGHTS, region(start, stop)), WEIGHT[start:stop])
     assert torch.equal(reader.read_whole("w"), WEIGHT.view(5, 7))
-    assert torch.equal(reader.read("w", "exp_avg", 2, 30), 2 * WEIGHT[2:30])
-    assert reader.keys("w") == (MASTER, "exp_avg") and reader.scalars("w") == {"step": 4.0} and reader.step == 4
+    assert torch.equal(reader.read("w", "exp_avg", region(2, 30)), 2 * WEIGHT[2:30])
+    assert reader.keys("w") == (WEIGHTS, "exp_avg") and reader.scalars("w") == {"step": 4.0} and reader.step == 4
 
 
 def test_the_files_are_plain_safetensors(tmp_path):
     with safe_open(save(tmp_path) / "slices-00001.safetensors", framework="pt") as file:
-        assert set(file.keys()) == {"w@3/master", "w@3/exp_avg"}
-        assert torch.equal(file.get_tensor("w@3/master"), WEIGHT[3:20])
+        assert set(file.keys()) == {"w@3/weights", "w@3/exp_avg"}
+        assert torch.equal(file.get_tensor("w@3/weights"), WEIGHT[3:20])
 
 
 def test_unknown_parameters_and_gaps_are_named(tmp_path):
     folder = save(tmp_path)
     with pytest.raises(CheckpointError, match="has no parameter v"):
-        CheckpointReader(folder).read("v", MASTER, 0, 1)
+        CheckpointReader(folder).read("v", WEIGHTS, region(0, 1))
     raw = json.loads((folder / "manifest.json").read_text())
     raw["files"] = raw["files"][:2]
     (folder / "manifest.json").write_text(json.dumps(raw))

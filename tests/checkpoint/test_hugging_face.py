@@ -17,6 +17,7 @@ from dsllm.checkpoint.hugging_face_export import Export, export_hugging_face
 from dsllm.config.model import ModelConfig
 from dsllm.errors import CheckpointError
 from dsllm.evaluate.load import load_model, open_saved
+from dsllm.slices import WEIGHTS, Region, whole
 from tests.helpers.models import CONTEXT, GPT2, LLAMA, NEOX, SHAPES, WeightsOf, random_model, tokens_for
 
 # Both sides compute in fp32 and differ by the order of sums only, about 4e-7 of the largest logit. A norm's epsilon of
@@ -89,9 +90,10 @@ def test_any_range_is_read_even_past_the_last_token_id(tmp_path: Path):
     model = random_model(GPT2)
     reader = HuggingFaceReader(export(model, tmp_path / "hf"))
     for name in ("embed.weight", "layers.1.attention.k.weight", "layers.0.mlp.up.weight", "norm.bias"):
-        whole = WeightsOf(model).weights[name].reshape(-1)
-        for start, stop in ((0, 1), (5, 48), (17, len(whole) - 3), (len(whole) - 2, len(whole))):
-            assert torch.equal(reader.read(name, "master", start, stop), whole[start:stop])
+        values = WeightsOf(model).weights[name].reshape(-1)
+        for start, stop in ((0, 1), (5, 48), (17, len(values) - 3), (len(values) - 2, len(values))):
+            region = Region(whole(reader.shape(name)), start, stop)
+            assert torch.equal(reader.read(name, WEIGHTS, region), values[start:stop])
 
 
 def test_padding_rows_are_not_exported(tmp_path: Path):
@@ -145,10 +147,10 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path):
 
 def test_an_export_that_fails_leaves_nothing(tmp_path: Path):
     class Failing(WeightsOf):
-        def read(self, name: str, key: str, start: int, stop: int) -> torch.Tensor:
+        def read(self, name: str, key: str, region: Region) -> torch.Tensor:
             if name == "norm.weight":
                 raise OSError(28, "No space left on device")
-            return super().read(name, key, start, stop)
+            return super().read(name, key, region)
 
     settings = Export(config=LLAMA, context_length=CONTEXT, end_of_text_id=3)
     with pytest.raises(CheckpointError, match="No space left"):

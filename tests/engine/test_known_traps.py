@@ -17,7 +17,7 @@ from dsllm.engine.settings.final_config import Layout, final_config
 from dsllm.engine.state import load_state, owned_slices
 from dsllm.engine.step import set_learning_rate, take_step
 from dsllm.errors import ConfigError
-from dsllm.slices import MASTER
+from dsllm.slices import WEIGHTS, Region
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import InitialValues, micro_batches, parameter_shapes, tiny_engine, tiny_run
 
@@ -44,12 +44,12 @@ def no_step_taken(world: World) -> bool:
     """Moments right after the start, and the masters after a step with learning rate 0 and weight decay."""
     config = tiny_run(precision="bf16")
     engine = tiny_engine(world, config, 0)
-    assert all(not piece.scalars and set(piece.tensors) == {MASTER} for piece in owned_slices(engine))
+    assert all(not piece.scalars and set(piece.tensors) == {WEIGHTS} for piece in owned_slices(engine))
     first = InitialValues(config, parameter_shapes())
     exact = True
     for piece in owned_slices(engine):
-        master = piece.tensors[MASTER]
-        exact &= torch.equal(master, first.read(piece.name, MASTER, piece.start, piece.start + master.numel()))
+        master = piece.tensors[WEIGHTS]
+        exact &= torch.equal(master, first.read(piece.name, WEIGHTS, piece.region))
     take_step(engine, micro_batches(config, 0, world.rank, world.size), seed=0)
     return exact and all(piece.scalars == {"step": 1.0} for piece in owned_slices(engine))
 
@@ -64,10 +64,11 @@ class Saved:
     def __init__(self, slices):
         self.slices = {piece.name: piece for piece in slices}
 
-    def read(self, name: str, key: str, start: int, stop: int) -> torch.Tensor:
+    def read(self, name: str, key: str, region: Region) -> torch.Tensor:
         """See StateReader."""
         piece = self.slices[name]
-        return piece.tensors[key][start - piece.start : stop - piece.start].clone()
+        start = piece.region.start
+        return piece.tensors[key][region.start - start : region.stop - start].clone()
 
     def keys(self, name: str) -> tuple[str, ...]:
         """See StateReader."""
@@ -140,7 +141,7 @@ def poisoned_fp32(world: World) -> tuple[float, float, bool, bool]:
     bad = take_step(engine, micro_batches(config, 1, world.rank, world.size), seed=1)
     if world.rank == 1:
         parameter.data.copy_(kept)
-    finite = all(bool(torch.isfinite(piece.tensors[MASTER]).all()) for piece in owned_slices(engine))
+    finite = all(bool(torch.isfinite(piece.tensors[WEIGHTS]).all()) for piece in owned_slices(engine))
     return good.gradient_norm, bad.gradient_norm, bad.applied, finite
 
 
@@ -169,10 +170,10 @@ def updates_taken(world: World, accumulation: int) -> list[tuple[int, float, boo
     for stage in STAGES:
         engine, moved = tiny_engine(world, config, stage), True
         for step in range(3):
-            before = [piece.tensors[MASTER].clone() for piece in owned_slices(engine)]
+            before = [piece.tensors[WEIGHTS].clone() for piece in owned_slices(engine)]
             set_learning_rate(engine, 1e-3)
             take_step(engine, micro_batches(config, step, world.rank, world.size), seed=step)
-            after = [piece.tensors[MASTER] for piece in owned_slices(engine)]
+            after = [piece.tensors[WEIGHTS] for piece in owned_slices(engine)]
             moved &= any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
         (taken,) = {piece.scalars["step"] for piece in owned_slices(engine)}
         found.append((engine.deepspeed.global_steps, taken, moved))
@@ -194,8 +195,8 @@ def types_at_stage_3(world: World) -> list[tuple[set, set, bool]]:
         accelerator = type(deepspeed.accelerator.get_accelerator())
         accelerator.is_fp16_supported = lambda self, answer=supported: answer
         engine = tiny_engine(world, config, 3)
-        pieces = [(piece, piece.tensors[MASTER]) for piece in owned_slices(engine)]
-        exact = all(torch.equal(m, first.read(p.name, MASTER, p.start, p.start + m.numel())) for p, m in pieces)
+        pieces = [(piece, piece.tensors[WEIGHTS]) for piece in owned_slices(engine)]
+        exact = all(torch.equal(m, first.read(p.name, WEIGHTS, p.region)) for p, m in pieces)
         found.append(({p.dtype for p in engine.module.parameters()}, {m.dtype for _, m in pieces}, exact))
     return found
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from dsllm.config.model import ModelConfig, RopeScaling
 from dsllm.model.initial import fill_initial
 from dsllm.model.transformer import Transformer
+from dsllm.slices import Region
 
 CONTEXT = 64
 
@@ -83,6 +84,6 @@ class WeightsOf:
         """Shape of a parameter."""
         return tuple(self.weights[name].shape)
 
-    def read(self, name: str, key: str, start: int, stop: int) -> Tensor:
-        """The values [start, stop) of the flattened parameter."""
-        return self.weights[name].reshape(-1)[start:stop]
+    def read(self, name: str, key: str, region: Region) -> Tensor:
+        """The values of a region of the parameter."""
+        return region.of(self.weights[name])

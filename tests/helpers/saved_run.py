@@ -10,7 +10,7 @@ from dsllm.config.load import run_to_dict
 from dsllm.config.model import ModelConfig
 from dsllm.config.run import RunConfig, RunSection
 from dsllm.model.transformer import Transformer
-from dsllm.slices import MASTER, ParameterSlice
+from dsllm.slices import WEIGHTS, ParameterSlice, Region, whole
 from tests.helpers.models import CONTEXT, random_model
 from tests.helpers.preparing import golden_run, prepared
 
@@ -36,7 +36,12 @@ def save_run(config: RunConfig, precision: str = "fp32") -> tuple[Path, Transfor
     directory = Path(config.run.directory)
     aside = start_checkpoint(directory / CHECKPOINTS, STEP)
     slices = [
-        ParameterSlice(name=name, shape=tuple(p.shape), start=0, tensors={MASTER: p.detach().reshape(-1)})
+        ParameterSlice(
+            name=name,
+            shape=tuple(p.shape),
+            region=Region(whole(tuple(p.shape)), 0, p.numel()),
+            tensors={WEIGHTS: p.detach().reshape(-1)},
+        )
         for name, p in model.named_parameters()
     ]
     record, parameters = write_slices(aside, 0, slices)

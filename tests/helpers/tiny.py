@@ -18,7 +18,7 @@ from dsllm.engine.state import load_state
 from dsllm.model.initial import decay_groups, initial_value
 from dsllm.model.recompute import Recompute
 from dsllm.model.transformer import Transformer
-from dsllm.slices import MASTER
+from dsllm.slices import WEIGHTS, Region
 
 SEQUENCE_LENGTH = 16
 GLOBAL_BATCH = 8
@@ -86,13 +86,13 @@ class InitialValues:
     def __init__(self, config: RunConfig, shapes: dict[str, tuple[int, ...]]):
         self.config, self.shapes = config, shapes
 
-    def read(self, name: str, key: str, start: int, stop: int) -> torch.Tensor:
+    def read(self, name: str, key: str, region: Region) -> torch.Tensor:
         """See StateReader."""
-        return initial_value(name, self.shapes[name], self.config.model, self.config.run.seed).view(-1)[start:stop]
+        return region.of(initial_value(name, self.shapes[name], self.config.model, self.config.run.seed))
 
     def keys(self, name: str) -> tuple[str, ...]:
         """See StateReader."""
-        return (MASTER,)
+        return (WEIGHTS,)
 
     def scalars(self, name: str) -> dict[str, float]:
         """See StateReader."""

@@ -17,7 +17,7 @@ from dsllm.config.train import CheckpointConfig
 from dsllm.engine.processes.process_group import World
 from dsllm.engine.state import owned_slices
 from dsllm.engine.step import take_step
-from dsllm.slices import MASTER
+from dsllm.slices import WEIGHTS, Region, whole
 from dsllm.train.progress import Progress
 from dsllm.train.saving import RunRecord, restore, save_checkpoint
 from tests.helpers.ranks import run_ranks
@@ -72,7 +72,7 @@ def load_under_each_layout(world: World, config: RunConfig, folder: Path, layout
         for piece in owned_slices(engine):
             assert piece.scalars == {"step": STEPS_BEFORE}
             for key, tensor in piece.tensors.items():
-                assert torch.equal(tensor, reader.read(piece.name, key, piece.start, piece.stop)), (
+                assert torch.equal(tensor, reader.read(piece.name, key, piece.region)), (
                     name,
                     piece.name,
                     key,
@@ -146,7 +146,7 @@ def test_every_layout_saves_the_same_state(saved):
 def test_moments_are_saved(saved):
     reader = CheckpointReader(saved(2, "3-offload")[0])
     name = "layers.0.mlp.up.weight"
-    assert reader.keys(name) == (MASTER, "exp_avg", "exp_avg_sq")
-    size = reader.read_whole(name).numel()
-    assert reader.read(name, "exp_avg", 0, size).abs().max() > 0
-    assert reader.read(name, "exp_avg_sq", 0, size).min() >= 0
+    assert reader.keys(name) == (WEIGHTS, "exp_avg", "exp_avg_sq")
+    region = Region(whole(reader.shape(name)), 0, reader.read_whole(name).numel())
+    assert reader.read(name, "exp_avg", region).abs().max() > 0
+    assert reader.read(name, "exp_avg_sq", region).min() >= 0

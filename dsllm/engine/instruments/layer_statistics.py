@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dsllm.engine.build import Engine
 from dsllm.engine.deepspeed_library import deepspeed
 from dsllm.engine.state import owned_slices
-from dsllm.slices import MASTER
+from dsllm.slices import WEIGHTS
 
 
 @dataclass
@@ -74,7 +74,7 @@ class LayerStatistics:
             norm = torch.linalg.vector_norm(gradient, dtype=torch.float64)
             squares[_layer_of(name)] += (float(norm) / loss_scale) ** 2
         self._gradient_squares = dict(squares)
-        self._masters = [piece.tensors[MASTER].clone() for piece in owned_slices(self._engine)]
+        self._masters = [piece.tensors[WEIGHTS].clone() for piece in owned_slices(self._engine)]
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per layer, in the model's order; the same on all ranks; a collective call, after the step.
@@ -122,7 +122,7 @@ class LayerStatistics:
         """Sums of squares per layer: (weights after, weights before), and their difference."""
         sums = {name: [0.0, 0.0, 0.0] for name in names}
         for piece, before in zip(owned_slices(self._engine), self._masters, strict=True):
-            after = piece.tensors[MASTER]
+            after = piece.tensors[WEIGHTS]
             for i, tensor in enumerate((after, before, after - before)):
                 sums[_layer_of(piece.name)][i] += float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
         flat = self._engine.world.sum([value for name in names for value in sums[name]])

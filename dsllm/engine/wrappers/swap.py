@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dsllm.slices import MASTER
+from dsllm.slices import WEIGHTS
 
 
 def is_swapped(optimizer: Any, group: int) -> bool:
@@ -19,14 +19,14 @@ def is_swapped(optimizer: Any, group: int) -> bool:
 
 
 def swapped_tensors(optimizer: Any, group: int, keys: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    """A swapped sub-group's fp32 weights, as MASTER, and its moments `keys` as far as they exist: 1-d views of the files.
+    """A swapped sub-group's fp32 weights, as WEIGHTS, and its moments `keys` as far as they exist: 1-d views of the files.
 
     Nothing is read until a view is; a view shows the file's content until the next step.
     """
     owner = optimizer.fp32_partitioned_groups_flat[group]
     info = optimizer.optimizer_swapper.swap_params_info[owner.ds_id]
     state = optimizer.optimizer.state.get(owner, {})
-    wanted = {MASTER: owner} | {key: state[key] for key in keys if key in state}
+    wanted = {WEIGHTS: owner} | {key: state[key] for key in keys if key in state}
     found = {}
     for key, tensor in wanted.items():
         (context,) = (c for c in info.tensors if c.compute_tensor is tensor)

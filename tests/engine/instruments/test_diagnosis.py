@@ -10,6 +10,7 @@ from dsllm.engine.instruments.diagnosis import NotFinite, find_not_finite
 from dsllm.engine.processes.process_group import World
 from dsllm.engine.state import owned_slices
 from dsllm.engine.step import take_step
+from dsllm.slices import Region
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import InitialValues, micro_batches, parameter_shapes, tiny_engine, tiny_run
 
@@ -31,12 +32,12 @@ class Planted(InitialValues):
         super().__init__(tiny_run(), parameter_shapes())
         self.factors = factors
 
-    def read(self, name: str, key: str, start: int, stop: int) -> torch.Tensor:
+    def read(self, name: str, key: str, region: Region) -> torch.Tensor:
         """See StateReader."""
-        values = (super().read(name, key, start, stop).double() * self.factors.get(name, 1)).float()
+        values = (super().read(name, key, region).double() * self.factors.get(name, 1)).float()
         if name == "embed.weight":
             width = self.shapes[name][1]
-            values[max(0, BROKEN_ROW * width - start) :] = math.nan
+            values[max(0, BROKEN_ROW * width - region.start) :] = math.nan
         return values
 
 

@@ -7,7 +7,7 @@ from dsllm.engine.deepspeed_library import deepspeed
 from dsllm.engine.processes.process_group import World
 from dsllm.engine.state import owned_slices
 from dsllm.engine.step import set_learning_rate, take_step
-from dsllm.slices import MASTER
+from dsllm.slices import WEIGHTS
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import micro_batches, tiny_engine, tiny_run
 
@@ -21,7 +21,7 @@ def shared(world: World) -> list[bool]:
         weights = optimizer.fp16_partitioned_groups_flat if stage == 3 else optimizer.bit16_groups_flat
         owned = {tensor.untyped_storage().data_ptr() for tensor in weights}
         for step in range(2):
-            masters = {piece.tensors[MASTER].untyped_storage().data_ptr() for piece in owned_slices(engine)}
+            masters = {piece.tensors[WEIGHTS].untyped_storage().data_ptr() for piece in owned_slices(engine)}
             found.append(masters <= owned)
             set_learning_rate(engine, 1e-3)
             take_step(engine, micro_batches(config, step, world.rank, world.size), seed=step)
