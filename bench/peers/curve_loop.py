@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.peers.dsllm_engine import Batch, build
+from bench.peers.dsllm_engine import build
 from bench.peers.models import PlainModel, copy_weights
 from bench.workloads import Workload
+from dsllm.batches import MicroBatch
+from dsllm.engine.optimizers import set_learning_rate
 from dsllm.engine.processes.device import set_up_process
 from dsllm.engine.processes.process_group import process_group
 from dsllm.engine.processes.ranks import discover_ranks
-from dsllm.engine.step import set_learning_rate, take_step
-from dsllm.model.initial import decay_groups
+from dsllm.engine.step import take_step
+from dsllm.objectives import TokenLoss
 
 SHAPE = Workload(
     num_layers=3,
@@ -63,13 +65,15 @@ def dsllm_path(seed: int) -> Iterator[tuple[Step, Measure]]:
     """The product's engine and step."""
     set_up_process(1)
     with process_group(discover_ranks(), torch.device("cpu")) as world:
-        engine = build(SHAPE, world, 0, torch.bfloat16, seed)
+        engine = build(SHAPE, world, 0, "fp32_compute_bf16", seed)
 
         def step(tokens: torch.Tensor, learning_rate: float) -> float:
-            set_learning_rate(engine, learning_rate)
-            return take_step(engine, [Batch(tokens[:, :-1], tokens[:, 1:])], seed=0).loss
+            set_learning_rate(engine.optimizer, learning_rate)
+            return take_step(
+                engine, [MicroBatch(inputs=tokens[:, :-1], targets=tokens[:, 1:])], TokenLoss(), seed=0
+            ).loss
 
-        yield step, lambda tokens: engine.module(tokens[:, :-1], tokens[:, 1:]).mean().item()
+        yield step, lambda tokens: engine.module(tokens[:, :-1], tokens[:, 1:]).losses.mean().item()
 
 
 @contextlib.contextmanager
@@ -81,7 +85,8 @@ def plain_path(seed: int, autocast: bool) -> Iterator[tuple[Step, Measure]]:
     model = PlainModel(SHAPE)
     copy_weights(model, start)
     parameters = dict(model.named_parameters())
-    decayed, free = ([parameters[name] for name in names] for names in decay_groups(model))
+    decayed = [p for p in parameters.values() if p.ndim > 1]
+    free = [p for p in parameters.values() if p.ndim == 1]
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": 0.1}, {"params": free, "weight_decay": 0.0}], betas=(0.9, 0.95), fused=True
     )

@@ -103,7 +103,7 @@ class MeanLoss(nn.Module):
         self.model = model
 
     def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return self.model(tokens, targets).mean()
+        return self.model(tokens, targets).losses.mean()
 
 
 def dsllm_model(shape: Workload, seed: int = 1234) -> nn.Module:

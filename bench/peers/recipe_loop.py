@@ -11,13 +11,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.peers.common import announce, batches, command_line, device
-from bench.peers.dsllm_engine import Batch, build
+from bench.peers.dsllm_engine import build
 from bench.workloads import WORKLOADS
+from dsllm.batches import MicroBatch
+from dsllm.config.train import Precision
 from dsllm.engine.processes.device import set_up_process
 from dsllm.engine.processes.process_group import process_group
 from dsllm.engine.processes.ranks import discover_ranks
 from dsllm.engine.step import take_step
 from dsllm.model import transformer
+from dsllm.objectives import TokenLoss
 
 
 def replace(name: str, make: Callable[[Any], Any]) -> None:
@@ -83,15 +86,20 @@ def main() -> None:
     ranks = discover_ranks()
     if "allocator" not in without:
         set_up_process(ranks.local_size)
-    dtype = None if "precision" in without else torch.bfloat16
+    precision: Precision = "fp32" if "precision" in without else "fp32_compute_bf16"
     zero = {"reduce_scatter": True} if options.reduce_scatter else {}
     with process_group(ranks, device()) as world, contextlib.suppress(KeyboardInterrupt):
-        engine = build(shape, world, options.zero, dtype, **zero)
+        engine = build(shape, world, options.zero, precision, **zero)
         for group in engine.optimizer.param_groups:
             group["fused"] = "optimizer" not in without
             group["foreach"] = None if group["fused"] else False
         for step, tokens in enumerate(itertools.cycle(batches(shape)), start=1):
-            announce(step, take_step(engine, [Batch(tokens[:, :-1], tokens[:, 1:])], seed=step).loss)
+            announce(
+                step,
+                take_step(
+                    engine, [MicroBatch(inputs=tokens[:, :-1], targets=tokens[:, 1:])], TokenLoss(), seed=step
+                ).loss,
+            )
 
 
 if __name__ == "__main__":

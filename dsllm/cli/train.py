@@ -1,47 +1,109 @@
-"""dsllm train, and launch/pretrain.py: checks the run and its data before anything is started, then trains."""
+"""dsllm train, and launch/pretrain.py: checks the run and its data, opens the session, and hands it to the loop."""
 
 import argparse
-import dataclasses
-import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from dsllm.cli.terminal import Terminal
-from dsllm.config.load import load_run
-from dsllm.config.run import RunConfig
-from dsllm.data.manifest import (
-    Manifest,
-    check_shards,
-    check_tokenizer,
-    hash_of,
-    load_manifest,
-    settings_of,
-    wait_for_manifest,
-)
-from dsllm.engine.processes.ranks import Ranks, discover_ranks
-from dsllm.engine.settings.final_config import gradient_accumulation, read_deepspeed_json
-from dsllm.errors import ConfigError, DataError
+from dsllm.cli.output import add_json_option, json_report
+from dsllm.cli.words import add_run_words, parse_run_words
 
-PREPARE_SECONDS = 7 * 24 * 3600
-"""How long the other ranks wait for rank 0 to prepare the data; a launcher ends them sooner if it fails."""
+if TYPE_CHECKING:
+    from dsllm.config.run import RunConfig
+    from dsllm.engine.build import Engine
+    from dsllm.engine.processes.ranks import Ranks
+    from dsllm.session.open import Session
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`dsllm train [CONFIG] [key=value ...] [--dry-run | --profile [FIRST:LAST]]`; exit code 0: trained, 75: interrupted."""
+    """`dsllm train [RUN.yaml] [key=value ...] [--dry-run | --profile [FIRST:LAST]]`; exit code 0: trained, 75: interrupted.
+
+    Raises:
+        DsllmError: the run, its data, this machine or the ranks of the job do not fit together; or the run failed.
+    """
     options = _parse(arguments)
-    config = load_run(options.config, options.overrides)
-    given = read_deepspeed_json(config.deepspeed, beside=options.config and Path(options.config).parent)
-    ranks = discover_ranks()
-    if options.dry_run:
-        # torch and DeepSpeed take seconds to import, and are not needed to look at a run
-        return int(
-            importlib.import_module("dsllm.cli.dry_run").show(config, given, options.world_size or ranks.world_size)
-        )
-    gradient_accumulation(config, ranks.world_size)
+    from dsllm.config.load import load_run
+    from dsllm.engine.processes.ranks import discover_ranks
+    from dsllm.engine.settings.json_file import read_deepspeed_json
+
+    words = parse_run_words(options.words, *([options.config] if options.config else []))
+    config, ranks = load_run(words.file, words.overrides), discover_ranks()
+    given = read_deepspeed_json(config.deepspeed, beside=Path(words.file).parent if words.file else None)
+    with json_report(options.json, writes=ranks.rank == 0) as write_json:
+        if options.dry_run:
+            from dsllm.cli.dry_run import show
+
+            write_json(show(config, given, options.world_size or ranks.world_size))
+            return 0
+        code = _train(config, given, ranks, options.profile)
+        if ranks.rank == 0:
+            write_json(_result(config, code))
+    return code
+
+
+def _train(config: "RunConfig", given: Mapping[str, Any], ranks: "Ranks", profile_steps: str | None) -> int:
+    """Prepare the data if need be, open the run's session, and train; the exit code."""
+    from dsllm.cli.prepared_data import prepared_data, with_vocabulary
+    from dsllm.cli.terminal import Terminal
+    from dsllm.engine.settings.final_config import gradient_accumulation
+    from dsllm.mesh import make_mesh
+    from dsllm.session.open import FinishedRun, open_session
+    from dsllm.train.loop import train
+    from dsllm.train.profile import check_profile_steps
+
+    # before data is prepared, which may take hours
+    gradient_accumulation(config, make_mesh(config.parallel, ranks.world_size).data)
     manifest = prepared_data(config, ranks)
-    config = with_vocabulary(config, manifest)
-    return int(importlib.import_module("dsllm.cli.training").run(config, given, manifest, ranks, options.profile))
+    config, report = with_vocabulary(config, manifest), Terminal(speaks=ranks.rank == 0)
+    check = check_profile_steps(profile_steps, config.num_steps)
+    with open_session(config, given, manifest, ranks, report, check) as session:
+        if isinstance(session, FinishedRun):
+            report(f"{session.directory} is finished: {session.progress.tokens:,} tokens. Raise train.total_tokens to continue")
+            return 0
+        return train(session, _validation(session), profile_steps)
+
+
+def _validation(session: "Session") -> Callable[["Engine"], Mapping[str, float]]:
+    """The held-out loss as the loop asks for it."""
+    from dsllm.data.validation import ValidationBatches
+    from dsllm.evaluate.perplexity import validation_loss
+
+    config, world = session.config, session.world
+    if not any(source.validation for source in session.manifest.sources):
+        return lambda engine: {}
+    held_out = ValidationBatches(
+        Path(config.data.directory or ""),
+        session.manifest,
+        sequence_length=config.data.sequence_length,
+        micro_batch_sequences=config.train.micro_batch_sequences,
+        data_rank=world.data_rank,
+        data_size=world.data_size,
+        max_sequences=config.train.validation_sequences or None,
+        document_mask=config.data.document_mask,
+    )
+
+    def validate(engine: "Engine") -> Mapping[str, float]:
+        engine.deepspeed.eval()
+        try:
+            result = validation_loss(engine.deepspeed, held_out, world.device, world.sum)
+        finally:
+            engine.deepspeed.train()
+        measured = {"validation_loss": result.loss}
+        if result.bits_per_byte is not None:
+            measured["validation_bits_per_byte"] = result.bits_per_byte
+        return measured
+
+    return validate
+
+
+def _result(config: "RunConfig", code: int) -> dict[str, Any]:
+    """What --json gets: the exit code, and what status.json says."""
+    from dsllm.run_directory import read_status
+
+    status = read_status(Path(config.run.directory))
+    kept = ("state", "step", "tokens", "attempt")
+    return {"exit_code": code, "run_directory": config.run.directory} | {k: status[k] for k in kept if k in status}
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -49,10 +111,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         prog="dsllm train",
         description="Pretrain a model. Under a launcher: deepspeed launch/pretrain.py --config CONFIG ...",
     )
-    parser.add_argument(
-        "words", nargs="*", metavar="CONFIG | key=value", help="the run's YAML file, and fields to change in it"
-    )
-    parser.add_argument("--config", help="the run's YAML file; nothing: the embedded recipe")
+    add_run_words(parser)
+    parser.add_argument("--config", help="the run's YAML file; default: the embedded recipe")
     parser.add_argument("--dry-run", action="store_true", help="show the resolved run, memory and steps; start nothing")
     parser.add_argument("--world-size", type=int, help="with --dry-run: number of ranks to show it for")
     parser.add_argument(
@@ -60,66 +120,15 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         nargs="?",
         const="",
         metavar="FIRST:LAST",
-        help="trace these steps of the run into RUN/profile/ and say what took longest; nothing: three after a warm-up",
+        help="trace these steps into RUN/profile/ and list what took longest; without a value: three after a warm-up",
     )
-    parser.add_argument(
-        "--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS
-    )  # deepspeed's launcher adds it
+    add_json_option(parser, "the exit code, the run's state, its steps and tokens (with --dry-run: what is shown)")
+    # deepspeed's launcher adds it
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     options = parser.parse_intermixed_args(list(arguments))
     if options.profile and options.profile.strip("0123456789:"):  # the word after a bare --profile is another argument
         options.words, options.profile = [options.profile, *options.words], ""
-    options.overrides = [word for word in options.words if "=" in word]
-    files = [word for word in options.words if "=" not in word] + ([options.config] if options.config else [])
-    if len(files) > 1:
-        raise ConfigError(f"one config file at a time, but there are {len(files)}: {', '.join(files)}")
-    options.config = files[0] if files else None
     return options
-
-
-def prepared_data(config: RunConfig, ranks: Ranks) -> Manifest:
-    """The manifest of the run's token shards; data that is not prepared yet is prepared by rank 0, the others wait.
-
-    Raises:
-        DataError: prepared from other settings, or something is wrong with the shards or the tokenizer.
-    """
-    directory, settings = Path(config.data.directory or ""), settings_of(config)
-    if (directory / "manifest.json").is_file():
-        manifest = load_manifest(directory)
-        if manifest.settings_sha256 != hash_of(settings):
-            raise DataError(
-                f"data.directory {directory}: was prepared from other settings: {_difference(manifest.settings, settings)}; "
-                "take the change back, set another data.directory, or run `dsllm prepare CONFIG --force`"
-            )
-    elif ranks.rank == 0:
-        tell = Terminal()
-        tell(f"{directory} is not prepared yet: preparing it now")
-        prepare = importlib.import_module("dsllm.prepare.pipeline").prepare
-        manifest = prepare(config, directory, tell)
-    else:
-        manifest = wait_for_manifest(directory, settings, PREPARE_SECONDS)
-    check_shards(directory, manifest)
-    check_tokenizer(directory, manifest)
-    return manifest
-
-
-def _difference(saved: dict, asked: dict) -> str:
-    keys = [key for key in asked if saved.get(key) != asked[key]]
-    return "; ".join(f"{key} was {saved.get(key)!r}, now {asked[key]!r}" for key in keys)
-
-
-def with_vocabulary(config: RunConfig, manifest: Manifest) -> RunConfig:
-    """The run with model.vocab_size resolved.
-
-    Raises:
-        ConfigError: the tokenizer has more ids than the model.
-    """
-    needed, asked = manifest.tokenizer.vocab_size, config.model.vocab_size
-    if asked is not None and asked < needed:
-        raise ConfigError(
-            f"model.vocab_size {asked} is smaller than the {needed} ids of the tokenizer in {config.data.directory}: "
-            "leave it out, or make it at least as large"
-        )
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=asked or needed))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from dsllm.config.data import DataConfig, TokenizerConfig
 from dsllm.config.fields import FORBID_UNKNOWN_KEYS, changeable
 from dsllm.config.model import ModelConfig
+from dsllm.config.parallel import ParallelConfig
 from dsllm.config.train import CheckpointConfig, LogConfig, TrainConfig
 
 
@@ -33,6 +34,7 @@ class RunConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     log: LogConfig = field(default_factory=LogConfig)
     deepspeed: str = changeable("ds_configs/zero1.json")

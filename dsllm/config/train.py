@@ -4,29 +4,12 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from dsllm.config.fields import FORBID_UNKNOWN_KEYS, changeable
+from dsllm.config.optimizer import AdamWConfig, OptimizerConfig
 
 Precision = Literal["fp32", "fp32_compute_bf16", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 ActivationCheckpointing = Literal["none", "full", "attention", "mlp"] | int
 Kernels = Literal["torch", "liger"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """AdamW (Loshchilov and Hutter 2019), decay on matrices only."""
-
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
-
-    learning_rate: float = 3e-4
-    """Peak learning rate."""
-    beta1: float = 0.9
-    """Decay of the first moment, per step."""
-    beta2: float = 0.95
-    """Decay of the second moment, per step."""
-    epsilon: float = 1e-8
-    """Added to the root of the second moment."""
-    weight_decay: float = 0.1
-    """Decoupled decay of matrices, as a share of the learning rate per step; norms and biases are not decayed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +77,7 @@ class TrainConfig:
     """Compile each layer with torch.compile; the first step takes longer, so it pays in long runs only."""
     kernels: Kernels = changeable("torch")
     """Norms and MLP by torch's kernels, or by Liger's (Triton; GPUs only, needs the extra `gpu`)."""
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    optimizer: OptimizerConfig = field(default_factory=AdamWConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss_scale: LossScaleConfig = field(default_factory=LossScaleConfig)
     timeout_minutes: float = changeable(30.0)

@@ -82,7 +82,7 @@ def examine_together(ranks: Ranks, alone: Alone, request: Request, tell: Tell) -
     device = choose_device(ranks.local_rank)
     tell(f"waiting for {ranks.world_size} ranks")
     with (
-        process_group(ranks, device, request.timeout) as world,
+        process_group(ranks, device, timeout=request.timeout) as world,
         lost_ranks_named(world, "--timeout-minutes", "look at that rank's host first"),
     ):
         return examine(world, alone, request, tell)

@@ -1,22 +1,24 @@
-"""Builds the engine: a model, the final DeepSpeed config and an optimizer become something that takes steps."""
+"""Builds the engine: a model, its parameter table, the run's optimizer and the final DeepSpeed config join into one value."""
 
 import contextlib
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from dsllm.config.train import OptimizerConfig, Precision, TrainConfig
+from dsllm.config.train import Precision, TrainConfig
 from dsllm.engine.deepspeed_library import deepspeed
+from dsllm.engine.optimizers import make_optimizer
 from dsllm.engine.processes.communication_threads import without_teams
 from dsllm.engine.processes.device import parameter_dtype
 from dsllm.engine.processes.process_group import World, bound_all_groups
-from dsllm.engine.wrappers.loss_scale import grow_after_step, stay_at_minimum
-from dsllm.engine.wrappers.shared_masters import add_up_in_place, share_weights
-from dsllm.engine.wrappers.skipped_step import let_go_of_skipped_gradients
+from dsllm.engine.settings.offload import offload_devices
+from dsllm.engine.wrappers.registry import wrapper_of
+from dsllm.engine.wrappers.wrapper import Wrapper
+from dsllm.parameters import ParameterTable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +27,10 @@ class Engine:
 
     deepspeed: Any
     """The DeepSpeedEngine."""
+    wrapper: Wrapper
+    """What knows DeepSpeed's wrapper of the optimizer."""
     world: World
+    table: ParameterTable
     precision: Precision
     stage: int
     """ZeRO stage."""
@@ -39,89 +44,81 @@ class Engine:
 
     @property
     def optimizer(self) -> Any:
-        """DeepSpeed's wrapper of the optimizer; torch's AdamW itself in fp32 at ZeRO stage 0."""
+        """DeepSpeed's wrapper of the optimizer; the optimizer itself in fp32 at ZeRO-0."""
         return self.deepspeed.optimizer
 
     @property
-    def wraps_nothing(self) -> bool:
-        """True where DeepSpeed hands the step straight to AdamW, and checks neither norm nor finiteness."""
-        return self.stage == 0 and self.precision in ("fp32", "fp32_compute_bf16")
+    def loss_scale(self) -> float:
+        """Factor on the loss during backward; 1 except in fp16."""
+        return float(self.optimizer.loss_scale) if self.precision == "fp16" else 1.0
 
 
 def build_engine(
     make_model: Callable[[], nn.Module],
-    decay_groups: Callable[[nn.Module], tuple[list[str], list[str]]],
+    table: ParameterTable,
     train: TrainConfig,
     precision: Precision,
     config: Mapping[str, Any],
     world: World,
 ) -> Engine:
-    """Model -> DeepSpeed engine. The weights are whatever memory held: `load_state` gives them their values.
+    """Build the engine with uninitialised weights: `load_state` gives them their values.
 
     Args:
-        make_model: builds the module with uninitialised fp32 parameters; called once, inside ZeRO-3's partitioning.
-        decay_groups: names of the parameters that weight decay applies to, and of the others.
-        train: for its optimizer and its clipping.
-        precision: the run's, with auto resolved.
-        config: the final DeepSpeed config.
+        make_model: builds the module with uninitialised parameters in torch's default dtype and device; called once
+        table: the model's parameters; those that are not trainable are frozen
+        train: for its optimizer and its clipping
+        precision: the run's, with auto resolved
+        config: the final DeepSpeed config
+
+    Raises:
+        LaunchError: this version of DeepSpeed is not known well enough to read its state.
     """
     stage = config["zero_optimization"]["stage"]
-    with _construction(stage, config):
+    with _construction(stage, precision, config, world):
         model = make_model()
-    if stage < 3:
-        model.to(device=world.device)
-    adamw = _adamw(model, decay_groups(model), train.optimizer)
+    parameters = dict(model.named_parameters())
+    for row in table:
+        parameters[row.name].requires_grad_(row.trainable)
+    optimizer = make_optimizer(model, table, train.optimizer)
     # one of DeepSpeed's wrappers prints memory tables
     with without_teams(world), contextlib.redirect_stdout(io.StringIO()):
-        engine, *_ = deepspeed.initialize(model=model, config=dict(config), optimizer=adamw, dist_init_required=False)
-    found = {parameter.dtype for parameter in model.parameters()}
-    assert found == {parameter_dtype(precision)}, f"in {precision} DeepSpeed made the parameters {found}"
+        engine, *_ = deepspeed.initialize(
+            model=model, config=dict(config), optimizer=optimizer, dist_init_required=False
+        )
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    assert dtypes == {parameter_dtype(precision)}, f"in {precision} DeepSpeed made the parameters {dtypes}"
     bound_all_groups(world.timeout)
-    if stage == 0 and world.size == 1:
-        # all gradients would be copied into a buffer and back, with nobody to add to them
-        engine.enable_backward_allreduce = False
-    offloads = not config["zero_optimization"].keys().isdisjoint(("offload_optimizer", "offload_param"))
-    _mend(engine.optimizer, stage, precision, offloads, world)
+    wrapper = wrapper_of(engine, world)
+    wrapper.fix(precision, offloads=offload_devices(config["zero_optimization"]) != ("none", "none"))
     return Engine(
-        deepspeed=engine, world=world, precision=precision, stage=stage, gradient_clipping=train.gradient_clipping
+        deepspeed=engine,
+        wrapper=wrapper,
+        world=world,
+        table=table,
+        precision=precision,
+        stage=stage,
+        gradient_clipping=train.gradient_clipping,
     )
 
 
-def _mend(optimizer: Any, stage: int, precision: Precision, offloads: bool, world: World) -> None:
-    """What DeepSpeed's wrapper of the optimizer does wrongly, or twice; each function says what and why."""
-    if precision == "fp16":
-        grow_after_step(optimizer)
-        stay_at_minimum(optimizer)
-    if stage in (1, 2) and offloads:
-        let_go_of_skipped_gradients(optimizer)
-    if stage > 0 and not offloads and parameter_dtype(precision) == torch.float32:
-        share_weights(optimizer, stage)
-        if stage < 3:
-            add_up_in_place(optimizer, world)
+@contextlib.contextmanager
+def _construction(stage: int, precision: Precision, config: Mapping[str, Any], world: World) -> Iterator[None]:
+    """Parameters are made where and in the type in which the layers need them: no fp32 copy of the model ever exists.
 
-
-def _construction(stage: int, config: Mapping[str, Any]) -> contextlib.AbstractContextManager:
-    """ZeRO-3 shards each module as soon as it is constructed, so that no rank ever holds the whole model.
-
-    The parameters' type is left to the config, which names it. Told by `dtype`, DeepSpeed 0.19.8 takes bf16 instead
-    wherever its accelerator does not support fp16, as most CPUs do not (partition_parameters.py, line 409: an `or` that
-    binds looser than it reads); an fp32 run then trains in bf16, masters and all.
+    ZeRO-3 shards each module as soon as it is constructed, so that no rank ever has the whole model. The parameters' type
+    is then left to the config, which names it. Given as `dtype`, DeepSpeed 0.19.8 takes bf16 instead wherever its
+    accelerator does not support fp16, as most CPUs do not (partition_parameters.py, line 409: an `or` that binds looser
+    than it reads); an fp32 run then trains in bf16, masters included.
     """
-    if stage < 3:
-        return contextlib.nullcontext()
-    deepspeed.utils.groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None  # ZeRO++'s, of an earlier engine in this process
-    return deepspeed.zero.Init(config_dict_or_path=dict(config))
-
-
-def _adamw(model: nn.Module, names: tuple[list[str], list[str]], config: OptimizerConfig) -> torch.optim.AdamW:
-    """torch's own AdamW: as fast as DeepSpeed's, nothing to compile, and the one that ZeRO was tested with."""
-    parameters = dict(model.named_parameters())
-    decayed, free = ([parameters[name] for name in group] for group in names)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=config.epsilon,
-        fused=True,
-    )
+    if stage == 3:
+        deepspeed.utils.groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None  # ZeRO++'s, of an earlier engine in this process
+        with deepspeed.zero.Init(config_dict_or_path=dict(config)):
+            yield
+        return
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(parameter_dtype(precision))
+    try:
+        with world.device:
+            yield
+    finally:
+        torch.set_default_dtype(default)

@@ -1,40 +1,31 @@
-"""One optimizer step: forward and backward over the micro-batches, then the update. Nothing else takes steps."""
+"""One optimizer step in two halves: accumulate gradients over the micro-batches, then update. Nothing else takes steps."""
 
 import contextlib
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
+from dsllm.batches import MicroBatch
 from dsllm.engine.build import Engine
 from dsllm.engine.instruments.layer_statistics import LayerStatistics
-from dsllm.engine.instruments.step_timer import UNWATCHED, Watch
+from dsllm.engine.instruments.step_timer import UNTIMED, StepTimer
+from dsllm.engine.wrappers.wrapper import Outcome
+from dsllm.errors import DataError
+from dsllm.objectives import Measured, Objective
 
 
-class MicroBatch(Protocol):
-    """What the step needs of a batch."""
+@dataclass(frozen=True, kw_only=True)
+class Instruments:
+    """What looks into a step."""
 
-    @property
-    def inputs(self) -> torch.Tensor:
-        """Token ids [b, T]."""
-        ...
+    timer: StepTimer = UNTIMED
+    """Times the step's parts."""
+    layers: LayerStatistics | None = None
+    """Reads this step's activations, gradients and update."""
 
-    @property
-    def targets(self) -> torch.Tensor:
-        """Token ids [b, T]."""
-        ...
 
-    @property
-    def weights(self) -> torch.Tensor | None:
-        """How much each target counts [b, T]; None: all count 1."""
-        ...
-
-    @property
-    def documents(self) -> torch.Tensor | None:
-        """Number of each token's document in its sequence [b, T], on the CPU; None: they are not told apart."""
-        ...
+NO_INSTRUMENTS = Instruments()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,114 +33,151 @@ class StepResult:
     """What one optimizer step measured. The same on all ranks."""
 
     loss: float
-    """Mean loss per counted token over the global batch, in nats, before the update."""
+    """The objective over the global batch, before the update: for `TokenLoss` the mean per counted token, in nats."""
     tokens: int
     """Tokens that were read."""
     gradient_norm: float
     """Norm of the averaged gradient before clipping; not finite where the step was skipped."""
     applied: bool
-    """False where a gradient was not finite: weights and moments are as before."""
+    """False where a gradient was not finite: weights and optimizer state are as before."""
     loss_scale: float
     """Factor on the loss during backward; 1 except in fp16."""
-    sums: tuple[float, ...]
+    measures: Mapping[str, float] = field(default_factory=dict)
+    """The objective's other measures, divided as the loss is."""
+    sums: tuple[float, ...] = ()
     """`also_sum`, summed over the ranks."""
 
 
-def set_learning_rate(engine: Engine, learning_rate: float) -> None:
-    """Learning rate of the next step."""
-    for group in engine.optimizer.param_groups:
-        group["lr"] = learning_rate
+@dataclass(kw_only=True)
+class Sums:
+    """What the micro-batches of this rank add up to."""
+
+    loss: torch.Tensor
+    """fp64 []"""
+    tokens: int = 0
+    measures: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def take_step(
     engine: Engine,
-    micro_batches: Sequence[MicroBatch],
+    batches: Sequence[MicroBatch],
+    objective: Objective,
     seed: int,
     also_sum: Sequence[float] = (),
-    watch: Watch = UNWATCHED,
-    layers: LayerStatistics | None = None,
+    instruments: Instruments = NO_INSTRUMENTS,
 ) -> StepResult:
     """Take one optimizer step over this rank's micro-batches; a collective call.
 
-    The gradient is that of the mean loss over all counted tokens of the global batch, whatever the layout.
+    The gradient is that of the objective over the global batch, whatever the layout.
 
     Args:
-        seed: dropout's randomness is a function of this, the micro-batch and the rank.
-        also_sum: numbers of this rank to be summed over all ranks in the step's one small all-reduce.
-        watch: times the step's parts.
-        layers: looks at this step's activations, gradients and update.
+        batches: the same number on every rank
+        seed: dropout's randomness is a function of this, the number of the micro-batch and the data-parallel rank
+        also_sum: numbers to be summed over all ranks in the step's one small all-reduce
+
+    Raises:
+        DataError: no target of the global batch counts.
     """
-    module, world = engine.deepspeed, engine.world
-    counted = counted_tokens(engine, micro_batches)
-    factor = loss_factor(engine, len(micro_batches), counted)
-    loss_scale = loss_scale_of(engine)
-    loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
-    tokens, norm, applied = 0, math.nan, True
-    for i, batch in enumerate(micro_batches):
-        with watch.part("forward"), layers.listening() if layers else contextlib.nullcontext():
-            loss = summed_loss(engine, batch, seed, i)
-        with watch.part("backward"):
-            module.backward(loss * factor)
-        last = i == len(micro_batches) - 1
-        if layers and last:
-            layers.before_update(loss_scale)
-        with watch.part("optimizer"):
-            if engine.wraps_nothing and last:
-                norm, applied = _clip_gradients(engine)
-            module.step()
-        loss_sum += loss.detach()
-        tokens += batch.inputs.numel()
-    if not engine.wraps_nothing:
-        norm, applied = float(module.get_global_grad_norm()), not engine.optimizer.overflow
-    with watch.part("communication"):  # it waits for the slowest rank
-        total, all_tokens, *sums = world.sum([float(loss_sum), float(tokens), *also_sum])
+    count = counted(engine, batches, objective)
+    loss_scale = engine.loss_scale
+    sums = accumulate_gradients(engine, batches, objective, seed, count, instruments)
+    outcome = update(engine, instruments)
+    names = sorted(sums.measures)
+    own = [float(sums.loss), float(sums.tokens), *(float(sums.measures[name]) for name in names)]
+    if not engine.world.is_first_reader:  # another rank reports the same samples
+        own = [0.0] * len(own)
+    with instruments.timer.part("communication"):  # it waits for the slowest rank
+        loss, tokens, *others = engine.world.sum([*own, *also_sum])
     return StepResult(
-        loss=total / counted,
-        tokens=int(all_tokens),
-        gradient_norm=norm,
-        applied=applied,
+        loss=loss / count,
+        tokens=int(tokens),
+        gradient_norm=outcome.gradient_norm,
+        applied=outcome.applied,
         loss_scale=loss_scale,
-        sums=tuple(sums),
+        measures={name: value / count for name, value in zip(names, others, strict=False)},
+        sums=tuple(others[len(names) :]),
     )
 
 
-def loss_scale_of(engine: Engine) -> float:
-    """Factor on the loss during backward."""
-    return float(engine.optimizer.loss_scale) if engine.precision == "fp16" else 1.0
+def accumulate_gradients(
+    engine: Engine,
+    batches: Sequence[MicroBatch],
+    objective: Objective,
+    seed: int,
+    count: float,
+    instruments: Instruments = NO_INSTRUMENTS,
+) -> Sums:
+    """The first half: forward and backward over the micro-batches. The last backward pass also reduces the gradients.
 
-
-def summed_loss(engine: Engine, batch: MicroBatch, seed: int, index: int) -> torch.Tensor:
-    """Forward pass of the step's index-th micro-batch: the sum of its losses over the tokens that count."""
-    device = engine.world.device
-    torch.manual_seed(hash((seed, index, engine.world.rank)) % 2**63)  # a hash of ints is the same in every process
-    # the documents stay on the host, which counts them; [b, T]
-    losses = engine.deepspeed(batch.inputs.to(device), batch.targets.to(device), documents=batch.documents)
-    return (losses if batch.weights is None else losses * batch.weights.to(device)).sum()
-
-
-def loss_factor(engine: Engine, num_micro_batches: int, counted: float) -> float:
-    """What summed losses are multiplied by before backward.
-
-    DeepSpeed divides by the micro-batches of a rank and averages over ranks; the loss is a mean over counted tokens.
+    Args:
+        count: what the sum over the global batch is divided by
     """
-    return num_micro_batches * engine.world.size / counted
+    timer, layers = instruments.timer, instruments.layers
+    factor = loss_factor(engine, len(batches), count)
+    sums = Sums(loss=torch.zeros((), dtype=torch.float64, device=engine.world.device))
+    for i, batch in enumerate(batches):
+        if i > 0:
+            # DeepSpeed counts micro-batches in `step`, which updates nothing before the last one
+            with timer.part("optimizer"):
+                engine.deepspeed.step()
+        with timer.part("forward"), layers.listening() if layers else contextlib.nullcontext():
+            measured = forward(engine, batch, objective, (seed, i))
+        with timer.part("backward"):
+            engine.deepspeed.backward(measured.loss_sum * factor)
+        sums.loss += measured.loss_sum.detach()
+        sums.tokens += batch.inputs.numel()
+        for name, value in measured.measures.items():
+            sums.measures[name] = value.detach().double() + sums.measures.get(name, 0.0)
+    return sums
 
 
-def counted_tokens(engine: Engine, micro_batches: Sequence[MicroBatch]) -> float:
-    """Weight of all targets of the global batch. Known without asking the others where every token counts."""
-    if all(batch.weights is None for batch in micro_batches):
-        return float(sum(batch.targets.numel() for batch in micro_batches) * engine.world.size)
-    own = sum(b.targets.numel() if b.weights is None else float(b.weights.sum()) for b in micro_batches)
-    return engine.world.sum([own])[0]
+def update(engine: Engine, instruments: Instruments = NO_INSTRUMENTS) -> Outcome:
+    """The second half: clip the accumulated gradient and let the optimizer apply it, unless it is not finite."""
+    if instruments.layers:
+        instruments.layers.before_update(engine.loss_scale)
+    with instruments.timer.part("optimizer"):
+        return engine.wrapper.update(engine.gradient_clipping)
 
 
-def _clip_gradients(engine: Engine) -> tuple[float, bool]:
-    """What DeepSpeed leaves undone in fp32 at ZeRO stage 0: measure the norm, clip, and drop a gradient that is not finite."""
-    parameters = [p for p in engine.module.parameters() if p.grad is not None]
-    limit = engine.gradient_clipping or math.inf
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit, foreach=True))
-    if math.isfinite(norm):
-        return norm, True
-    for p in parameters:  # AdamW passes over parameters without a gradient: neither weights nor moments move
-        p.grad = None
-    return norm, False
+def forward(engine: Engine, batch: MicroBatch, objective: Objective, seed: tuple[int, int]) -> Measured:
+    """Forward pass of one micro-batch.
+
+    Args:
+        seed: of the step, and the number of the micro-batch in it
+    """
+    device = engine.world.device
+    # a hash of ints is the same in every process
+    torch.manual_seed(hash((*seed, engine.world.data_rank)) % 2**63)
+    positions = {} if batch.positions is None else {"positions": batch.positions.to(device)}
+    # the documents stay on the host, which counts them
+    output = engine.deepspeed(batch.inputs.to(device), batch.targets.to(device), documents=batch.documents, **positions)
+    return objective(output, batch)
+
+
+def loss_factor(engine: Engine, num_micro_batches: int, count: float) -> float:
+    """What a summed loss is multiplied by before backward.
+
+    DeepSpeed divides by the micro-batches of a rank and averages over data-parallel ranks; the objective is a sum over the
+    global batch, divided by `count`.
+    """
+    return num_micro_batches * engine.world.data_size / count
+
+
+def counted(engine: Engine, batches: Sequence[MicroBatch], objective: Objective) -> float:
+    """What the objective is divided by: its count of the whole global batch. A collective call where targets have weights.
+
+    Raises:
+        DataError: nothing counts, so the objective has no value.
+    """
+    own = sum(objective.count(batch) for batch in batches)
+    if objective.counts_every_target:  # the same on every rank
+        return float(own * engine.world.data_size)
+    count = engine.world.sum([own], over="data")[0]
+    if not count:
+        origins = [str(batch.origin) for batch in batches if batch.origin is not None]
+        where = f" ({origins[0]}, and what the other ranks read)" if origins else ""
+        raise DataError(
+            f"no target of this step counts: every weight of the global batch is 0{where}; "
+            "check the masks of the data, or raise train.global_batch_sequences"
+        )
+    return count

@@ -71,7 +71,7 @@ def validation_loss(
     for batch in batches:
         weights = torch.ones(batch.targets.shape) if batch.weights is None else batch.weights
         weights = weights.to(device, torch.float64)
-        measured = losses(batch.inputs.to(device), batch.targets.to(device), documents=batch.documents)
+        measured = losses(batch.inputs.to(device), batch.targets.to(device), documents=batch.documents).losses
         total += (measured * weights).sum()
         counted += weights.sum()
     loss_sum, num_tokens = sum_over_ranks([float(total), float(counted)])

@@ -36,18 +36,6 @@ def fill_initial(model: torch.nn.Module, config: ModelConfig, seed: int) -> None
             parameter.copy_(initial_value(name, tuple(parameter.shape), config, seed))
 
 
-def decay_groups(model: torch.nn.Module) -> tuple[list[str], list[str]]:
-    """Names of the parameters to decay (matrices) and of those not to (norms and biases), each in the model's order.
-
-    By name and not by shape: a partitioned parameter (ZeRO-3) has lost its own.
-    """
-    decayed: list[str] = []
-    free: list[str] = []
-    for name, _ in model.named_parameters():
-        (free if name.endswith(".bias") or "norm" in name else decayed).append(name)
-    return decayed, free
-
-
 def _generator(name: str, seed: int) -> torch.Generator:
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

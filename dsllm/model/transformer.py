@@ -11,6 +11,7 @@ Parameters are created uninitialised; model/initial.py says what they start from
 # B sequences, T tokens, d hidden size, H query heads, K key and value heads, D width of a head, V padded vocabulary.
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from dsllm.model.loss import token_losses
 from dsllm.model.norm import layer_norm
 from dsllm.model.recompute import KEEP_ALL, Recompute
 from dsllm.model.rotary import RotaryTable, rotate
+from dsllm.objectives import ModelOutput
 
 
 class Linear(nn.Module):
@@ -253,7 +255,8 @@ class Transformer(nn.Module):
         targets: Tensor | None = None,
         cache: KeyValueCache | None = None,
         documents: Tensor | None = None,
-    ) -> Tensor:
+        positions: Tensor | None = None,
+    ) -> Any:
         """Per-token losses, or logits.
 
         Args:
@@ -284,7 +287,8 @@ class Transformer(nn.Module):
                 x = self.recompute.apply(run, x, self.config.dropout > 0)
             else:
                 x = block(x, rotary, attend, cache)
-        return self.head(self.norm(x), targets)
+        out = self.head(self.norm(x), targets)
+        return out if targets is None else ModelOutput(losses=out, auxiliary={})
 
 
 def parameter_shapes(config: ModelConfig, context_length: int) -> dict[str, tuple[int, ...]]:

@@ -2,23 +2,20 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
-from dsllm.engine.build import Engine, build_engine
+from dsllm.engine.build import Engine
 from dsllm.engine.instruments.fp16_on_cpu import fp16_on_cpu
-from dsllm.engine.processes.device import compute_dtype
+from dsllm.engine.optimizers import set_learning_rate
 from dsllm.engine.processes.process_group import World
 from dsllm.engine.settings.final_config import Layout, final_config
-from dsllm.engine.state import check_attributes, load_state, owned_slices
-from dsllm.engine.step import set_learning_rate, take_step
-from dsllm.model.initial import decay_groups
-from dsllm.model.initial_state import InitialValues
-from dsllm.model.recompute import Recompute
-from dsllm.model.transformer import Transformer, parameter_shapes
+from dsllm.engine.state import owned_slices
+from dsllm.engine.step import take_step
+from dsllm.objectives import TokenLoss
 from dsllm.parity.combinations import Combination
 from dsllm.parity.tiny_run import NUM_STEPS, learning_rate, micro_batches, run_of
+from dsllm.session.assembly import ready_engine
 from dsllm.slices import WEIGHTS
 
 Piece = tuple[str, int, np.ndarray]
@@ -39,16 +36,19 @@ class RankTrained:
 def train_on_rank(world: World, combination: Combination, seed: int) -> RankTrained:
     """Train the tiny run through the engine; a collective call."""
     engine = make_engine(world, combination, seed)
+    objective = TokenLoss(weighted=combination.masked)
     results = []
     for step in range(NUM_STEPS):
-        set_learning_rate(engine, learning_rate(step))
-        results.append(take_step(engine, micro_batches(combination, seed, step, world.rank), seed=step))
+        set_learning_rate(engine.optimizer, learning_rate(step))
+        batches = micro_batches(combination, seed, step, world.data_rank)
+        results.append(take_step(engine, batches, objective, seed=step))
     return RankTrained(
         losses=[r.loss for r in results],
         norms=[r.gradient_norm for r in results],
         applied=[r.applied for r in results],
         pieces=[
-            (piece.name, piece.region.start, piece.tensors[WEIGHTS].detach().cpu().numpy()) for piece in owned_slices(engine)
+            (piece.name, piece.region.start, piece.tensors[WEIGHTS].detach().cpu().numpy())
+            for piece in owned_slices(engine)
         ],
     )
 
@@ -59,19 +59,9 @@ def make_engine(world: World, combination: Combination, seed: int) -> Engine:
     # as far as the checks are concerned, fp16 is on a GPU, where it is at home
     device = "cuda" if combination.precision == "fp16" else world.device.type
     layout = Layout(world_size=world.size, device=device, precision=combination.precision)
-    make_model = partial(
-        Transformer,
-        config.model,
-        config.context_length,
-        compute_dtype(combination.precision),
-        Recompute(what=combination.activation_checkpointing),
-    )
     final = final_config(config, combination.deepspeed_json(), layout)
     with fp16_on_cpu(combination.precision):
-        engine = build_engine(make_model, decay_groups, config.train, combination.precision, final, world)
-    check_attributes(engine)
-    load_state(engine, InitialValues(config.model, parameter_shapes(config.model, config.context_length), seed))
-    return engine
+        return ready_engine(config, final, combination.precision, world)
 
 
 def train_all_on_rank(world: World, combinations: Sequence[Combination], seed: int) -> Iterator[RankTrained]:

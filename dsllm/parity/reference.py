@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from dsllm.model.initial import decay_groups, fill_initial
+from dsllm.batches import MicroBatch
+from dsllm.model.initial import fill_initial
 from dsllm.model.transformer import Transformer
 from dsllm.parity.combinations import Combination
 from dsllm.parity.tiny_run import (
@@ -17,7 +18,6 @@ from dsllm.parity.tiny_run import (
     NUM_STEPS,
     OPTIMIZER,
     SEQUENCE_LENGTH,
-    Batch,
     learning_rate,
     micro_batches,
     model_of,
@@ -92,16 +92,15 @@ def _flat(model: Transformer) -> dict[str, np.ndarray]:
 
 
 def _adamw(masters: Transformer) -> torch.optim.AdamW:
-    parameters = dict(masters.named_parameters())
-    decayed, free = decay_groups(masters)
-    groups = [
-        {"params": [parameters[name] for name in decayed], "weight_decay": OPTIMIZER.weight_decay},
-        {"params": [parameters[name] for name in free], "weight_decay": 0.0},
+    parameters = list(masters.parameters())
+    groups = [  # by shape, without the parameter table that the engine reads
+        {"params": [p for p in parameters if p.ndim == 2], "weight_decay": OPTIMIZER.weight_decay},
+        {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, betas=(OPTIMIZER.beta1, OPTIMIZER.beta2), eps=OPTIMIZER.epsilon, foreach=False)
 
 
-def _gradients(model: Transformer, masters: Transformer, batches: list[Batch], combination: Combination) -> float:
+def _gradients(model: Transformer, masters: Transformer, batches: list[MicroBatch], combination: Combination) -> float:
     """Put the gradient of the mean loss over all counted tokens into the masters; returns that loss."""
     scale = 2.0**LOSS_SCALE_POWER if combination.precision == "fp16" else 1.0
     counted = sum(float(b.targets.numel() if b.weights is None else b.weights.sum()) for b in batches)
@@ -110,7 +109,7 @@ def _gradients(model: Transformer, masters: Transformer, batches: list[Batch], c
     for master in masters.parameters():
         master.grad = torch.zeros_like(master)
     for batch in batches:
-        losses = model(batch.inputs.to(device), batch.targets.to(device))  # [b, T]
+        losses = model(batch.inputs.to(device), batch.targets.to(device)).losses  # [b, T]
         if batch.weights is not None:
             losses = losses * batch.weights.to(device)
         loss = losses.sum()

@@ -1,14 +1,15 @@
 """The run that is compared: a small model on fixed tokens, made so that faults show and nothing divides evenly."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
+from dsllm.batches import MicroBatch
 from dsllm.config.data import DataConfig
 from dsllm.config.model import ModelConfig
+from dsllm.config.optimizer import AdamWConfig
 from dsllm.config.run import RunConfig, RunSection
-from dsllm.config.train import LossScaleConfig, OptimizerConfig, TrainConfig
+from dsllm.config.train import LossScaleConfig, TrainConfig
 from dsllm.parity.combinations import Combination
 
 NUM_STEPS = 6
@@ -19,7 +20,7 @@ CLIPPING = 0.75
 LOSS_SCALE_POWER = 10
 """fp16's loss scale starts at 2 to this power: the run neither overflows nor loses gradients to underflow."""
 
-OPTIMIZER = OptimizerConfig(
+OPTIMIZER = AdamWConfig(
     learning_rate=4e-3,
     # Adam divides a wrong factor on all gradients out again; with an epsilon as large as a gradient it cannot, and
     # a gradient that is nearly zero cannot turn a rounding error into a step of full size
@@ -72,17 +73,7 @@ def run_of(combination: Combination, seed: int) -> RunConfig:
     )
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Inputs and targets [b, T]; weights [b, T] where some tokens do not count."""
-
-    inputs: torch.Tensor
-    targets: torch.Tensor
-    weights: torch.Tensor | None
-    documents: torch.Tensor | None = None
-
-
-def samples(combination: Combination, seed: int, step: int, numbers: Sequence[int]) -> Batch:
+def samples(combination: Combination, seed: int, step: int, numbers: Sequence[int]) -> MicroBatch:
     """These samples of a step's global batch: noisy walks over the vocabulary, so that there is something to learn."""
     rows, weights = [], []
     for number in numbers:
@@ -93,10 +84,11 @@ def samples(combination: Combination, seed: int, step: int, numbers: Sequence[in
         share = 0.2 if number % 2 else 0.9
         weights.append((torch.rand(SEQUENCE_LENGTH, generator=generator) < share).float())
     tokens = torch.stack(rows)
-    return Batch(tokens[:, :-1], tokens[:, 1:], torch.stack(weights) if combination.masked else None)
+    counting = torch.stack(weights) if combination.masked else None
+    return MicroBatch(inputs=tokens[:, :-1], targets=tokens[:, 1:], weights=counting)
 
 
-def micro_batches(combination: Combination, seed: int, step: int, rank: int) -> list[Batch]:
+def micro_batches(combination: Combination, seed: int, step: int, rank: int) -> list[MicroBatch]:
     """The micro-batches of one rank: every W-th sample of the global batch."""
     size, each = combination.world_size, MICRO_BATCH_SEQUENCES
     own = range(rank, combination.num_micro_batches * each, size)

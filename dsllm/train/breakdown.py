@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dsllm.engine.instruments.step_timer import PARTS, Watch
+from dsllm.engine.instruments.step_timer import PARTS, StepTimer
 
 _COLUMNS = (*PARTS, "other")
 
@@ -12,15 +12,15 @@ _COLUMNS = (*PARTS, "other")
 class Breakdown:
     """The parts of this rank's steps in one attempt. The first step warms up and is left out of the means, unless alone."""
 
-    watch: Watch
+    timer: StepTimer
     num_steps: int = field(init=False, default=0)
     seconds: dict[str, float] = field(init=False, default_factory=lambda: dict.fromkeys(_COLUMNS, 0.0))
 
     def columns(self, step_seconds: float) -> dict[str, float]:
-        """The parts of the step just taken, which add up to all of it; empty where the watch is off."""
-        if not self.watch.on:
+        """The parts of the step just taken, which add up to all of it; empty where the timer is off."""
+        if not self.timer.on:
             return {}
-        parts = self.watch.seconds | {"other": step_seconds - sum(self.watch.seconds.values())}
+        parts = self.timer.seconds | {"other": step_seconds - sum(self.timer.seconds.values())}
         if self.num_steps == 1:
             self.seconds = dict.fromkeys(_COLUMNS, 0.0)
         self.num_steps += 1

@@ -1,4 +1,4 @@
-"""Signals ask for a stop, and so does a launcher that has gone; the loop finishes its step, and all ranks agree on it."""
+"""Requests to stop: by a signal, or because the launcher is gone. The loop finishes its step, and all ranks agree on it."""
 
 import contextlib
 import signal
@@ -8,7 +8,7 @@ from types import FrameType
 
 from dsllm.engine.processes.launcher import Launcher
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last one: SLURM's warning, and what mpirun hands on
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last is SLURM's warning, and what mpirun forwards
 
 
 @dataclass
@@ -16,20 +16,19 @@ class Stop:
     """Whether this process was asked to stop, and by what. Launchers send signals twice, and to some ranks only."""
 
     reason: str = ""
-    """A signal's name, or that the launcher has gone; empty while there is none."""
+    """A signal's name, or that the launcher is gone; empty while there is none."""
     launcher: Launcher = field(default_factory=Launcher)
 
-    @property
     def requested(self) -> bool:
-        """True once there is a reason to stop."""
+        """Whether there is a reason to stop; also looks whether the launcher is still there."""
         if not self.reason and self.launcher.has_gone():
-            self.reason = "the launcher has gone"
+            self.reason = "the launcher is gone"
         return bool(self.reason)
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Note a wish to stop instead of dying of it, until the block ends."""
+    """Record requests to stop instead of dying of them, until the block ends."""
     stop = Stop()
 
     def note(number: int, frame: FrameType | None) -> None:

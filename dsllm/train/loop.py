@@ -2,146 +2,97 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from dsllm.batches import MicroBatch
 from dsllm.config.run import RunConfig
 from dsllm.data import fingerprint
+from dsllm.data.prefetch import Prefetch
 from dsllm.engine.build import Engine
 from dsllm.engine.instruments.diagnosis import find_not_finite
 from dsllm.engine.instruments.layer_statistics import LayerStatistics
-from dsllm.engine.processes.device import peak_memory_gib
-from dsllm.engine.step import MicroBatch, StepResult, set_learning_rate, take_step
+from dsllm.engine.optimizers import set_learning_rate
+from dsllm.engine.step import Instruments, StepResult, take_step
 from dsllm.errors import RunError
-from dsllm.train.breakdown import Breakdown
+from dsllm.objectives import Objective, TokenLoss
+from dsllm.session.open import Session
+from dsllm.session.progress import Progress
+from dsllm.train.conclusion import conclude
 from dsllm.train.interrupt import stop_signals
-from dsllm.train.metrics import Metrics, step_line
-from dsllm.train.profile import Profile
-from dsllm.train.progress import Progress
-from dsllm.train.run_directory import write_status
-from dsllm.train.saving import RunRecord, save_checkpoint
+from dsllm.train.records import Records, open_records
+from dsllm.train.saver import Saver
 from dsllm.train.schedule import learning_rate_at
 
 HOPELESS_STEPS = 50
 """Skipped steps in a row after which a run is given up. Dynamic loss scaling needs at most about 20 to settle."""
 
-
-class HashedMicroBatch(MicroBatch, Protocol):
-    """A micro-batch that knows what it delivers."""
-
-    @property
-    def fingerprint(self) -> int:
-        """64-bit hash of its samples, as delivered; adds up over micro-batches and ranks."""
-        ...
-
-    @property
-    def origin(self) -> str:
-        """Which samples these are, in words."""
-        ...
-
-
-class StepBatches(Protocol):
-    """Where the loop's micro-batches come from: a pure function of the step."""
-
-    def step(self, step: int) -> Sequence[HashedMicroBatch]:
-        """This rank's micro-batches of an optimizer step."""
-        ...
-
-
 Validate = Callable[[Engine], Mapping[str, float]]
 """Measures the held-out loss; a collective call. Its numbers are added to the step's row."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """What the loop needs of the run besides engine and batches."""
+def train(session: Session, validate: Validate, profile_steps: str | None = None) -> int:
+    """Train an open session to its end, or to a signal; the process's exit code.
 
-    config: RunConfig
-    directory: Path
-    record: RunRecord
-    metrics: Metrics | None
-    """On rank 0 only."""
-    tell: Callable[[str], None]
-    """Says something on the terminal; silent on the other ranks."""
-    breakdown: Breakdown
-    profile: Profile
-
-
-def train(
-    engine: Engine, batches: StepBatches, progress: Progress, run: Run, validate: Validate
-) -> tuple[Progress, str]:
-    """Run optimizer steps until the token budget is spent or a signal comes. Returns the progress, and the signal if any.
+    Args:
+        profile_steps: FIRST:LAST, the steps to profile; empty: some after a warm-up; None (default): none
 
     Raises:
         RunError: the gradients stay non-finite.
         CheckpointError: the state cannot be saved.
+        DataError: a shard cannot be read.
     """
-    config, saved_at = run.config, time.monotonic()
-    with stop_signals() as stop:
+    with open_records(session, profile_steps) as records:
+        progress, stopped_by = run_steps(session, validate, records, TokenLoss())
+    return conclude(session, progress, stopped_by)
+
+
+def run_steps(
+    session: Session, validate: Validate, records: Records, objective: Objective
+) -> tuple[Progress, str]:
+    """Run optimizer steps until the token budget is spent or a signal comes; the progress, and the signal if any."""
+    config, engine, progress = session.config, session.engine, session.progress
+    batch_sequences, saved_at = config.train.global_batch_sequences, time.monotonic()
+    saver = Saver(session.directory.path, session.record, config.checkpoint, session.report)
+    pin = engine.world.device.type == "cuda"
+    with stop_signals() as stop, Prefetch(session.batches, enabled=config.data.prefetch, pin=pin) as ahead:
         while progress.step < config.num_steps:
-            run.profile.before(progress.step + 1)
-            run.breakdown.watch.start_step()
-            began = time.perf_counter()
+            began = records.start_step(progress.step + 1)
             learning_rate = learning_rate_at(progress.step, config)
-            set_learning_rate(engine, learning_rate)
-            with run.breakdown.watch.part("data"):
-                micro_batches = batches.step(progress.step)
-                own = fingerprint.add(*(batch.fingerprint for batch in micro_batches))
-            layers = _look_into_layers(engine, progress.step + 1, config)
-            late = engine.world.rank == 0 and _minutes_passed(saved_at, config.checkpoint.every_minutes)
+            set_learning_rate(engine.optimizer, learning_rate)
+            last = progress.step + 1 == config.num_steps
+            next_position = progress.position.after(batch_sequences)
+            with records.timer.part("data"):
+                batches = ahead.step(progress.position, None if last else next_position)
+                own = fingerprint.add(*(batch.fingerprint for batch in batches))
+            layers = LayerStatistics(engine) if _due(progress.step + 1, config.log.layer_statistics_every_steps) else None
+            late = _minutes_passed(saved_at, config.checkpoint.every_minutes)
+            # whatever decides what all ranks do next is agreed by the step's one all-reduce: a rank alone would hang the others
             result = take_step(
                 engine,
-                micro_batches,
+                batches,
+                objective,
                 seed=config.run.seed + progress.step,
-                also_sum=(*fingerprint.halves(own), stop.requested, late),
-                watch=run.breakdown.watch,
-                layers=layers,
+                also_sum=(*fingerprint.halves(own), stop.requested(), late and engine.world.rank == 0),
+                instruments=Instruments(timer=records.timer, layers=layers),
             )
             low, high, stops, lates = result.sums
-            step_fingerprint = fingerprint.from_halves(low, high)
-            progress = progress.after(
-                result, step_fingerprint, fingerprint.chain(progress.fingerprint, step_fingerprint)
-            )
-            seconds = time.perf_counter() - began
-            last = progress.step == config.num_steps
-            parts, measured = run.breakdown.columns(seconds), dict[str, float]()
-            run.profile.after(progress.step)
-            layer_rows = layers.rows() if layers else []
+            progress = progress.after(result, next_position, fingerprint.from_halves(low, high))
+            seconds = records.end_step(progress.step, began)
+            measured: Mapping[str, float] = {}
             if last or _due(progress.step, config.train.validate_every_steps):
-                measured = dict(validate(engine))
-            if run.metrics is not None:
-                memory_gib = peak_memory_gib(engine.world.device)
-                row = run.metrics.row(result, progress, learning_rate, seconds, memory_gib) | parts | measured
-                run.metrics.record(row)
-                run.metrics.record_layers(progress.step, layer_rows)
-                _tell_step(row, measured, run)
+                measured = validate(engine)
+            records.write(result, progress, learning_rate, seconds, measured)
+            if layers:
+                records.write_layers(progress.step, layers.rows())
             if _hopeless(engine, progress, result, config):
-                raise RunError(_diagnosis(engine, micro_batches, progress, result, config))
+                raise RunError(_diagnosis(engine, batches, objective, progress, result, config))
             if last or stops or lates or _due(progress.step, config.checkpoint.every_steps):
-                _save(engine, progress, run)
+                saver.start(engine, progress)
                 saved_at = time.monotonic()
+            records.write_saved(saver.finish() if last or stops else saver.poll(), progress)
             if stops and not last:
                 return progress, stop.reason or "another rank was asked to stop"
     return progress, ""
-
-
-def _tell_step(row: Mapping[str, Any], measured: Mapping[str, float], run: Run) -> None:
-    """A line on the terminal: now and then, at both ends, and whenever the held-out loss was measured."""
-    if measured or row["step"] in (1, run.config.num_steps) or _due(row["step"], run.config.log.every_steps):
-        run.tell("  ".join([step_line(row, run.config), *(f"{key} {value:.4f}" for key, value in measured.items())]))
-
-
-def _look_into_layers(engine: Engine, step: int, config: RunConfig) -> LayerStatistics | None:
-    return LayerStatistics(engine) if _due(step, config.log.layer_statistics_every_steps) else None
-
-
-def _save(engine: Engine, progress: Progress, run: Run) -> None:
-    folder = save_checkpoint(engine, progress, run.record, run.directory, run.config.checkpoint)
-    run.tell(f"saved {folder}")
-    if run.metrics is not None:
-        facts = {"attempt": run.metrics.attempt, "step": progress.step, "tokens": progress.tokens}
-        write_status(run.directory, "running", **facts, checkpoint=folder.name)
 
 
 def _due(step: int, every: int) -> bool:
@@ -162,14 +113,15 @@ def _hopeless(engine: Engine, progress: Progress, result: StepResult, config: Ru
 
 def _diagnosis(
     engine: Engine,
-    micro_batches: Sequence[HashedMicroBatch],
+    batches: Sequence[MicroBatch],
+    objective: Objective,
     progress: Progress,
     result: StepResult,
     config: RunConfig,
 ) -> str:
     """Why the run is given up: the module and the batch where numbers first go wrong; a collective call."""
-    found = find_not_finite(engine, micro_batches, seed=config.run.seed + progress.step - 1)
-    origins = engine.world.gather([batch.origin for batch in micro_batches])
+    found = find_not_finite(engine, batches, objective, seed=config.run.seed + progress.step - 1)
+    origins: list[list[Any]] = engine.world.gather([str(batch.origin) for batch in batches])
     if found is None:
         where = "each micro-batch is finite by itself: their sum over micro-batches and ranks is not"
     else:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import statistics
 import time
 from collections import deque
@@ -14,8 +15,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from dsllm.config.run import RunConfig
 from dsllm.engine.step import StepResult
-from dsllm.train.progress import Progress
-from dsllm.train.run_directory import LAYER_STATISTICS_FILE, METRICS_FILE
+from dsllm.run_directory import LAYER_STATISTICS_FILE, METRICS_FILE, TENSORBOARD
+from dsllm.session.progress import Progress
 
 _RECENT_STEPS = 50
 
@@ -34,29 +35,29 @@ class Speed:
 
 @dataclass
 class Metrics:
-    """Writes one row per step. A tracker's failure never stops a run: it is told once and the tracker left out."""
+    """Writes one row per step. A tracker that fails is reported once and switched off; it never stops a run."""
 
     directory: Path
     config: RunConfig
     speed: Speed
     attempt: int
-    tell: Callable[[str], None]
+    report: Callable[[str], None]
     file: IO[str] = field(init=False)
     board: SummaryWriter | None = field(init=False, default=None)
     recent_seconds: deque[float] = field(init=False, default_factory=lambda: deque(maxlen=_RECENT_STEPS))
 
-    def open(self, first_step: int) -> None:
+    def open(self, steps_done: int) -> None:
         """Start appending; a last line that a kill has cut short is ended first."""
         path = self.directory / METRICS_FILE
-        cut = path.is_file() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+        cut = _is_cut(path)
         self.file = path.open("a", encoding="utf-8", buffering=1)
         if cut:
             self.file.write("\n")
         if self.config.log.tensorboard:
             try:
-                self.board = SummaryWriter(str(self.directory / "tensorboard"), purge_step=first_step)
+                self.board = SummaryWriter(str(self.directory / TENSORBOARD), purge_step=steps_done + 1)
             except OSError as error:
-                self.tell(f"TensorBoard is switched off: {error}")
+                self.report(f"TensorBoard is switched off: {error}")
 
     def close(self) -> None:
         """Flush and close everything."""
@@ -115,7 +116,16 @@ class Metrics:
                     self.board.add_scalar(key, value, step)
         except OSError as error:
             self.board = None
-            self.tell(f"TensorBoard is switched off: {error}")
+            self.report(f"TensorBoard is switched off: {error}")
+
+
+def _is_cut(path: Path) -> bool:
+    """Whether a file ends in the middle of a line."""
+    if not path.is_file() or path.stat().st_size == 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
 
 
 def _finite(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,28 +1,15 @@
 """Draws a run's loss curve from its metrics.jsonl."""
 
-import json
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from dsllm.train.run_directory import METRICS_FILE
+from dsllm.run_directory import LOSS_PICTURE, read_metrics
 
 _TRAINING, _VALIDATION = "#4c78a8", "#e45756"
-
-
-def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """The rows of a run's metrics.jsonl, one per step: after a resume later rows win, and a line cut by a kill is left out."""
-    rows: dict[int, dict[str, Any]] = {}
-    for line in (directory / METRICS_FILE).read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        rows = {step: r for step, r in rows.items() if step < row["step"]} if row["step"] in rows else rows
-        rows[row["step"]] = row
-    return [rows[step] for step in sorted(rows)]
 
 
 def draw_loss_curve(directory: Path) -> Path:
@@ -41,13 +28,15 @@ def draw_loss_curve(directory: Path) -> Path:
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    path = directory / "loss.png"
+    path = directory / LOSS_PICTURE
     FigureCanvasAgg(figure).print_png(str(path))
     return path
 
 
-def _running_mean(values: list[float]) -> list[float]:
-    """Mean over a window of a fiftieth of the curve."""
+def _running_mean(values: list[float]) -> np.ndarray:
+    """Mean over a window of a fiftieth of the curve; at both ends over what there is of it."""
     half = max(1, len(values) // 100)
-    windows = (values[max(0, i - half) : i + half + 1] for i in range(len(values)))
-    return [sum(window) / len(window) for window in windows]
+    sums = np.concatenate(([0.0], np.cumsum(values)))
+    places = np.arange(len(values))
+    first, stop = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
+    return (sums[stop] - sums[first]) / (stop - first)

@@ -11,8 +11,8 @@ import torch
 from dsllm.counts import Communication
 from dsllm.engine.instruments.operator_counts import Counting
 from dsllm.errors import RunError
+from dsllm.session.progress import Progress
 
-FOLDER = "profile"
 _TOP_OPERATORS = 10
 _WARM_UP_STEPS = 4
 _STEPS = 3
@@ -37,18 +37,18 @@ class Expected:
     """Compiled layers hide their operators from counting."""
 
 
-def steps_to_profile(asked: str, done: int, num_steps: int) -> ProfiledSteps:
-    """`FIRST:LAST`; or, where nothing is asked for, three steps after four to warm up.
+def steps_to_profile(text: str, done: int, num_steps: int) -> ProfiledSteps:
+    """The steps in `FIRST:LAST`; of an empty text, three steps after four to warm up.
 
     Args:
         done: steps that the run has taken already
         num_steps: of the whole run
     Raises:
-        RunError: not written like that, or the run has no such steps ahead.
+        RunError: not written like that, or the run does not take these steps any more.
     """
-    match = re.fullmatch(r"(\d+):(\d+)", asked or f"{done + _WARM_UP_STEPS + 1}:{done + _WARM_UP_STEPS + _STEPS}")
+    match = re.fullmatch(r"(\d+):(\d+)", text or f"{done + _WARM_UP_STEPS + 1}:{done + _WARM_UP_STEPS + _STEPS}")
     if match is None:
-        raise RunError(f"--profile {asked}: write it as FIRST:LAST, two steps of the run, for example --profile 5:7")
+        raise RunError(f"--profile {text}: write it as FIRST:LAST, two steps of the run, for example --profile 5:7")
     first, last = int(match[1]), int(match[2])
     if not done + 2 <= first <= last <= num_steps:
         raise RunError(
@@ -58,9 +58,19 @@ def steps_to_profile(asked: str, done: int, num_steps: int) -> ProfiledSteps:
     return ProfiledSteps(first, last)
 
 
+def check_profile_steps(text: str | None, num_steps: int) -> Callable[[Progress], None]:
+    """A check of --profile for `open_session`: raises RunError before anything is written if the steps are not ahead."""
+
+    def check(progress: Progress) -> None:
+        if text is not None and progress.step < num_steps:
+            steps_to_profile(text, progress.step, num_steps)
+
+    return check
+
+
 @dataclass
 class Profile:
-    """Looks at steps while the loop takes them; no steps: does nothing.
+    """Counts and traces steps while the loop takes them. Does nothing without steps.
 
     Every rank writes a trace, RUN/profile/steps-FIRST-LAST-rank-R.pt.trace.json: for Perfetto, chrome://tracing and
     TensorBoard's profiler.
@@ -70,12 +80,12 @@ class Profile:
     folder: Path
     rank: int
     expected: Expected
-    tell: Callable[[str], None]
+    report: Callable[[str], None]
     _counting: Counting | None = field(init=False, default=None)
     _tracing: Any = field(init=False, default=None)
 
     def before(self, step: int) -> None:
-        """To be called before a step is taken."""
+        """Called before a step is taken."""
         if self.steps is None:
             return
         if step == self.steps.first - 1:
@@ -86,7 +96,7 @@ class Profile:
             self._tracing.start()
 
     def after(self, step: int) -> None:
-        """To be called when it has been taken."""
+        """Called when it has been taken."""
         if self.steps is None:
             return
         if step == self.steps.first - 1 and self._counting is not None:
@@ -95,7 +105,7 @@ class Profile:
             self._tracing.stop()
             self.folder.mkdir(parents=True, exist_ok=True)
             self._tracing.export_chrome_trace(str(self.trace))
-            self.tell(self._summary())
+            self.report(self._summary())
 
     @property
     def trace(self) -> Path:
@@ -104,13 +114,13 @@ class Profile:
         return self.folder / f"steps-{self.steps.first}-{self.steps.last}-rank-{self.rank}.pt.trace.json"
 
     def _summary(self) -> str:
-        """What was seen, in a few lines: the operators that took longest, and what was counted beside the formulas."""
+        """The operators that took longest, and what was counted next to what the formulas expect."""
         assert self.steps is not None and self._counting is not None
         return "\n".join(
             [
                 f"profile of rank {self.rank}, steps {self.steps.first} to {self.steps.last}: {self.trace}",
                 *_top_operators(self._tracing, self.steps.last - self.steps.first + 1),
-                *_beside_the_formulas(self._counting, self.expected, self.steps.first - 1),
+                *_next_to_the_formulas(self._counting, self.expected, self.steps.first - 1),
             ]
         )
 
@@ -133,7 +143,7 @@ def _top_operators(tracing: Any, num_steps: int) -> list[str]:
     return lines
 
 
-def _beside_the_formulas(counting: Counting, expected: Expected, step: int) -> list[str]:
+def _next_to_the_formulas(counting: Counting, expected: Expected, step: int) -> list[str]:
     measured, formula = counting.parameter_flops + counting.attention_flops, expected.flops
     flops = (
         f"GFLOP {measured / 1e9:.3f} ({counting.parameter_flops / 1e9:.3f} with parameters, "

@@ -12,10 +12,12 @@ from bench.gpu import checks, speed
 from bench.turns import Candidate
 from bench.workloads import WORKLOADS
 from dsllm import counts
+from dsllm.batches import MicroBatch
 from dsllm.cli.train import _parse
 from dsllm.config.load import load_run
 from dsllm.config.run import RunConfig
 from dsllm.engine.settings.final_config import Layout, final_config, gradient_accumulation, read_deepspeed_json
+from dsllm.objectives import TokenLoss
 from tests.helpers.ranks import run_ranks
 
 
@@ -110,14 +112,14 @@ def loss_with_a_patch(world: object, names: tuple[str, ...]) -> tuple[float, flo
     import torch
 
     from bench.peers import recipe_loop
-    from bench.peers.dsllm_engine import Batch, build
+    from bench.peers.dsllm_engine import build
     from dsllm.engine.step import take_step
 
     for name in names:
         recipe_loop.PATCHES[name]()
-    engine = build(WORKLOADS["tiny"], world, 0, None if "precision" in names else torch.bfloat16)
+    engine = build(WORKLOADS["tiny"], world, 0, "fp32" if "precision" in names else "fp32_compute_bf16")
     tokens = torch.randint(8192, (2, 65), generator=torch.Generator().manual_seed(1))
-    result = take_step(engine, [Batch(tokens[:, :-1], tokens[:, 1:])], seed=1)
+    result = take_step(engine, [MicroBatch(inputs=tokens[:, :-1], targets=tokens[:, 1:])], TokenLoss(), seed=1)
     return result.loss, result.gradient_norm
 
 

@@ -12,14 +12,14 @@ import torch
 from torch.distributed import distributed_c10d
 
 from dsllm.engine.deepspeed_library import deepspeed
+from dsllm.engine.optimizers import set_learning_rate
 from dsllm.engine.processes.process_group import World, bound_all_groups
 from dsllm.engine.settings.final_config import Layout, final_config
 from dsllm.engine.state import load_state, owned_slices
-from dsllm.engine.step import set_learning_rate, take_step
 from dsllm.errors import ConfigError
 from dsllm.slices import WEIGHTS, Region
 from tests.helpers.ranks import run_ranks
-from tests.helpers.tiny import InitialValues, micro_batches, parameter_shapes, tiny_engine, tiny_run
+from tests.helpers.tiny import first_state, tiny_engine, tiny_run, tiny_step
 
 STAGES = (0, 1, 2, 3)
 GPU = Layout(world_size=2, device="cuda", precision="bf16")
@@ -45,12 +45,12 @@ def no_step_taken(world: World) -> bool:
     config = tiny_run(precision="bf16")
     engine = tiny_engine(world, config, 0)
     assert all(not piece.scalars and set(piece.tensors) == {WEIGHTS} for piece in owned_slices(engine))
-    first = InitialValues(config, parameter_shapes())
+    first = first_state(config)
     exact = True
     for piece in owned_slices(engine):
         master = piece.tensors[WEIGHTS]
         exact &= torch.equal(master, first.read(piece.name, WEIGHTS, piece.region))
-    take_step(engine, micro_batches(config, 0, world.rank, world.size), seed=0)
+    tiny_step(engine, config, 0)
     return exact and all(piece.scalars == {"step": 1.0} for piece in owned_slices(engine))
 
 
@@ -85,11 +85,11 @@ def steps_and_decay_after_loading(world: World) -> tuple[set[float], list[float]
     engine = tiny_engine(world, config, 3)
     assert len(engine.optimizer.fp32_partitioned_groups_flat) > 2, "several sub-groups share what they should not"
     for step in range(2):
-        take_step(engine, micro_batches(config, step, world.rank, world.size), seed=step)
+        tiny_step(engine, config, step)
     load_state(engine, Saved(owned_slices(engine)))
     state = engine.optimizer.optimizer.state
     own = len({moments["step"].data_ptr() for moments in state.values()}) == len(state)
-    take_step(engine, micro_batches(config, 2, world.rank, world.size), seed=2)
+    tiny_step(engine, config, 2)
     taken = {piece.scalars["step"] for piece in owned_slices(engine)}
     return taken, [group["weight_decay"] for group in engine.optimizer.param_groups], own
 
@@ -133,12 +133,12 @@ def poisoned_fp32(world: World) -> tuple[float, float, bool, bool]:
     """fp32 at ZeRO-0: a good step's norm, then a NaN on one rank: its norm, whether applied, whether weights changed."""
     config = tiny_run()
     engine = tiny_engine(world, config, 0)
-    good = take_step(engine, micro_batches(config, 0, world.rank, world.size), seed=0)
+    good = tiny_step(engine, config, 0)
     if world.rank == 1:  # an infinite weight of the last block's norm, on one rank only, as a bit flip would leave it
         parameter = dict(engine.module.named_parameters())["norm.weight"]
         kept = parameter.data.clone()
         parameter.data.fill_(math.nan)
-    bad = take_step(engine, micro_batches(config, 1, world.rank, world.size), seed=1)
+    bad = tiny_step(engine, config, 1)
     if world.rank == 1:
         parameter.data.copy_(kept)
     finite = all(bool(torch.isfinite(piece.tensors[WEIGHTS]).all()) for piece in owned_slices(engine))
@@ -171,8 +171,8 @@ def updates_taken(world: World, accumulation: int) -> list[tuple[int, float, boo
         engine, moved = tiny_engine(world, config, stage), True
         for step in range(3):
             before = [piece.tensors[WEIGHTS].clone() for piece in owned_slices(engine)]
-            set_learning_rate(engine, 1e-3)
-            take_step(engine, micro_batches(config, step, world.rank, world.size), seed=step)
+            set_learning_rate(engine.optimizer, 1e-3)
+            tiny_step(engine, config, step)
             after = [piece.tensors[WEIGHTS] for piece in owned_slices(engine)]
             moved &= any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
         (taken,) = {piece.scalars["step"] for piece in owned_slices(engine)}
@@ -190,7 +190,7 @@ def test_12_every_step_is_one_update_whatever_the_accumulation(accumulation):
 def types_at_stage_3(world: World) -> list[tuple[set, set, bool]]:
     """Types of the weights and of the masters in fp32, and whether these are exact, by what the accelerator says of fp16."""
     config, found = tiny_run(precision="fp32"), []
-    first = InitialValues(config, parameter_shapes())
+    first = first_state(config)
     for supported in (False, True):
         accelerator = type(deepspeed.accelerator.get_accelerator())
         accelerator.is_fp16_supported = lambda self, answer=supported: answer

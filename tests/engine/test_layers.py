@@ -5,14 +5,16 @@ from typing import Any
 import pytest
 import torch
 
+from dsllm.batches import MicroBatch
 from dsllm.config.run import RunConfig
 from dsllm.engine.processes.device import check_compiler
 from dsllm.engine.processes.process_group import World
 from dsllm.engine.step import take_step
 from dsllm.errors import ConfigError
 from dsllm.model.initial import fill_initial
+from dsllm.objectives import TokenLoss
 from tests.helpers.ranks import run_ranks
-from tests.helpers.tiny import MODEL, SEQUENCE_LENGTH, Batch, micro_batches, tiny_engine, tiny_model, tiny_run
+from tests.helpers.tiny import MODEL, SEQUENCE_LENGTH, micro_batches, tiny_engine, tiny_model, tiny_run, tiny_step
 
 LOSS_TOLERANCE, NORM_TOLERANCE = 1e-5, 3e-5  # fp32: derived in test_step.py
 DOCUMENTS = (torch.arange(SEQUENCE_LENGTH) >= 5).long().expand(2, SEQUENCE_LENGTH)
@@ -23,9 +25,10 @@ def step_with_documents(world: World, config: RunConfig) -> list[float]:
     found = []
     for stage in (0, 3):
         batches = [
-            Batch(b.inputs, b.targets, None, DOCUMENTS) for b in micro_batches(config, 0, world.rank, world.size)
+            MicroBatch(inputs=b.inputs, targets=b.targets, documents=DOCUMENTS)
+            for b in micro_batches(config, 0, world.data_rank, world.data_size)
         ]
-        found.append(take_step(tiny_engine(world, config, stage), batches, seed=0).loss)
+        found.append(take_step(tiny_engine(world, config, stage), batches, TokenLoss(), seed=0).loss)
     return found
 
 
@@ -35,8 +38,8 @@ def test_documents_reach_the_attention():
     fill_initial(model, MODEL, config.run.seed)
     (batch,) = micro_batches(tiny_run(micro_batch_sequences=8), 0, 0, 1)
     with torch.no_grad():
-        masked = float(model(batch.inputs, batch.targets, documents=DOCUMENTS[:1].expand(8, -1)).mean())
-        plain = float(model(batch.inputs, batch.targets).mean())
+        masked = float(model(batch.inputs, batch.targets, documents=DOCUMENTS[:1].expand(8, -1)).losses.mean())
+        plain = float(model(batch.inputs, batch.targets).losses.mean())
     assert masked != pytest.approx(plain, rel=10 * LOSS_TOLERANCE)
     for losses in run_ranks(2, step_with_documents, config):
         assert losses == pytest.approx([masked, masked], rel=LOSS_TOLERANCE)
@@ -57,7 +60,7 @@ def compiled_steps(world: World, settings: list[dict[str, Any]]) -> list[list[tu
         for setting in settings:
             config = tiny_run(**setting)
             engine = tiny_engine(world, config, stage)
-            results = [take_step(engine, micro_batches(config, s, world.rank, world.size), seed=s) for s in range(3)]
+            results = [tiny_step(engine, config, s) for s in range(3)]
             assert not any("_orig_mod" in name for name, _ in engine.module.named_parameters())
             found.append([(r.loss, r.gradient_norm) for r in results])
     return found

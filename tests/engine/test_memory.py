@@ -11,18 +11,13 @@ import torch
 from dsllm.config.model import ModelConfig
 from dsllm.config.train import LossScaleConfig, Precision
 from dsllm.counts import ModelStates, model_states
-from dsllm.engine.build import build_engine
 from dsllm.engine.instruments.fp16_on_cpu import fp16_on_cpu
-from dsllm.engine.processes.device import compute_dtype
 from dsllm.engine.processes.process_group import World
 from dsllm.engine.settings.final_config import Layout, final_config
-from dsllm.engine.state import load_state
-from dsllm.engine.step import take_step
-from dsllm.model.initial import decay_groups
-from dsllm.model.initial_state import InitialValues
-from dsllm.model.transformer import Transformer, parameter_shapes
+from dsllm.parameters import parameter_table
+from dsllm.session.assembly import ready_engine
 from tests.helpers.ranks import run_ranks
-from tests.helpers.tiny import SEED, SEQUENCE_LENGTH, micro_batches, tiny_run
+from tests.helpers.tiny import SEQUENCE_LENGTH, tiny_run, tiny_step
 
 # 1.3 million parameters, beside which rounding up to whole parts for the ranks does not matter
 MODEL = ModelConfig(num_layers=4, hidden_size=128, num_heads=4, num_kv_heads=2, mlp_size=384, vocab_size=2000)
@@ -77,15 +72,7 @@ def states_of(world: World, precision: Precision, stage: int, fp32_gradients: bo
         given["data_types"] = {"grad_accum_dtype": "fp32" if fp32_gradients else precision}
     layout = Layout(world_size=world.size, device="cuda" if precision == "fp16" else "cpu", precision=precision)
     with fp16_on_cpu(precision):
-        engine = build_engine(
-            lambda: Transformer(MODEL, SEQUENCE_LENGTH, compute_dtype(precision)),
-            decay_groups,
-            config.train,
-            precision,
-            final_config(config, given, layout),
-            world,
-        )
-    load_state(engine, InitialValues(MODEL, parameter_shapes(MODEL, SEQUENCE_LENGTH), SEED))
+        engine = ready_engine(config, final_config(config, given, layout), precision, world)
     held, step = [bytes_held() - before], engine.deepspeed.step
 
     def measured_step() -> None:
@@ -94,7 +81,7 @@ def states_of(world: World, precision: Precision, stage: int, fp32_gradients: bo
 
     engine.deepspeed.step = measured_step
     for number in range(2):
-        assert take_step(engine, micro_batches(config, number, world.rank, world.size), seed=number).applied
+        assert tiny_step(engine, config, number).applied
     return ModelStates(
         after_init=held[0],
         while_accumulating=held[-accumulation],
@@ -136,8 +123,7 @@ def compare(world_size: int, modes: tuple, stages: tuple[int, ...], accumulation
 
 
 def test_the_model_has_so_many_parameters():
-    shapes = parameter_shapes(MODEL, SEQUENCE_LENGTH).values()
-    assert sum(torch.Size(shape).numel() for shape in shapes) == NUM_PARAMETERS
+    assert sum(row.num_elements for row in parameter_table(MODEL, SEQUENCE_LENGTH)) == NUM_PARAMETERS
 
 
 @pytest.mark.parametrize(

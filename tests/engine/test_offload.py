@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from dsllm.config.run import RunConfig
+from dsllm.engine.optimizers import set_learning_rate
 from dsllm.engine.processes.process_group import World
 from dsllm.engine.state import load_state, owned_slices
-from dsllm.engine.step import set_learning_rate, take_step
+from dsllm.engine.step import take_step
+from dsllm.objectives import TokenLoss
 from tests.engine.test_step import BF16_NORM_TOLERANCE, NORM_TOLERANCE, counting, learning_rate
 from tests.helpers.ranks import run_ranks
-from tests.helpers.tiny import SEQUENCE_LENGTH, InitialValues, micro_batches, parameter_shapes, tiny_engine, tiny_run
+from tests.helpers.tiny import SEQUENCE_LENGTH, first_state, micro_batches, tiny_engine, tiny_run, tiny_step
 
 NUM_STEPS = 6
 Curve = tuple[list[float], list[float]]
@@ -40,8 +42,8 @@ def curves(world: World, config: RunConfig, cases: tuple[str, ...], num_steps: i
         engine = tiny_engine(world, config, stage, **zero)
         losses, norms = [], []
         for step in range(num_steps):
-            set_learning_rate(engine, learning_rate(step))
-            result = take_step(engine, micro_batches(config, step, world.rank, world.size), seed=step)
+            set_learning_rate(engine.optimizer, learning_rate(step))
+            result = tiny_step(engine, config, step)
             losses.append(result.loss)
             norms.append(result.gradient_norm)
         found[case] = losses, norms
@@ -83,15 +85,15 @@ def test_the_same_numbers_as_without(precision, world_size, cases):
 def reload_after_steps(world: World, config: RunConfig, cases: tuple[str, ...]) -> dict[str, tuple[float, float]]:
     """First loss of a new engine, and of one that has trained and was then given the same state."""
     found = {}
-    batches = micro_batches(config, 5, world.rank, world.size)
+    batches = micro_batches(config, 5, world.data_rank, world.data_size)
     for case in cases:
         stage, zero = CASES[case]
-        first = take_step(tiny_engine(world, config, stage, **zero), batches, seed=5).loss
+        first = take_step(tiny_engine(world, config, stage, **zero), batches, TokenLoss(), seed=5).loss
         engine = tiny_engine(world, config, stage, **zero)
         for step in range(3):
-            take_step(engine, micro_batches(config, step, world.rank, world.size), seed=step)
-        load_state(engine, InitialValues(config, parameter_shapes()))
-        found[case] = first, take_step(engine, batches, seed=5).loss
+            tiny_step(engine, config, step)
+        load_state(engine, first_state(config))
+        found[case] = first, take_step(engine, batches, TokenLoss(), seed=5).loss
     return found
 
 
@@ -108,16 +110,16 @@ def poisoned_steps(world: World, config: RunConfig, cases: tuple[str, ...]) -> d
     for case in cases:
         stage, zero = CASES[case]
         engine = tiny_engine(world, config, stage, **zero)
-        take_step(engine, micro_batches(config, 0, world.rank, world.size), seed=0)
+        tiny_step(engine, config, 0)
         before = [t.clone() for piece in owned_slices(engine) for t in piece.tensors.values()]
-        batches = micro_batches(config, 1, world.rank, world.size)
+        batches = micro_batches(config, 1, world.data_rank, world.data_size)
         weights = torch.ones(2, SEQUENCE_LENGTH)
         if world.rank == 1:
             weights[0, 3] = math.nan
-        result = take_step(engine, [counting(batches[0], weights), *batches[1:]], seed=1)
+        result = take_step(engine, [counting(batches[0], weights), *batches[1:]], TokenLoss(weighted=True), seed=1)
         after = [t for piece in owned_slices(engine) for t in piece.tensors.values()]
         untouched = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-        good = take_step(engine, micro_batches(config, 2, world.rank, world.size), seed=2).applied
+        good = tiny_step(engine, config, 2).applied
         found[case] = result.applied, untouched, good
     return found
 

@@ -5,15 +5,18 @@ import math
 import pytest
 import torch
 
+from dsllm.batches import MicroBatch
 from dsllm.config.run import RunConfig
 from dsllm.config.train import LossScaleConfig
+from dsllm.engine.optimizers import set_learning_rate
 from dsllm.engine.processes.process_group import World
 from dsllm.engine.state import owned_slices
-from dsllm.engine.step import set_learning_rate, take_step
+from dsllm.engine.step import take_step
 from dsllm.model.initial import fill_initial
 from dsllm.model.transformer import Transformer
+from dsllm.objectives import TokenLoss
 from tests.helpers.ranks import run_ranks
-from tests.helpers.tiny import MODEL, SEQUENCE_LENGTH, Batch, micro_batches, tiny_engine, tiny_run
+from tests.helpers.tiny import MODEL, SEQUENCE_LENGTH, micro_batches, tiny_engine, tiny_run, tiny_step
 
 STAGES = (0, 1, 2, 3)
 FP16_STAGES = (1, 2, 3)  # stage 0 is refused
@@ -36,8 +39,8 @@ def fp16_loops(world: World, config: RunConfig, num_steps: int) -> dict[int, lis
         engine = tiny_engine(world, config, stage, device="cuda")  # as far as the config's checks are concerned
         rows[stage] = []
         for step in range(num_steps):
-            set_learning_rate(engine, learning_rate(step))
-            result = take_step(engine, micro_batches(config, step, world.rank, world.size), seed=step)
+            set_learning_rate(engine.optimizer, learning_rate(step))
+            result = tiny_step(engine, config, step)
             rows[stage].append((result.loss, result.gradient_norm, result.applied, result.loss_scale))
     return rows
 
@@ -55,8 +58,8 @@ def test_fp16_scale_falls_on_overflow_and_all_ranks_agree():
         assert first[stage][-1][2] and first[stage][-1][0] < first[stage][0][0]
 
 
-def counting(batch: Batch, weights: torch.Tensor) -> Batch:
-    return Batch(batch.inputs, batch.targets, weights)
+def counting(batch: MicroBatch, weights: torch.Tensor) -> MicroBatch:
+    return MicroBatch(inputs=batch.inputs, targets=batch.targets, weights=weights)
 
 
 def poisoned_steps(world: World) -> dict[tuple[str, int], tuple[bool, float, bool, bool]]:
@@ -66,16 +69,16 @@ def poisoned_steps(world: World) -> dict[tuple[str, int], tuple[bool, float, boo
 
 def poisoned_step(world: World, config: RunConfig, stage: int) -> tuple[bool, float, bool, bool]:
     engine = tiny_engine(world, config, stage)
-    take_step(engine, micro_batches(config, 0, world.rank, world.size), seed=0)
+    tiny_step(engine, config, 0)
     before = [t.clone() for piece in owned_slices(engine) for t in piece.tensors.values()]
-    batches = micro_batches(config, 1, world.rank, world.size)
+    batches = micro_batches(config, 1, world.data_rank, world.data_size)
     weights = torch.ones(2, SEQUENCE_LENGTH)
     if world.rank == world.size - 1:
         weights[0, 3] = math.nan
-    result = take_step(engine, [counting(batches[0], weights), *batches[1:]], seed=1)
+    result = take_step(engine, [counting(batches[0], weights), *batches[1:]], TokenLoss(weighted=True), seed=1)
     after = [t for piece in owned_slices(engine) for t in piece.tensors.values()]
     untouched = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    good = take_step(engine, micro_batches(config, 2, world.rank, world.size), seed=2).applied
+    good = tiny_step(engine, config, 2).applied
     return result.applied, result.gradient_norm, untouched, good
 
 
@@ -90,9 +93,11 @@ def weighted_steps(world: World, weights: torch.Tensor) -> list[tuple[float, flo
     config, found = tiny_run(), []
     for stage in STAGES:
         engine = tiny_engine(world, config, stage)
-        plain = micro_batches(config, 0, world.rank, world.size)
+        plain = micro_batches(config, 0, world.data_rank, world.data_size)
         own = weights[world.rank :: world.size].split(config.train.micro_batch_sequences)
-        result = take_step(engine, [counting(b, w) for b, w in zip(plain, own, strict=True)], seed=0)
+        result = take_step(
+            engine, [counting(b, w) for b, w in zip(plain, own, strict=True)], TokenLoss(weighted=True), seed=0
+        )
         found.append((result.loss, result.gradient_norm))
     return found
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dsllm.evaluate.perplexity import HeldOutLoss, validation_loss
+from dsllm.objectives import ModelOutput
 
 CPU = torch.device("cpu")
 
@@ -23,9 +24,9 @@ class Batches(list):
     text_bytes = 40
 
 
-def losses(inputs: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor | None) -> torch.Tensor:
+def losses(inputs: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor | None) -> ModelOutput:
     """Each token's loss is its target."""
-    return targets.float()
+    return ModelOutput(losses=targets.float(), auxiliary={})
 
 
 def batch(targets: list[int], weights: list[float] | None) -> Batch:

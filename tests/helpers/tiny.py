@@ -1,24 +1,26 @@
 """The tiny run that the engine's tests share: a small Llama-shaped model on fixed random tokens."""
 
-import dataclasses
 from typing import Any
 
 import torch
 
+from dsllm.batches import MicroBatch
 from dsllm.config.data import DataConfig
 from dsllm.config.model import ModelConfig
+from dsllm.config.optimizer import AdamWConfig
 from dsllm.config.run import RunConfig, RunSection
-from dsllm.config.train import OptimizerConfig, TrainConfig
-from dsllm.engine.build import Engine, build_engine
+from dsllm.config.train import TrainConfig
+from dsllm.engine.build import Engine
 from dsllm.engine.instruments.fp16_on_cpu import fp16_on_cpu
-from dsllm.engine.processes.device import compute_dtype
 from dsllm.engine.processes.process_group import World
 from dsllm.engine.settings.final_config import Layout, final_config
-from dsllm.engine.state import load_state
-from dsllm.model.initial import decay_groups, initial_value
-from dsllm.model.recompute import Recompute
+from dsllm.engine.step import StepResult, take_step
+from dsllm.model.initial_state import InitialValues
+from dsllm.model.kernels import TORCH
 from dsllm.model.transformer import Transformer
-from dsllm.slices import WEIGHTS, Region
+from dsllm.objectives import TokenLoss
+from dsllm.parameters import parameter_table
+from dsllm.session.assembly import build_model, ready_engine
 
 SEQUENCE_LENGTH = 16
 GLOBAL_BATCH = 8
@@ -45,7 +47,7 @@ def tiny_run(**train: Any) -> RunConfig:
         "micro_batch_sequences": 2,
         "precision": "fp32",
         "gradient_clipping": 1.0,
-        "optimizer": OptimizerConfig(learning_rate=1e-3, weight_decay=0.1),
+        "optimizer": AdamWConfig(learning_rate=1e-3, weight_decay=0.1),
     } | train
     return RunConfig(
         run=RunSection(name="tiny", directory="runs/tiny", seed=SEED),
@@ -55,16 +57,6 @@ def tiny_run(**train: Any) -> RunConfig:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """Inputs and targets [b, T], all of which count."""
-
-    inputs: torch.Tensor
-    targets: torch.Tensor
-    weights: torch.Tensor | None = None
-    documents: torch.Tensor | None = None
-
-
 def sample(number: int) -> torch.Tensor:
     """Tokens [T + 1] of a sample: a noisy walk, so that there is something to learn."""
     generator = torch.Generator().manual_seed(1000 + number)
@@ -72,48 +64,24 @@ def sample(number: int) -> torch.Tensor:
     return (steps.cumsum(0) * 7 + number) % MODEL.vocab_size
 
 
-def micro_batches(config: RunConfig, step: int, rank: int, world_size: int) -> list[Batch]:
+def micro_batches(config: RunConfig, step: int, rank: int, world_size: int) -> list[MicroBatch]:
     """This rank's micro-batches of a step."""
     first, batch, micro = step * GLOBAL_BATCH, config.train.global_batch_sequences, config.train.micro_batch_sequences
     own = [sample(first + i) for i in range(rank, batch, world_size)]
     rows = [torch.stack(own[i : i + micro]) for i in range(0, len(own), micro)]
-    return [Batch(r[:, :-1], r[:, 1:]) for r in rows]
+    return [MicroBatch(inputs=r[:, :-1], targets=r[:, 1:]) for r in rows]
 
 
-class InitialValues:
+def first_state(config: RunConfig) -> InitialValues:
     """The model's initial values as a state to load."""
-
-    def __init__(self, config: RunConfig, shapes: dict[str, tuple[int, ...]]):
-        self.config, self.shapes = config, shapes
-
-    def read(self, name: str, key: str, region: Region) -> torch.Tensor:
-        """See StateReader."""
-        return region.of(initial_value(name, self.shapes[name], self.config.model, self.config.run.seed))
-
-    def keys(self, name: str) -> tuple[str, ...]:
-        """See StateReader."""
-        return (WEIGHTS,)
-
-    def scalars(self, name: str) -> dict[str, float]:
-        """See StateReader."""
-        return {}
-
-
-def parameter_shapes(config: ModelConfig = MODEL) -> dict[str, tuple[int, ...]]:
-    """Shapes of a model's parameters, by name."""
-    with torch.device("meta"):
-        model = Transformer(config, SEQUENCE_LENGTH)
-    return {name: tuple(p.shape) for name, p in model.named_parameters()}
+    shapes = {row.name: row.shape for row in parameter_table(config.model, SEQUENCE_LENGTH)}
+    return InitialValues(config.model, shapes, config.run.seed)
 
 
 def tiny_model(config: RunConfig) -> Transformer:
-    """The run's model, as it is carried out."""
+    """The run's model as it is trained, outside an engine."""
     assert config.train.precision != "auto"
-    recompute = Recompute(what=config.train.activation_checkpointing, offload=config.train.activation_offload)
-    model = Transformer(config.model, SEQUENCE_LENGTH, compute_dtype(config.train.precision), recompute)
-    if config.train.compile:
-        model.compile_layers()
-    return model
+    return build_model(config, config.train.precision, TORCH)
 
 
 def tiny_engine(
@@ -127,6 +95,10 @@ def tiny_engine(
     given = {"zero_optimization": {"stage": stage, **(small if stage else {}), **zero}}
     final = final_config(config, given, Layout(world_size=world.size, device=device, precision=precision))
     with fp16_on_cpu(precision):
-        engine = build_engine(lambda: tiny_model(config), decay_groups, config.train, precision, final, world)
-    load_state(engine, reader or InitialValues(config, parameter_shapes(config.model)))
-    return engine
+        return ready_engine(config, final, precision, world, reader)
+
+
+def tiny_step(engine: Engine, config: RunConfig, step: int, **more: Any) -> StepResult:
+    """One optimizer step of the tiny run, its seed the step's number."""
+    batches = micro_batches(config, step, engine.world.data_rank, engine.world.data_size)
+    return take_step(engine, batches, TokenLoss(), seed=step, **more)

@@ -6,9 +6,9 @@ import math
 import torch
 
 from dsllm.config.model import ModelConfig
-from dsllm.model.initial import decay_groups, fill_initial, initial_value
+from dsllm.model.initial import fill_initial, initial_value
 from dsllm.model.transformer import Transformer
-from tests.helpers.models import GPT2, LLAMA
+from tests.helpers.models import GPT2
 
 CONFIG = ModelConfig(num_layers=8, hidden_size=256, num_heads=4, vocab_size=1000)
 
@@ -53,12 +53,3 @@ def test_norms_are_ones_and_biases_zeros():
             assert (parameter == 0).all()
         elif "norm" in name:
             assert (parameter == 1).all()
-
-
-def test_matrices_are_decayed_and_nothing_else():
-    model = Transformer(dataclasses.replace(LLAMA, qk_norm=True, mlp_bias=True), 64)
-    decayed, free = decay_groups(model)
-    parameters = dict(model.named_parameters())
-    assert sorted([*decayed, *free]) == sorted(parameters)
-    assert all(parameters[name].ndim == 2 for name in decayed)
-    assert all(parameters[name].ndim == 1 for name in free)

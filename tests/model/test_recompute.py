@@ -12,12 +12,11 @@ from dsllm.config.train import TrainConfig
 from dsllm.counts import activation_bytes, kept_activation_bytes
 from dsllm.engine.processes.process_group import World
 from dsllm.engine.state import owned_slices
-from dsllm.engine.step import take_step
 from dsllm.model.recompute import Recompute
 from dsllm.model.transformer import Transformer
 from tests.helpers.models import CONTEXT, GPT2, LLAMA, NEOX, random_model, tokens_for
 from tests.helpers.ranks import run_ranks
-from tests.helpers.tiny import micro_batches, tiny_engine, tiny_run
+from tests.helpers.tiny import tiny_engine, tiny_run, tiny_step
 
 MODES = ("full", 2, "attention", "mlp")
 SHAPES = {"llama": LLAMA, "gpt2": GPT2, "neox": NEOX, "qk-norm": dataclasses.replace(LLAMA, qk_norm=True)}
@@ -111,7 +110,7 @@ def two_steps(world: World, settings: list[dict[str, Any]]) -> dict[int, list[li
             config = tiny_run(precision="fp32_compute_bf16", **setting)
             config = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.1))
             engine = tiny_engine(world, config, stage)
-            results = [take_step(engine, micro_batches(config, s, world.rank, world.size), seed=s) for s in range(2)]
+            results = [tiny_step(engine, config, s) for s in range(2)]
             state = b"".join(t.numpy().tobytes() for piece in owned_slices(engine) for t in piece.tensors.values())
             found[stage].append([*((r.loss, r.gradient_norm) for r in results), hashlib.sha256(state).hexdigest()])
     return found

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from dsllm.engine.instruments.step_timer import Watch
+from dsllm.engine.instruments.step_timer import StepTimer
 from dsllm.train.breakdown import Breakdown, table
 
 
-def watch_with(**seconds: float) -> Watch:
-    watch = Watch(torch.device("cpu"), on=True)
+def watch_with(**seconds: float) -> StepTimer:
+    watch = StepTimer(torch.device("cpu"), on=True)
     watch.seconds |= seconds
     return watch
 
@@ -18,14 +18,14 @@ def test_the_columns_add_up_to_the_step_and_the_first_step_is_left_out_of_the_me
     assert sum(breakdown.columns(10.0).values()) == 10.0
     assert breakdown.means()["forward"] == 9.0  # the only step so far
     for forward in (1.0, 3.0):
-        breakdown.watch.seconds["forward"] = forward
+        breakdown.timer.seconds["forward"] = forward
         row = breakdown.columns(4.0)
         assert row["forward_seconds"] == forward and row["other_seconds"] == 4.0 - forward
     assert breakdown.means()["forward"] == 2.0 and breakdown.means()["other"] == 2.0
 
 
 def test_a_watch_that_is_off_gives_no_columns():
-    assert Breakdown(Watch(torch.device("cpu"), on=False)).columns(1.0) == {}
+    assert Breakdown(StepTimer(torch.device("cpu"), on=False)).columns(1.0) == {}
 
 
 def test_the_table_names_the_slow_rank():

@@ -16,12 +16,11 @@ from dsllm.config.run import RunConfig
 from dsllm.config.train import CheckpointConfig
 from dsllm.engine.processes.process_group import World
 from dsllm.engine.state import owned_slices
-from dsllm.engine.step import take_step
 from dsllm.slices import WEIGHTS, Region, whole
 from dsllm.train.progress import Progress
 from dsllm.train.saving import RunRecord, restore, save_checkpoint
 from tests.helpers.ranks import run_ranks
-from tests.helpers.tiny import micro_batches, tiny_engine, tiny_run
+from tests.helpers.tiny import tiny_engine, tiny_run, tiny_step
 
 Layouts = dict[str, tuple[int, dict[str, Any]]]
 CPU = {"device": "cpu"}
@@ -40,10 +39,7 @@ STEPS_BEFORE, STEPS_AFTER = 3, 3
 
 
 def steps(engine, config: RunConfig, world: World, first: int, count: int) -> list[float]:
-    return [
-        take_step(engine, micro_batches(config, s, world.rank, world.size), seed=s).loss
-        for s in range(first, first + count)
-    ]
+    return [tiny_step(engine, config, s).loss for s in range(first, first + count)]
 
 
 def save_under_each_layout(

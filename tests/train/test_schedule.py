@@ -9,8 +9,9 @@ import torch
 from transformers import get_cosine_schedule_with_warmup, get_wsd_schedule
 
 from dsllm.config.data import DataConfig
+from dsllm.config.optimizer import AdamWConfig
 from dsllm.config.run import RunConfig, RunSection
-from dsllm.config.train import OptimizerConfig, ScheduleConfig, TrainConfig
+from dsllm.config.train import ScheduleConfig, TrainConfig
 from dsllm.train.schedule import learning_rate_at
 
 NUM_STEPS, TOKENS_PER_STEP = 50, 4 * 8
@@ -23,7 +24,7 @@ def run(**schedule) -> RunConfig:
         train=TrainConfig(
             total_tokens=NUM_STEPS * TOKENS_PER_STEP - 3,  # rounded up to whole steps
             global_batch_sequences=4,
-            optimizer=OptimizerConfig(learning_rate=2.0),
+            optimizer=AdamWConfig(learning_rate=2.0),
             schedule=ScheduleConfig(**schedule),
         ),
     )

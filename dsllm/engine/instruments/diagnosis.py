@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dsllm.batches import MicroBatch
 from dsllm.engine.build import Engine
-from dsllm.engine.step import MicroBatch, counted_tokens, loss_factor, summed_loss
+from dsllm.engine.step import counted, forward, loss_factor
+from dsllm.objectives import Objective
 
 _PASSES = ("forward", "backward")
 
@@ -33,20 +35,20 @@ class NotFinite:
         return f"{self.where}, in the {self.passing} pass of micro-batch {self.micro_batch} on rank {self.rank}{others}"
 
 
-def find_not_finite(engine: Engine, micro_batches: Sequence[MicroBatch], seed: int) -> NotFinite | None:
-    """Run a step's micro-batches once more, looking at every module's inputs, outputs and gradients; a collective call.
+def find_not_finite(engine: Engine, batches: Sequence[MicroBatch], objective: Objective, seed: int) -> NotFinite | None:
+    """Run a step's micro-batches once more and check every module's inputs, outputs and gradients; a collective call.
 
-    Weights, moments and the loss scale stay as they are. Gradients are left behind: the engine is to take no further
+    Weights, optimizer state and the loss scale stay as they are. Gradients are left over: the engine must take no further
     step. The forward pass comes before the backward pass and, in the same pass, the lower rank before the higher.
 
     Returns:
-        None where each module and each micro-batch is finite by itself: then only their sum is not.
+        None where every module and micro-batch is finite: then only their sum is not.
     """
-    factor = loss_factor(engine, len(micro_batches), counted_tokens(engine, micro_batches))
-    for index, batch in enumerate(micro_batches):
+    factor = loss_factor(engine, len(batches), counted(engine, batches, objective))
+    for index, batch in enumerate(batches):
         look = _Look()
         with torch.compiler.set_stance("force_eager"), look.listening(engine.module):  # compiled code calls no hooks
-            loss = summed_loss(engine, batch, seed, index)
+            loss = forward(engine, batch, objective, (seed, index)).loss_sum
             look.passing = "backward"
             engine.deepspeed.backward(loss * factor)
         found = engine.world.gather(look.found)
@@ -59,11 +61,11 @@ def find_not_finite(engine: Engine, micro_batches: Sequence[MicroBatch], seed: i
 
 @dataclass
 class _Look:
-    """Listens to one forward and backward pass, and keeps the first thing that is not finite.
+    """Hooks into one forward and backward pass that keep the first thing that is not finite.
 
-    Whichever comes first tells who did it: a module whose output is bad after good inputs did it itself; inputs that
-    are bad after good outputs were spoilt between two modules, by the arithmetic of the module around them. In the
-    backward pass the same holds with inputs and outputs exchanged.
+    The first one names the culprit: a module whose output is bad after good inputs did it itself; inputs that are bad
+    after good outputs were spoilt between two modules, by the arithmetic of the module that contains them. In the backward
+    pass the same holds with inputs and outputs exchanged.
     """
 
     passing: str = "forward"
@@ -74,7 +76,7 @@ class _Look:
     def listening(self, model: nn.Module) -> Iterator[None]:
         """Hooks on every module and parameter for the duration of the block."""
         for name, module in model.named_modules():
-            if name:  # the model itself is what lies between its parts
+            if name:  # the model itself is the arithmetic between its parts
                 self._handles += [
                     module.register_forward_pre_hook(self._before(name), with_kwargs=True),
                     module.register_forward_hook(self._after(name)),
@@ -138,6 +140,6 @@ def _floating(value: Any) -> Iterator[Tensor]:
 
 
 def _around(name: str) -> str:
-    """The module that a module lies in: blocks lie in the model, not in the list that holds them."""
+    """The module that contains a module: the model contains the blocks, not the list that holds them."""
     parent = name.rpartition(".")[0]
     return parent if "." in parent else "the model"

@@ -1,4 +1,4 @@
-"""Lets a process build an engine in fp16 on the CPU: slow, but right, and so a way to test fp16's arithmetic without a GPU."""
+"""Builds an engine in fp16 on the CPU: slow but right, so that fp16's arithmetic can be tested without a GPU."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ from dsllm.engine.deepspeed_library import deepspeed
 
 @contextlib.contextmanager
 def fp16_on_cpu(precision: Precision) -> Iterator[None]:
-    """While an engine in fp16 is built, tell DeepSpeed that the accelerator has fp16; other precisions change nothing.
+    """While an engine in fp16 is built, let DeepSpeed's accelerator claim that it supports fp16.
 
-    Runs refuse fp16 on CPU; comparisons and tests need it. Only for the block: what DeepSpeed does in other precisions
-    depends on the answer too (build.py, `_construction`).
+    Nothing changes in other precisions, or after the block: what DeepSpeed does in other precisions depends on the
+    accelerator's answer too (build.py, `_construction`). Runs refuse fp16 on CPU; comparisons and tests need it.
     """
     accelerator: Any = deepspeed.accelerator.get_accelerator()
     if precision != "fp16" or accelerator.device_name() != "cpu":

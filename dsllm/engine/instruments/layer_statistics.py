@@ -1,4 +1,4 @@
-"""Looks into one step layer by layer: activations, gradients before clipping, weights and their update, over all ranks."""
+"""Statistics of one step, layer by layer: activations, gradients before clipping, weights and their update, over all ranks."""
 
 import contextlib
 import math
@@ -29,12 +29,13 @@ class _Sums:
 class LayerStatistics:
     """What one step does in each layer. Make one, hand it to `take_step`, then ask it for its `rows`.
 
-    A layer is a block (`layers.0`, ...) or another direct part of the model (`embed`, `norm`, `head`, ...), and has the
-    parameters whose names begin with it; one that is used twice belongs to its first name.
+    A layer is a block (`layers.0`, ...) or another direct part of the model (`embed`, `norm`, `head`, ...). The parameter
+    table says which parameters it has; one that is used twice belongs to its first use.
     """
 
     def __init__(self, engine: Engine):
         self._engine = engine
+        self._layer_of = {row.name: row.layer for row in engine.table}
         self._activations: defaultdict[str, _Sums] = defaultdict(_Sums)
         self._gradient_squares: dict[str, float] = {}
         self._masters: list[Tensor] = []
@@ -70,9 +71,11 @@ class LayerStatistics:
         """Read the whole gradient, one parameter at a time, and keep this rank's masters; a collective call."""
         squares: defaultdict[str, float] = defaultdict(float)
         for name, parameter in self._engine.module.named_parameters():
+            if not parameter.requires_grad:
+                continue
             gradient = deepspeed.utils.safe_get_full_grad(parameter)
             norm = torch.linalg.vector_norm(gradient, dtype=torch.float64)
-            squares[_layer_of(name)] += (float(norm) / loss_scale) ** 2
+            squares[self._layer_of[name]] += (float(norm) / loss_scale) ** 2
         self._gradient_squares = dict(squares)
         self._masters = [piece.tensors[WEIGHTS].clone() for piece in owned_slices(self._engine)]
 
@@ -83,13 +86,13 @@ class LayerStatistics:
         update; None where a layer has no output of its own. gradient_norm: of the averaged gradient, unscaled and
         before clipping. weight_norm: after the update; update_ratio: norm of the update / norm of the weights before.
         """
-        names = list(dict.fromkeys(_layer_of(name) for name, _ in self._engine.module.named_parameters()))
+        names = list(dict.fromkeys(self._layer_of.values()))
         weights, updates = self._weights_and_updates(names)
         return [
             {
                 "layer": name,
                 **activation,
-                "gradient_norm": math.sqrt(self._gradient_squares[name]),
+                "gradient_norm": math.sqrt(self._gradient_squares.get(name, 0.0)),
                 "weight_norm": math.sqrt(after),
                 "update_ratio": math.sqrt(change / before) if before else None,
             }
@@ -100,9 +103,9 @@ class LayerStatistics:
 
     def _activation_rows(self, names: Iterable[str]) -> list[dict[str, float | None]]:
         rows: list[dict[str, float | None]] = []
-        of_ranks = self._engine.world.gather(dict(self._activations))
+        every_rank = self._engine.world.gather(dict(self._activations))
         for name in names:
-            sums = [activations[name] for activations in of_ranks if name in activations]
+            sums = [activations[name] for activations in every_rank if name in activations]
             count = sum(s.count for s in sums)
             largest = [s.largest for s in sums]
             rows.append(
@@ -124,7 +127,7 @@ class LayerStatistics:
         for piece, before in zip(owned_slices(self._engine), self._masters, strict=True):
             after = piece.tensors[WEIGHTS]
             for i, tensor in enumerate((after, before, after - before)):
-                sums[_layer_of(piece.name)][i] += float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
+                sums[self._layer_of[piece.name]][i] += float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
         flat = self._engine.world.sum([value for name in names for value in sums[name]])
         triples = [flat[i : i + 3] for i in range(0, len(flat), 3)]
         return [(t[0], t[1]) for t in triples], [t[2] for t in triples]
@@ -136,9 +139,3 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield from ((f"{name}.{i}", block) for i, block in part.named_children())
         else:
             yield name, part
-
-
-def _layer_of(parameter: str) -> str:
-    """layers.3.mlp.up.weight -> layers.3; embed.weight -> embed"""
-    first, second, *_ = parameter.split(".")
-    return f"{first}.{second}" if second.isdigit() else first

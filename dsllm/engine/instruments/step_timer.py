@@ -1,4 +1,4 @@
-"""Times the parts of an optimizer step, and names them in profiles; communication is taken out of the part it happens in."""
+"""Times the parts of an optimizer step and names them in profiles; communication is a part of its own wherever it happens."""
 
 import contextlib
 import time
@@ -20,14 +20,14 @@ _COLLECTIVES = (
 """Methods of DeepSpeed's communication backend, through which all its collectives go."""
 
 
-class Watch:
+class StepTimer:
     """Seconds of this rank in each part of a step: a part's own time, without that of the parts inside it.
 
-    Switched off it measures nothing, and the parts are only named for the profiler.
+    Switched off, it measures nothing and only names the parts for the profiler.
 
     Args:
-        device: on GPUs work is queued, so the queue is emptied at both ends of every part. That makes communication
-            and computation wait for each other: the parts are true, the step is slower
+        device: on GPUs work is queued, so the queue is emptied at both ends of every part. Communication and computation
+            then wait for each other: the parts are exact, the step is slower
         on: measure
     """
 
@@ -42,7 +42,7 @@ class Watch:
 
     @contextlib.contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """What happens in the block belongs to this part, but for what an inner block says."""
+        """Time the block as this part, without the blocks inside it."""
         if not self.on:
             with record_function(name):
                 yield
@@ -58,32 +58,32 @@ class Watch:
         self._inside = outside + elapsed
 
 
-UNWATCHED = Watch(torch.device("cpu"), on=False)
-"""For a step that nobody looks into."""
+UNTIMED = StepTimer(torch.device("cpu"), on=False)
+"""For a step that is not timed."""
 
 
 @contextlib.contextmanager
-def watching(device: torch.device, on: bool) -> Iterator[Watch]:
-    """A watch that also sees the collectives inside DeepSpeed's forward, backward and step, while the block runs."""
-    watch = Watch(device, on)
+def timing(device: torch.device, on: bool) -> Iterator[StepTimer]:
+    """A timer that also sees the collectives inside DeepSpeed's forward, backward and step, while the block runs."""
+    timer = StepTimer(device, on)
     if not on:
-        yield watch
+        yield timer
         return
     backend = deepspeed.comm.comm.cdb
     for name in _COLLECTIVES:  # as attributes of the object, before the class's methods
-        setattr(backend, name, _timed(watch, getattr(backend, name)))
+        setattr(backend, name, _timed(timer, getattr(backend, name)))
     try:
-        yield watch
+        yield timer
     finally:
         for name in _COLLECTIVES:
             delattr(backend, name)
 
 
-def _timed(watch: Watch, collective: Callable[..., Any]) -> Callable[..., Any]:
+def _timed(timer: StepTimer, collective: Callable[..., Any]) -> Callable[..., Any]:
     def timed(*arguments: Any, **named: Any) -> Any:
-        with watch.part("communication"):
+        with timer.part("communication"):
             work = collective(*arguments, **named)
-        return None if work is None else _TimedWork(watch, work)
+        return None if work is None else _TimedWork(timer, work)
 
     return timed
 
@@ -91,12 +91,12 @@ def _timed(watch: Watch, collective: Callable[..., Any]) -> Callable[..., Any]:
 class _TimedWork:
     """A collective under way: waiting for it is communication too."""
 
-    def __init__(self, watch: Watch, work: Any):
-        self._watch, self._work = watch, work
+    def __init__(self, timer: StepTimer, work: Any):
+        self._timer, self._work = timer, work
 
     def wait(self, *arguments: Any) -> Any:
         """Wait for its end."""
-        with self._watch.part("communication"):
+        with self._timer.part("communication"):
             return self._work.wait(*arguments)
 
     def __getattr__(self, name: str) -> Any:

@@ -1,11 +1,11 @@
-"""The process group: start and stop it, with bounded time-outs on every group, and the few collectives a run needs."""
+"""The process group of a job: its mesh and groups, bounded time-outs on every group, and the few collectives a run needs."""
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -15,9 +15,13 @@ from dsllm.engine.deepspeed_library import deepspeed
 from dsllm.engine.processes.ranks import Ranks
 from dsllm.engine.processes.rendezvous import meet
 from dsllm.errors import LaunchError
+from dsllm.mesh import AXES, Axis, Mesh
 
 TIMEOUT = timedelta(minutes=30)
 """Longest wait for another rank where the run does not say otherwise."""
+
+Over = Literal["world"] | Axis
+"""The ranks that a collective covers: all of them, or those that differ along one axis of the mesh."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,46 +30,82 @@ class World:
 
     ranks: Ranks
     device: torch.device
+    mesh: Mesh
     timeout: timedelta = TIMEOUT
     """Longest wait for another rank, in every group."""
+    groups: Mapping[Axis, dist.ProcessGroup] = field(default_factory=dict)
+    """This rank's group along each axis that is neither 1 nor the whole world."""
 
     @property
     def rank(self) -> int:
-        """Number of this process."""
+        """Number of this process among all."""
         return self.ranks.rank
 
     @property
     def size(self) -> int:
-        """Number of processes; all of them data-parallel."""
+        """Number of all processes."""
         return self.ranks.world_size
 
-    def sum(self, values: Sequence[float]) -> list[float]:
-        """Sums over all ranks, in fp64: exact for whole numbers below 2^53."""
+    @property
+    def data_rank(self) -> int:
+        """Number of this rank among those that read different samples."""
+        return self.mesh.place(self.rank, "data")
+
+    @property
+    def data_size(self) -> int:
+        """Ranks that read different samples."""
+        return self.mesh.data
+
+    @property
+    def is_first_reader(self) -> bool:
+        """True on one of the ranks that read the same samples, which share a model or a sequence: it reports for them."""
+        return all(self.mesh.place(self.rank, axis) == 0 for axis in AXES if axis != "data")
+
+    def sum(self, values: Sequence[float], over: Over = "world") -> list[float]:
+        """Sums over ranks, in fp64: exact for whole numbers below 2^53. A collective call."""
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        if self.size > 1:
-            dist.all_reduce(tensor)
+        if self._size(over) > 1:
+            dist.all_reduce(tensor, group=None if over == "world" else self.groups.get(over))
         return tensor.tolist()
 
     def gather(self, value: Any) -> list[Any]:
-        """The value of every rank, in rank order, on every rank."""
+        """The value of every rank, in rank order, on every rank. A collective call."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
 
+    def send_from_rank_0(self, value: Any) -> Any:
+        """Rank 0's value, on every rank; what the others pass is ignored. A collective call."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0, device=self.device)
+        return values[0]
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         self.sum([0.0])
 
+    def _size(self, over: Over) -> int:
+        return self.size if over == "world" else self.mesh.size(over)
+
 
 @contextlib.contextmanager
-def process_group(ranks: Ranks, device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[World]:
+def process_group(
+    ranks: Ranks, device: torch.device, mesh: Mesh | None = None, timeout: timedelta = TIMEOUT
+) -> Iterator[World]:
     """The process group for the duration of a run.
 
+    Args:
+        mesh: None (default): every rank is data-parallel
+
     Raises:
-        LaunchError: the other ranks did not come within the time-out.
+        LaunchError: the other ranks did not come within the time-out, or have another mesh.
     """
+    mesh = mesh or Mesh(data=ranks.world_size)
+    assert mesh.world_size == ranks.world_size, f"a mesh of {mesh.world_size} ranks in a world of {ranks.world_size}"
     os.environ |= {  # DeepSpeed looks for its rank only here
         "RANK": str(ranks.rank),
         "LOCAL_RANK": str(ranks.local_rank),
@@ -74,7 +114,7 @@ def process_group(ranks: Ranks, device: torch.device, timeout: timedelta = TIMEO
         "MASTER_PORT": str(ranks.master_port),
     }
     backend = "gloo" if device.type == "cpu" else "nccl"
-    store = meet(ranks, timeout)
+    store = meet(ranks, mesh, timeout)
     try:
         dist.init_process_group(
             backend,
@@ -90,24 +130,38 @@ def process_group(ranks: Ranks, device: torch.device, timeout: timedelta = TIMEO
             f"(started by {ranks.launcher}): {error}"
         ) from error
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
-    world = World(ranks=ranks, device=device, timeout=timeout)
+    groups = _make_groups(mesh, ranks.rank, timeout)
+    world = World(ranks=ranks, device=device, mesh=mesh, timeout=timeout, groups=groups)
     try:
         yield world
-        world.barrier()  # nobody takes its sockets away while another rank still talks
+        world.barrier()  # no rank closes its sockets while another one still talks
     finally:
-        dist.destroy_process_group()  # without this a rank can die at interpreter exit after a run that went well
+        dist.destroy_process_group()  # without this a rank can crash at interpreter exit after a successful run
+
+
+def _make_groups(mesh: Mesh, rank: int, timeout: timedelta) -> dict[Axis, dist.ProcessGroup]:
+    """This rank's group along each axis. Every rank makes all groups, in the same order, as torch requires."""
+    own: dict[Axis, dist.ProcessGroup] = {}
+    for axis in AXES:
+        if mesh.size(axis) in (1, mesh.world_size):
+            continue  # one rank needs no group, and all ranks have the default one
+        for ranks in mesh.groups(axis):
+            group = dist.new_group(list(ranks), timeout=timeout)  # new groups do not inherit the time-out
+            if rank in ranks:
+                own[axis] = group
+    return own
 
 
 @contextlib.contextmanager
 def lost_ranks_named(
     world: World,
     setting: str = "train.timeout_minutes",
-    advice: str = "the same command goes on from the last checkpoint",
+    advice: str = "the same command continues from the last checkpoint",
 ) -> Iterator[None]:
-    """Say in words that another rank does not answer, in place of the transport's own error.
+    """Replace the transport's own error by words when another rank does not answer.
 
     Args:
-        setting: what the time-out is called where the user sets it.
+        setting: the name of the time-out where the user sets it.
 
     Raises:
         LaunchError: another rank has failed or left, or its host cannot be reached any more.
@@ -119,14 +173,14 @@ def lost_ranks_named(
         if not isinstance(error, dist.DistError) and "/gloo/" not in str(error):
             raise
         raise LaunchError(
-            f"rank {world.rank} of {world.size} lost another rank: it failed (then its own words are in the log), was killed, "
+            f"rank {world.rank} of {world.size} lost another rank: it failed (then the log has its message), was killed, "
             f"its host is gone, or it hung for {setting}={world.timeout.total_seconds() / 60:g}; {advice} "
             f"({str(error).splitlines()[0]})"
         ) from error
 
 
 def own_groups() -> list[dist.ProcessGroup]:
-    """All groups that this rank belongs to, DeepSpeed's own among them, in the order in which they were made."""
+    """All groups of this rank, DeepSpeed's own included, in the order in which they were made."""
     return list(distributed_c10d._world.pg_map)
 
 

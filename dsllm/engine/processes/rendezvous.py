@@ -1,4 +1,4 @@
-"""The ranks meet: every number is there exactly once, and all agree on how many they are, or it is said who is wrong."""
+"""Rendezvous: every rank joins exactly once, with the same world size and mesh; names the rank that does not."""
 
 import os
 import socket
@@ -9,22 +9,17 @@ from torch.distributed import PrefixStore, Store, TCPStore, rendezvous  # type: 
 
 from dsllm.engine.processes.ranks import Ranks
 from dsllm.errors import LaunchError
-
-LONGEST = timedelta(minutes=10)
-"""The ranks of a job start within minutes of each other; rank 0 prepares data before it comes here."""
+from dsllm.mesh import Mesh
 
 _LOOK_AGAIN_SECONDS = 0.02
 
 
-def meet(ranks: Ranks, timeout: timedelta) -> Store:
+def meet(ranks: Ranks, mesh: Mesh, timeout: timedelta) -> Store:
     """Wait for all ranks; returns the store through which they talk.
 
-    Args:
-        timeout: longest wait; never more than LONGEST
     Raises:
-        LaunchError: rank 0 cannot be reached, ranks are missing, a number is taken twice, or the world sizes differ.
+        LaunchError: rank 0 cannot be reached, ranks are missing, a number is taken twice, or world sizes or meshes differ.
     """
-    timeout = min(timeout, LONGEST)
     store = _store(ranks, timeout)
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store outlives an attempt
     roll = PrefixStore(f"dsllm/{attempt}", store)
@@ -32,14 +27,20 @@ def meet(ranks: Ranks, timeout: timedelta) -> Store:
     other = roll.compare_set(f"rank {ranks.rank}", "", own).decode()
     if other != own:
         raise LaunchError(
-            f"rank {ranks.rank} of {ranks.world_size} is there twice: {other}, and this is {own} (started by "
-            f"{ranks.launcher}): each process needs a RANK of its own"
+            f"rank {ranks.rank} of {ranks.world_size} joined twice: {other}, and this is {own} (started by "
+            f"{ranks.launcher}): give each process a RANK of its own"
         )
     size = roll.compare_set("world size", "", str(ranks.world_size)).decode()
     if size != str(ranks.world_size):
         raise LaunchError(
-            f"rank {ranks.rank} was told a world size of {ranks.world_size}, another rank {size} (started by "
+            f"rank {ranks.rank} has a world size of {ranks.world_size}, another rank {size} (started by "
             f"{ranks.launcher}): all processes of a job need the same one"
+        )
+    agreed = roll.compare_set("mesh", "", repr(mesh)).decode()
+    if agreed != repr(mesh):
+        raise LaunchError(
+            f"rank {ranks.rank} divides the ranks as {mesh!r}, another rank as {agreed}: start every rank with the same "
+            "parallel section"
         )
     _wait_for_all(roll, ranks, timeout)
     return store
@@ -62,14 +63,14 @@ def _store(ranks: Ranks, timeout: timedelta) -> Store:
         return TCPStore(address, port, is_master=first, timeout=timeout, wait_for_workers=False)
     except (RuntimeError, ValueError) as error:
         cause = str(error).splitlines()[0]
-        mend = (
+        advice = (
             "is the port taken, by another job or by a second process with rank 0? Set another MASTER_PORT"
             if ranks.rank == 0
             else f"did not answer within {seconds:g} s: is rank 0 running, and is the port open between the hosts?"
         )
         raise LaunchError(
             f"rank {ranks.rank} of {ranks.world_size} cannot open the store of rank 0 at {where} (started by "
-            f"{ranks.launcher}): {mend} ({cause})"
+            f"{ranks.launcher}): {advice} ({cause})"
         ) from error
 
 
@@ -80,8 +81,8 @@ def _wait_for_all(roll: Store, ranks: Ranks, timeout: timedelta) -> None:
         missing = [rank for rank in missing if not roll.check([f"rank {rank}"])]
         if missing and time.monotonic() > deadline:
             raise LaunchError(
-                f"rank {ranks.rank}: of {ranks.world_size} ranks {', '.join(map(str, missing))} did not come within "
-                f"{timeout.total_seconds():g} s (started by {ranks.launcher}): their own words are in their hosts' logs"
+                f"rank {ranks.rank}: of {ranks.world_size} ranks {', '.join(map(str, missing))} did not join within "
+                f"{timeout.total_seconds():g} s (started by {ranks.launcher}): the logs of their hosts say why"
             )
         if missing:
             time.sleep(_LOOK_AGAIN_SECONDS)

@@ -1,15 +1,15 @@
-"""A skipped step with the optimizer offloaded: the gradients that caused it are let go, or all later steps are skipped too."""
+"""A skipped step with the optimizer offloaded: drop the gradients that caused it, or all later steps are skipped too."""
 
 from typing import Any
 
 
 def let_go_of_skipped_gradients(optimizer: Any) -> None:
-    """Mend ZeRO-1 and 2 with an offloaded optimizer and 16-bit weights.
+    """Fix ZeRO-1 and 2 with an offloaded optimizer and 16-bit weights.
 
     When a gradient is not finite, DeepSpeed's `step` returns without clearing the fp32 buffer in which gradients add up
-    (it does so only without offload). The next step's gradients are added to infinity, it is skipped as well, and so on
-    to the end of the run. Found by tests/engine/test_offload.py, deepspeed 0.19.8. `reset_cpu_buffers` is the last thing
-    that a step does with gradients, whether it was taken or skipped.
+    (it clears it only without offload). The next step's gradients are added to infinity, that step is skipped as well, and
+    so on to the end of the run. Found by tests/engine/test_offload.py, deepspeed 0.19.8. `reset_cpu_buffers` is the last
+    thing that a step does with gradients, whether it was taken or skipped.
     """
     reset = optimizer.reset_cpu_buffers
 

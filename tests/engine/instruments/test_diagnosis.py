@@ -10,9 +10,10 @@ from dsllm.engine.instruments.diagnosis import NotFinite, find_not_finite
 from dsllm.engine.processes.process_group import World
 from dsllm.engine.state import owned_slices
 from dsllm.engine.step import take_step
+from dsllm.objectives import TokenLoss
 from dsllm.slices import Region
 from tests.helpers.ranks import run_ranks
-from tests.helpers.tiny import InitialValues, micro_batches, parameter_shapes, tiny_engine, tiny_run
+from tests.helpers.tiny import first_state, micro_batches, tiny_engine, tiny_run
 
 CASES: tuple[tuple[Precision, int], ...] = (
     *(("fp16", stage) for stage in (1, 2, 3)),
@@ -25,20 +26,28 @@ BROKEN_ROW = 255
 """Of the embedding: a token that the tiny data does not have."""
 
 
-class Planted(InitialValues):
+class Planted:
     """The initial values, with some parameters multiplied, and one row of the embedding not a number."""
 
     def __init__(self, factors: dict[str, float]):
-        super().__init__(tiny_run(), parameter_shapes())
+        self.inner = first_state(tiny_run())
         self.factors = factors
 
     def read(self, name: str, key: str, region: Region) -> torch.Tensor:
         """See StateReader."""
-        values = (super().read(name, key, region).double() * self.factors.get(name, 1)).float()
+        values = (self.inner.read(name, key, region).double() * self.factors.get(name, 1)).float()
         if name == "embed.weight":
-            width = self.shapes[name][1]
+            width = region.box.shape[1]
             values[max(0, BROKEN_ROW * width - region.start) :] = math.nan
         return values
+
+    def keys(self, name: str) -> tuple[str, ...]:
+        """See StateReader."""
+        return self.inner.keys(name)
+
+    def scalars(self, name: str) -> dict[str, float]:
+        """See StateReader."""
+        return {}
 
 
 def state_of(engine: Engine) -> list[torch.Tensor]:
@@ -55,13 +64,13 @@ def look_for(
         config = tiny_run(precision=precision, micro_batch_sequences=2, loss_scale=LossScaleConfig(initial_power=4))
         planted = Planted(factors.get(precision, {}))
         engine = tiny_engine(world, config, stage, planted, device="cuda" if precision == "fp16" else "cpu")
-        batches = micro_batches(config, 0, world.rank, world.size)
+        batches = micro_batches(config, 0, world.data_rank, world.data_size)
         if poison is not None and poison[0] == world.rank:
             batches[poison[1]].inputs[0, 5] = BROKEN_ROW
         if factors or poison is not None:
-            assert not take_step(engine, batches, seed=3).applied
+            assert not take_step(engine, batches, TokenLoss(), seed=3).applied
         before, steps = state_of(engine), engine.deepspeed.global_steps
-        found[precision, stage] = find_not_finite(engine, batches, seed=3)
+        found[precision, stage] = find_not_finite(engine, batches, TokenLoss(), seed=3)
         assert all(torch.equal(a, b) for a, b in zip(before, state_of(engine), strict=True))
         assert engine.deepspeed.global_steps == steps
     return found
@@ -93,7 +102,7 @@ def gradient_overflow(world: World, factors: dict[str, float], power: int) -> No
     """What is found in fp16 at ZeRO-2 with that loss scale."""
     config = tiny_run(precision="fp16", loss_scale=LossScaleConfig(initial_power=power))
     engine = tiny_engine(world, config, 2, Planted(factors), device="cuda")
-    return find_not_finite(engine, micro_batches(config, 0, world.rank, world.size), seed=0)
+    return find_not_finite(engine, micro_batches(config, 0, world.data_rank, world.data_size), TokenLoss(), seed=0)
 
 
 def test_a_gradient_that_overflows_is_found_in_the_backward_pass():

@@ -9,13 +9,14 @@ import torch
 
 from dsllm.config.train import LossScaleConfig
 from dsllm.engine.instruments.layer_statistics import LayerStatistics
+from dsllm.engine.optimizers import set_learning_rate
 from dsllm.engine.processes.process_group import World
-from dsllm.engine.step import set_learning_rate, take_step
-from dsllm.model.initial import decay_groups, fill_initial
+from dsllm.engine.step import Instruments
+from dsllm.model.initial import fill_initial
 from dsllm.model.transformer import Transformer
 from tests.engine.test_step import BF16_NORM_TOLERANCE, NORM_TOLERANCE
 from tests.helpers.ranks import run_ranks
-from tests.helpers.tiny import MODEL, SEQUENCE_LENGTH, micro_batches, tiny_engine, tiny_run
+from tests.helpers.tiny import MODEL, SEQUENCE_LENGTH, micro_batches, tiny_engine, tiny_run, tiny_step
 
 LEARNING_RATE = 1e-3
 LAYERS = ["embed", "layers.0", "layers.1", "layers.2", "norm", "head"]
@@ -37,12 +38,13 @@ def plain() -> dict[str, dict[str, float]]:
     for name, part in parts.items():
         part.register_forward_hook(lambda _, __, output, name=name: outputs.__setitem__(name, output.detach()))
     (batch,) = micro_batches(tiny_run(micro_batch_sequences=8), 0, 0, 1)
-    model(batch.inputs, batch.targets).mean().backward()
+    model(batch.inputs, batch.targets).losses.mean().backward()
     parameters = dict(model.named_parameters())
     before = {name: p.detach().clone() for name, p in parameters.items()}
     gradients = {name: p.grad.clone() for name, p in parameters.items()}
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    decayed, free = decay_groups(model)
+    decayed = [name for name, p in parameters.items() if p.ndim == 2]
+    free = [name for name, p in parameters.items() if p.ndim == 1]
     groups = [
         {"params": [parameters[n] for n in decayed], "weight_decay": 0.1},
         {"params": [parameters[n] for n in free], "weight_decay": 0.0},
@@ -77,11 +79,11 @@ def looked_into(world: World, precision: str) -> dict[int, tuple[Rows, float, fl
     for stage in range(1 if precision == "fp16" else 0, 4):  # fp16 is refused at stage 0
         config = tiny_run(precision=precision, loss_scale=LossScaleConfig(static=1024))
         engine = tiny_engine(world, config, stage, device="cuda" if precision == "fp16" else "cpu")
-        set_learning_rate(engine, LEARNING_RATE)
+        set_learning_rate(engine.optimizer, LEARNING_RATE)
         layers = LayerStatistics(engine)
-        first = take_step(engine, micro_batches(config, 0, world.rank, world.size), seed=0, layers=layers)
+        first = tiny_step(engine, config, 0, instruments=Instruments(layers=layers))
         rows = layers.rows()
-        second = take_step(engine, micro_batches(config, 1, world.rank, world.size), seed=1)
+        second = tiny_step(engine, config, 1)
         found[stage] = (rows, first.gradient_norm, second.loss)
     return found
 
@@ -135,9 +137,9 @@ def unwatched(world: World) -> list[float]:
     losses = []
     for stage in range(4):
         engine = tiny_engine(world, config := tiny_run(), stage)
-        set_learning_rate(engine, LEARNING_RATE)
-        take_step(engine, micro_batches(config, 0, world.rank, world.size), seed=0)
-        losses.append(take_step(engine, micro_batches(config, 1, world.rank, world.size), seed=1).loss)
+        set_learning_rate(engine.optimizer, LEARNING_RATE)
+        tiny_step(engine, config, 0)
+        losses.append(tiny_step(engine, config, 1).loss)
     return losses
 
 
@@ -150,7 +152,7 @@ def poisoned(world: World) -> Rows:
     with torch.no_grad():
         engine.module.layers[1].mlp.down.weight[3, 5] = math.nan
     layers = LayerStatistics(engine)
-    take_step(engine, micro_batches(config, 0, world.rank, world.size), seed=0, layers=layers)
+    tiny_step(engine, config, 0, instruments=Instruments(layers=layers))
     return layers.rows()
 
 

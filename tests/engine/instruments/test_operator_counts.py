@@ -10,13 +10,12 @@ from dsllm.config.model import ModelConfig
 from dsllm.config.run import RunConfig
 from dsllm.engine.instruments.operator_counts import Counting
 from dsllm.engine.processes.process_group import World
-from dsllm.engine.step import take_step
 from dsllm.model.block_causal import BLOCK_TOKENS
 from dsllm.model.initial import fill_initial
 from dsllm.model.transformer import Transformer
 from tests.helpers.models import LLAMA, SHAPES
 from tests.helpers.ranks import run_ranks
-from tests.helpers.tiny import MODEL, SEQUENCE_LENGTH, micro_batches, tiny_engine, tiny_run
+from tests.helpers.tiny import MODEL, SEQUENCE_LENGTH, tiny_engine, tiny_run, tiny_step
 
 STAGES = (0, 1, 2, 3)
 PERSISTENT = 200  # elements; the tiny engine's threshold
@@ -30,7 +29,7 @@ def count_pass(config: ModelConfig, tokens: int, compute_dtype: torch.dtype) -> 
     fill_initial(model, config, 0)
     ids = torch.zeros(2, tokens, dtype=torch.long)
     with Counting() as counting:
-        model(ids, ids).sum().backward()
+        model(ids, ids).losses.sum().backward()
     return counting
 
 
@@ -64,7 +63,7 @@ def counted_step(world: World, config: RunConfig, stage: int) -> dict[str, int]:
     engine = tiny_engine(world, config, stage)
     for step in range(2):  # ZeRO-3 learns its order of modules in the first
         with Counting() as counting:
-            take_step(engine, micro_batches(config, step, world.rank, world.size), seed=step)
+            tiny_step(engine, config, step)
     return dict(counting.communication_bytes)
 
 
@@ -100,7 +99,7 @@ def regathering_step(world: World) -> dict[str, int]:
     engine = tiny_engine(world, config := tiny_run(), 3, stage3_max_live_parameters=0, stage3_max_reuse_distance=0)
     for step in range(3):
         with Counting() as counting:
-            take_step(engine, micro_batches(config, step, world.rank, world.size), seed=step)
+            tiny_step(engine, config, step)
     return dict(counting.communication_bytes)
 
 

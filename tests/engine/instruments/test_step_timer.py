@@ -8,18 +8,19 @@ import pytest
 import torch
 
 from dsllm.engine import deepspeed_library
-from dsllm.engine.instruments.step_timer import PARTS, Watch, watching
+from dsllm.engine.instruments.step_timer import PARTS, StepTimer, timing
 from dsllm.engine.processes.process_group import World
-from dsllm.engine.step import take_step
+from dsllm.engine.step import Instruments, take_step
+from dsllm.objectives import TokenLoss
 from tests.helpers.ranks import run_ranks
-from tests.helpers.tiny import micro_batches, tiny_engine, tiny_run
+from tests.helpers.tiny import micro_batches, tiny_engine, tiny_run, tiny_step
 
 DELAY = 0.8
 """Seconds: many times what a whole step of the tiny run takes, on a machine that does other things too."""
 
 
 def test_a_part_does_not_count_what_is_inside_it():
-    watch, began = Watch(torch.device("cpu"), on=True), time.perf_counter()
+    watch, began = StepTimer(torch.device("cpu"), on=True), time.perf_counter()
     with watch.part("backward"):
         time.sleep(0.02)
         with watch.part("communication"):
@@ -35,7 +36,7 @@ def test_a_part_does_not_count_what_is_inside_it():
 
 
 def test_switched_off_it_measures_nothing():
-    watch = Watch(torch.device("cpu"), on=False)
+    watch = StepTimer(torch.device("cpu"), on=False)
     with watch.part("forward"):
         time.sleep(0.001)
     assert set(watch.seconds.values()) == {0.0}
@@ -58,19 +59,19 @@ def delay_next_collective() -> None:
 def watched_step(world: World, stage: int, slow: str) -> tuple[dict[str, float], float]:
     """Parts and seconds of a step in which something is slow on rank 1."""
     engine = tiny_engine(world, config := tiny_run(), stage, reduce_bucket_size=10**6)
-    take_step(engine, micro_batches(config, 0, world.rank, world.size), seed=0)
+    tiny_step(engine, config, 0)
     here = world.rank == 1
     if slow == "forward" and here:
         engine.module.norm.register_forward_hook(lambda *_: time.sleep(DELAY / 2))  # two micro-batches
     if slow == "collective" and here:
         delay_next_collective()
-    with watching(world.device, on=True) as watch:
+    with timing(world.device, on=True) as watch:
         world.barrier()
         began = time.perf_counter()
         with watch.part("data"):
-            batches = micro_batches(config, 1, world.rank, world.size)
+            batches = micro_batches(config, 1, world.data_rank, world.data_size)
             time.sleep(DELAY if slow == "data" and here else 0.0)
-        take_step(engine, batches, seed=1, watch=watch)
+        take_step(engine, batches, TokenLoss(), seed=1, instruments=Instruments(timer=watch))
         return watch.seconds, time.perf_counter() - began
 
 
@@ -97,7 +98,7 @@ def test_a_slow_part_shows_in_its_column_and_on_the_other_rank_as_communication(
 def collectives_left(world: World) -> list[str]:
     backend = deepspeed_library.deepspeed.comm.comm.cdb
     before = set(vars(backend))
-    with watching(world.device, on=True):
+    with timing(world.device, on=True):
         assert set(vars(backend)) > before
     return sorted(set(vars(backend)) - before)
 

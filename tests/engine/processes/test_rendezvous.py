@@ -63,7 +63,7 @@ def test_two_processes_with_one_number():
     first, second = ranks_of(2, free_port())
     texts = sorted(text for text, _ in outcomes([first, second, second], 20))
     assert texts[0] == "met" and texts[1] == "met"
-    assert "rank 1 of 2 is there twice" in texts[2] and texts[2].count("process ") >= 2
+    assert "rank 1 of 2 joined twice" in texts[2] and texts[2].count("process ") >= 2
 
 
 def test_two_processes_with_rank_0():
@@ -81,7 +81,7 @@ def test_different_world_sizes():
 
 def test_a_missing_rank_is_named_in_time():
     ((text, seconds),) = outcomes(ranks_of(2, free_port())[:1], 2)
-    assert "of 2 ranks 1 did not come within 2 s" in text and seconds < 10
+    assert "of 2 ranks 1 did not join within 2 s" in text and seconds < 10
 
 
 @pytest.mark.slow

@@ -6,9 +6,11 @@ import pytest
 
 from dsllm.config.train import LossScaleConfig
 from dsllm.engine.build import Engine
+from dsllm.engine.optimizers import set_learning_rate
 from dsllm.engine.processes.process_group import World
 from dsllm.engine.state import load_loss_scaler_state, loss_scaler_state
-from dsllm.engine.step import set_learning_rate, take_step
+from dsllm.engine.step import take_step
+from dsllm.objectives import TokenLoss
 from tests.engine.instruments.test_diagnosis import BROKEN_ROW, Planted
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import micro_batches, tiny_engine, tiny_run
@@ -24,11 +26,11 @@ have followed the first good one; that also makes it endure an overflow again.""
 def step_at(engine: Engine, step: int, bad: bool) -> tuple[float, bool]:
     """Take a step, a bad one with a NaN on the last rank alone: its scale, and whether it was applied."""
     world, config = engine.world, tiny_run(precision="fp16", loss_scale=SCALE)
-    batches = micro_batches(config, step, world.rank, world.size)
+    batches = micro_batches(config, step, world.data_rank, world.data_size)
     if bad and world.rank == world.size - 1:
         batches[0].inputs[0, 0] = BROKEN_ROW
-    set_learning_rate(engine, 1e-4)
-    result = take_step(engine, batches, seed=step)
+    set_learning_rate(engine.optimizer, 1e-4)
+    result = take_step(engine, batches, TokenLoss(), seed=step)
     return result.loss_scale, result.applied
 
 

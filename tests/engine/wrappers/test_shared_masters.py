@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from dsllm.engine.deepspeed_library import deepspeed
+from dsllm.engine.optimizers import set_learning_rate
 from dsllm.engine.processes.process_group import World
 from dsllm.engine.state import owned_slices
-from dsllm.engine.step import set_learning_rate, take_step
 from dsllm.slices import WEIGHTS
 from tests.helpers.ranks import run_ranks
-from tests.helpers.tiny import micro_batches, tiny_engine, tiny_run
+from tests.helpers.tiny import tiny_engine, tiny_run, tiny_step
 
 
 def shared(world: World) -> list[bool]:
@@ -23,8 +23,8 @@ def shared(world: World) -> list[bool]:
         for step in range(2):
             masters = {piece.tensors[WEIGHTS].untyped_storage().data_ptr() for piece in owned_slices(engine)}
             found.append(masters <= owned)
-            set_learning_rate(engine, 1e-3)
-            take_step(engine, micro_batches(config, step, world.rank, world.size), seed=step)
+            set_learning_rate(engine.optimizer, 1e-3)
+            tiny_step(engine, config, step)
     return found
 
 
@@ -38,8 +38,8 @@ def masters_by_parameter(world: World) -> list[bool]:
     found = []
     for stage in (1, 2):
         engine = tiny_engine(world, config := tiny_run(precision="fp32"), stage)
-        set_learning_rate(engine, 1e-3)
-        take_step(engine, micro_batches(config, 0, world.rank, world.size), seed=0)
+        set_learning_rate(engine.optimizer, 1e-3)
+        tiny_step(engine, config, 0)
         for parameter in engine.module.parameters():
             found.append(torch.equal(deepspeed.utils.safe_get_full_fp32_param(parameter), parameter.data))
     return found
@@ -63,7 +63,7 @@ def held_gradients(world: World, stage: int) -> tuple[int, list[int], list[int]]
         step()
 
     engine.deepspeed.step = look
-    take_step(engine, micro_batches(config, 0, world.rank, world.size), seed=0)
+    tiny_step(engine, config, 0)
     ((kept, sums),) = seen
     return kept, [len(flat) for flat in sums], [len(m) for m in engine.optimizer.single_partition_of_fp32_groups]
 

@@ -1,0 +1,70 @@
+"""The prepared data of a run: checked, or prepared by rank 0 while the other ranks wait."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from dsllm.cli.terminal import Terminal
+from dsllm.config.run import RunConfig
+from dsllm.data.manifest import (
+    FILE_NAME,
+    Manifest,
+    check_shards,
+    check_tokenizer,
+    hash_of,
+    load_manifest,
+    settings_of,
+    wait_for_manifest,
+)
+from dsllm.engine.processes.ranks import Ranks
+from dsllm.errors import ConfigError, DataError
+
+PREPARE_SECONDS = 7 * 24 * 3600
+"""How long the other ranks wait for rank 0 to prepare the data; a launcher ends them sooner if it fails."""
+
+
+def prepared_data(config: RunConfig, ranks: Ranks) -> Manifest:
+    """The manifest of the run's token shards. Rank 0 prepares data that is not prepared yet, the others wait.
+
+    Raises:
+        DataError: prepared from other settings, or something is wrong with the shards or the tokenizer.
+    """
+    directory, settings = Path(config.data.directory or ""), settings_of(config)
+    if (directory / FILE_NAME).is_file():
+        manifest = load_manifest(directory)
+        if manifest.settings_sha256 != hash_of(settings):
+            raise DataError(
+                f"data.directory {directory}: was prepared from other settings: {_difference(manifest.settings, settings)}; "
+                "undo the change, set another data.directory, or run `dsllm prepare CONFIG --force`"
+            )
+    elif ranks.rank == 0:
+        from dsllm.prepare.pipeline import prepare
+
+        report = Terminal()
+        report(f"{directory} is not prepared yet: preparing it now")
+        manifest = prepare(config, directory, report)
+    else:
+        manifest = wait_for_manifest(directory, settings, PREPARE_SECONDS)
+    check_shards(directory, manifest, ranks.rank, ranks.world_size)
+    check_tokenizer(directory, manifest)
+    return manifest
+
+
+def with_vocabulary(config: RunConfig, manifest: Manifest) -> RunConfig:
+    """The run with model.vocab_size resolved.
+
+    Raises:
+        ConfigError: the tokenizer has more ids than the model.
+    """
+    needed, size = manifest.tokenizer.vocab_size, config.model.vocab_size
+    if size is not None and size < needed:
+        raise ConfigError(
+            f"model.vocab_size {size} is smaller than the {needed} ids of the tokenizer in {config.data.directory}: "
+            "leave it out, or make it at least as large"
+        )
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size or needed))
+
+
+def _difference(saved: dict[str, Any], now: dict[str, Any]) -> str:
+    keys = [key for key in now if saved.get(key) != now[key]]
+    return "; ".join(f"{key} was {saved.get(key)!r}, now {now[key]!r}" for key in keys)

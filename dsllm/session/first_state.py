@@ -1,0 +1,51 @@
+"""What a new run starts from: the initial values, or the weights named by model.init_from."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from dsllm.checkpoint.architecture import differences_in_function
+from dsllm.checkpoint.find import find_checkpoint
+from dsllm.checkpoint.hugging_face import HuggingFaceReader, is_hugging_face_folder
+from dsllm.checkpoint.read import CheckpointReader
+from dsllm.config.run import RunConfig
+from dsllm.errors import CheckpointError
+from dsllm.model.initial_state import InitialValues, WeightsOnly
+from dsllm.parameters import ParameterTable, parameter_table
+from dsllm.slices import StateReader
+
+
+def first_state(config: RunConfig, report: Callable[[str], None]) -> StateReader:
+    """The state of a new run. Reads names and shapes, but no weights yet.
+
+    Raises:
+        CheckpointError: model.init_from is not a model, or one that computes another function.
+    """
+    table = parameter_table(config.model, config.context_length)
+    if config.model.init_from is None:
+        return InitialValues(table, config.run.seed)
+    source = Path(config.model.init_from)
+    if not source.is_dir():
+        raise CheckpointError(f"model.init_from {source}: no such folder")
+    reader: CheckpointReader | HuggingFaceReader
+    if is_hugging_face_folder(source):
+        reader = HuggingFaceReader(source)
+    else:
+        reader = CheckpointReader(find_checkpoint(source, report))
+    problems = [*differences_in_function(reader.model_config, config.model), *_other_parameters(reader, table)]
+    if problems:
+        more = f"\n- and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise CheckpointError(
+            f"model.init_from {source}: is another model than the run's:\n- " + "\n- ".join(problems[:8]) + more
+        )
+    report(f"starting from the weights of {source}")
+    return WeightsOnly(reader)
+
+
+def _other_parameters(reader: CheckpointReader | HuggingFaceReader, table: ParameterTable) -> list[str]:
+    found = {name: tuple(reader.shape(name)) for name in reader.names()}
+    expected = {row.name: row.shape for row in table}
+    return [
+        f"{name}: {found.get(name, 'absent')} there, {expected.get(name, 'absent')} here"
+        for name in sorted(found.keys() | expected.keys())
+        if found.get(name) != expected.get(name)
+    ]

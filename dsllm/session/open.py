@@ -1,0 +1,214 @@
+"""Opens a run: everything that is refused is refused before anything is written; then a ready engine, its data and progress."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from dsllm import counts
+from dsllm.config.run import RunConfig
+from dsllm.config.train import Precision
+from dsllm.data.manifest import FILE_NAME as DATA_MANIFEST
+from dsllm.data.manifest import Manifest
+from dsllm.data.training import TrainingBatches
+from dsllm.engine.build import Engine
+from dsllm.engine.nvme import swap_files
+from dsllm.engine.processes.cores import Cores
+from dsllm.engine.processes.device import check_compiler, choose_device, resolve_precision, set_up_process
+from dsllm.engine.processes.process_group import World, lost_ranks_named, process_group
+from dsllm.engine.processes.ranks import Ranks
+from dsllm.engine.state import load_loss_scaler_state
+from dsllm.engine.settings.final_config import final_config
+from dsllm.engine.settings.layout import Layout, ranks_by_node
+from dsllm.files import sha256_of_file
+from dsllm.mesh import make_mesh
+from dsllm.model.kernels import load_kernels
+from dsllm.run_directory import read_status, refuse_live_run
+from dsllm.slices import StateReader
+from dsllm.session.assembly import ready_engine
+from dsllm.session.directory import HeldDirectory, held_directory
+from dsllm.session.first_state import first_state
+from dsllm.session.progress import Progress
+from dsllm.session.record import RunRecord
+from dsllm.session.resume import (
+    Report,
+    check_data,
+    check_delivery,
+    check_same_run,
+    check_unsaved_run,
+    saved_run,
+    find_resumable,
+    progress_of,
+)
+
+Preflight = Callable[[Progress], None]
+"""A caller's own checks: raises before anything is written if this attempt cannot work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """A run that is ready to take steps: its directory held, its engine loaded, its data open."""
+
+    config: RunConfig
+    """The resolved run: its precision is the one in use."""
+    manifest: Manifest
+    """Of the prepared data."""
+    engine: Engine
+    batches: TrainingBatches
+    progress: Progress
+    """How far the run was when it was opened."""
+    directory: HeldDirectory
+    record: RunRecord
+    cores: Cores
+    """What this rank computes on."""
+    report: Report
+    """Prints a line on rank 0; silent on the other ranks."""
+
+    @property
+    def world(self) -> World:
+        """The ranks of the job."""
+        return self.engine.world
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedRun:
+    """A run whose token budget is spent: there is nothing left to train."""
+
+    directory: Path
+    progress: Progress
+
+
+@contextlib.contextmanager
+def open_session(
+    config: RunConfig,
+    given: Mapping[str, Any],
+    manifest: Manifest,
+    ranks: Ranks,
+    report: Report,
+    preflight: Preflight = lambda progress: None,
+) -> Iterator[Session | FinishedRun]:
+    """Open a run on this rank; a collective call.
+
+    Args:
+        config: the vocabulary resolved
+        given: the DeepSpeed JSON that the run names
+        manifest: of the prepared data in data.directory
+
+    Raises:
+        DsllmError: the run is refused; then nothing was written, locked or removed.
+    """
+    cores = set_up_process(ranks.local_size, ranks.local_rank, config.train.bind_cores)
+    prepared = _prepare(config, given, ranks)
+    config = prepared.config
+    directory, timeout = Path(config.run.directory), timedelta(minutes=config.train.timeout_minutes)
+    count = counts.parameter_count(config.model, config.context_length).total
+    with process_group(ranks, prepared.device, prepared.layout.mesh, timeout) as world, lost_ranks_named(world):
+        final = _agreed_config(prepared, given, world)
+        refuse_live_run(directory)
+        start = _find_start(config, world, report)
+        preflight(start.progress)
+        if start.progress.step >= config.num_steps:
+            if world.send_from_rank_0(read_status(directory).get("state")) != "finished":  # killed before it said so
+                with held_directory(directory, world) as held:
+                    held.write_status("finished", step=start.progress.step, tokens=start.progress.tokens)
+            yield FinishedRun(directory=directory, progress=start.progress)
+            return
+        with (
+            swap_files(final, count, prepared.precision, ranks),
+            held_directory(directory, world) as held,
+            lost_ranks_named(world),  # inside, so that status.json gets its message too
+        ):
+            engine = ready_engine(config, final, prepared.precision, world, start.state)
+            load_loss_scaler_state(engine, start.loss_scaler)
+            batches = _training_batches(config, manifest, world)
+            check_delivery(start.progress, batches, world)
+            yield Session(
+                config=config,
+                manifest=manifest,
+                engine=engine,
+                batches=batches,
+                progress=start.progress,
+                directory=held,
+                record=RunRecord(config=config, deepspeed=final),
+                cores=cores,
+                report=report,
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prepared:
+    """What follows from the run on this machine, before any rank is asked."""
+
+    config: RunConfig
+    device: Any
+    precision: Precision
+    layout: Layout
+
+
+def _prepare(config: RunConfig, given: Mapping[str, Any], ranks: Ranks) -> _Prepared:
+    device = choose_device(ranks.local_rank)
+    precision = resolve_precision(config.train.precision, device)
+    # the record says what was really used: `auto` on another device would be another precision
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
+    mesh = make_mesh(config.parallel, ranks.world_size)
+    layout = Layout(mesh=mesh, device=device.type, precision=precision, ranks_by_node=_even_hosts(ranks))
+    final_config(config, given, layout)  # refuses now what can be refused before the ranks meet
+    load_kernels(config.train.kernels, device.type)
+    if config.train.compile:
+        check_compiler(device)
+    return _Prepared(config=config, device=device, precision=precision, layout=layout)
+
+
+def _agreed_config(prepared: _Prepared, given: Mapping[str, Any], world: World) -> Mapping[str, Any]:
+    """The final DeepSpeed config, from the hosts as they are: the same on every rank."""
+    hosts = ranks_by_node(world.gather((world.ranks.local_rank, world.ranks.local_size)))
+    layout = dataclasses.replace(prepared.layout, ranks_by_node=hosts)
+    return final_config(prepared.config, given, layout)
+
+
+def _even_hosts(ranks: Ranks) -> tuple[int, ...]:
+    """The ranks of each host as far as this one can know: as many as here on each, the rest on the last."""
+    whole, rest = divmod(ranks.world_size, ranks.local_size)
+    return (ranks.local_size,) * whole + ((rest,) if rest else ())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Start:
+    """What the attempt starts from."""
+
+    state: StateReader
+    loss_scaler: Mapping[str, float]
+    """State of fp16's loss scale; empty in a new run."""
+    progress: Progress
+
+
+def _find_start(config: RunConfig, world: World, report: Report) -> _Start:
+    """The newest sound checkpoint of the run, or its first state; reads only. A collective call."""
+    directory = Path(config.run.directory)
+    data_sha256 = sha256_of_file(Path(config.data.directory or "") / DATA_MANIFEST)
+    reader = find_resumable(directory, world, report)
+    if reader is None:
+        check_unsaved_run(directory, config, report)
+        state = first_state(config, world, report)
+        return _Start(state=state, loss_scaler={}, progress=Progress(data_sha256=data_sha256))
+    check_same_run(saved_run(reader), config, reader.folder, report)
+    progress = progress_of(reader, config)
+    check_data(progress, data_sha256, config, reader.folder)
+    report(f"resuming {reader.folder}: step {progress.step:,}, {progress.tokens:,} tokens")
+    return _Start(state=reader, loss_scaler=reader.manifest.engine["loss_scaler"], progress=progress)
+
+
+def _training_batches(config: RunConfig, manifest: Manifest, world: World) -> TrainingBatches:
+    return TrainingBatches(
+        Path(config.data.directory or ""),
+        manifest,
+        config.data,
+        seed=config.run.seed,
+        global_batch_sequences=config.train.global_batch_sequences,
+        micro_batch_sequences=config.train.micro_batch_sequences,
+        data_rank=world.data_rank,
+        data_size=world.data_size,
+    )

@@ -1,0 +1,118 @@
+"""Resume or refuse: the checkpoint that a run continues from, and whether it belongs to the same run."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from dsllm.checkpoint.find import list_checkpoints, newest_sound
+from dsllm.checkpoint.read import CheckpointReader, damage_in
+from dsllm.config.compare import differences
+from dsllm.config.load import run_from_dict
+from dsllm.config.run import RunConfig
+from dsllm.config.yaml_file import read_yaml
+from dsllm.data import fingerprint
+from dsllm.data.training import TrainingBatches
+from dsllm.engine.processes.process_group import World
+from dsllm.errors import CheckpointError, DataError, RunError
+from dsllm.run_directory import CHECKPOINTS, RUN_FILE
+from dsllm.session.progress import Progress, read_progress
+
+Report = Callable[[str], None]
+
+
+def find_resumable(directory: Path, world: World, report: Report) -> CheckpointReader | None:
+    """The newest checkpoint of a run that verifies, or None where the run has none; a collective call.
+
+    Rank 0 lists the folder, since two hosts may see different lists on a network file system. The ranks share the
+    reading and agree on the answer.
+
+    Raises:
+        CheckpointError: there are checkpoints, and all of them are damaged.
+    """
+
+    def damage(folder: Path) -> str | None:
+        answers = world.gather(damage_in(folder, world.rank, world.size))
+        return next((answer for answer in answers if answer), None)
+
+    candidates = world.send_from_rank_0(list_checkpoints(directory / CHECKPOINTS))
+    found = newest_sound(candidates, report, damage)
+    return None if found is None else CheckpointReader(found)
+
+
+def check_same_run(saved: RunConfig, config: RunConfig, where: Path, report: Report) -> None:
+    """Resume or refuse: report what may change; any other difference ends the attempt.
+
+    Raises:
+        CheckpointError: lists what differs, and how to start a new run from the checkpoint.
+    """
+    found = differences(saved, config)
+    refused = [difference for difference in found if not difference.changeable]
+    if refused:
+        raise CheckpointError(
+            f"{where} belongs to a run that differs in:\n"
+            + "\n".join(f"- {difference}" for difference in refused)
+            + f"\nTo continue that run, undo these changes. To start a new run from its weights, set another run.directory and "
+            f"model.init_from={where}"
+        )
+    for difference in found:
+        report(f"changed since the last attempt: {difference}")
+
+
+def check_unsaved_run(directory: Path, config: RunConfig, report: Report) -> None:
+    """A directory without checkpoints must not belong to another run.
+
+    Raises:
+        RunError: it does.
+    """
+    saved = directory / RUN_FILE
+    if not saved.is_file():
+        return
+    name = read_yaml(saved)[0].get("run", {}).get("name")
+    if name != config.run.name:
+        raise RunError(
+            f"{directory}: belongs to the run '{name}', not to '{config.run.name}': set another run.directory"
+        )
+    report(f"{directory} has no checkpoint yet: starting over")
+
+
+def saved_run(reader: CheckpointReader) -> RunConfig:
+    """The run that saved a checkpoint, its precision the one that was really used."""
+    run = run_from_dict(reader.config, str(reader.folder))
+    precision = reader.manifest.engine.get("precision", run.train.precision)
+    return dataclasses.replace(run, train=dataclasses.replace(run.train, precision=precision))
+
+
+def progress_of(reader: CheckpointReader, config: RunConfig) -> Progress:
+    """How far the run was when it was saved."""
+    return read_progress(reader.manifest.progress, config.train.global_batch_sequences, str(reader.folder))
+
+
+def check_data(progress: Progress, data_sha256: str, config: RunConfig, where: Path) -> None:
+    """The prepared data must be the one that was trained on.
+
+    Raises:
+        DataError: it is not.
+    """
+    if progress.data_sha256 != data_sha256:
+        raise DataError(
+            f"data.directory {config.data.directory}: is not the data that {where} was trained on (the manifests differ): "
+            "restore that data, or start a new run with model.init_from"
+        )
+
+
+def check_delivery(progress: Progress, batches: TrainingBatches, world: World) -> None:
+    """Deliver the last step's samples again: they must be the ones that were trained on. A collective call.
+
+    Raises:
+        DataError: they are not.
+    """
+    if progress.step == 0:
+        return
+    own = batches.fingerprint(progress.position.before(batches.global_batch_sequences))
+    if not world.is_first_reader:
+        own = 0  # another rank reads the same samples
+    if fingerprint.from_halves(*world.sum(fingerprint.halves(own))) != progress.last_step_fingerprint:
+        raise DataError(
+            f"the loaders deliver other samples for step {progress.step} than those trained on: a shard's content or the "
+            "sources' weights have changed; `dsllm prepare CONFIG` says which"
+        )

@@ -1,0 +1,162 @@
+"""What a run leaves behind while it trains: rows of metrics, times of its steps, a profile, lines on the terminal."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dsllm import counts
+from dsllm.config.yaml_file import write_yaml
+from dsllm.engine.instruments.step_timer import StepTimer, timing
+from dsllm.engine.processes.device import num_threads, peak_flops, peak_memory_gib
+from dsllm.engine.step import StepResult
+from dsllm.files import write_atomically
+from dsllm.run_directory import DATA_CARD_FILE, DEEPSPEED_FILE, PROFILE, RUN_FILE, TOKENIZER
+from dsllm.session.open import Session
+from dsllm.session.progress import Progress
+from dsllm.train.breakdown import Breakdown, table
+from dsllm.train.metrics import Metrics, Speed, short, step_line
+from dsllm.train.profile import Expected, Profile, steps_to_profile
+
+
+@dataclass
+class Records:
+    """Everything that is recorded of the steps of one attempt. Only rank 0 writes."""
+
+    session: Session
+    timer: StepTimer
+    """Times the parts of each step."""
+    breakdown: Breakdown
+    profile: Profile
+    metrics: Metrics | None
+    """On rank 0 only."""
+    _parts: Mapping[str, float] = field(init=False, default_factory=dict)
+
+    def start_step(self, step: int) -> float:
+        """Called before a step, numbered from 1; the time at which it begins."""
+        self.profile.before(step)
+        self.timer.start_step()
+        return time.perf_counter()
+
+    def end_step(self, step: int, began: float) -> float:
+        """Called when the step has been taken; the seconds it took."""
+        seconds = time.perf_counter() - began
+        self._parts = self.breakdown.columns(seconds)
+        self.profile.after(step)
+        return seconds
+
+    def write(
+        self, result: StepResult, progress: Progress, learning_rate: float, seconds: float, measured: Mapping[str, float]
+    ) -> None:
+        """Write a step's row, and now and then a line on the terminal.
+
+        Args:
+            measured: the held-out loss and the like, where it was measured after this step
+        """
+        if self.metrics is None:
+            return
+        config = self.session.config
+        memory_gib = peak_memory_gib(self.session.world.device)
+        row = self.metrics.row(result, progress, learning_rate, seconds, memory_gib) | self._parts | dict(measured)
+        self.metrics.record(row)
+        # at both ends too, and whenever the held-out loss was measured
+        if measured or progress.step in (1, config.num_steps) or progress.step % config.log.every_steps == 0:
+            numbers = (f"{key} {value:.4f}" for key, value in measured.items())
+            self.session.report("  ".join([step_line(row, config), *numbers]))
+
+    def write_layers(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the statistics of a step's layers."""
+        if self.metrics is not None:
+            self.metrics.record_layers(step, rows)
+
+    def write_saved(self, checkpoint: Path | None, progress: Progress) -> None:
+        """Report a checkpoint that was published, in words and in status.json."""
+        if checkpoint is not None:
+            self.session.report(f"saved {checkpoint}")
+            facts = {"step": progress.step, "tokens": progress.tokens, "checkpoint": checkpoint.name}
+            self.session.directory.write_status("running", **facts)
+
+
+@contextmanager
+def open_records(session: Session, profile_steps: str | None) -> Iterator[Records]:
+    """The records of an attempt, for the duration of the block; a collective call.
+
+    Args:
+        profile_steps: see `train.loop.train`
+    """
+    config, world, metrics = session.config, session.world, None
+    speed = _speed(session)
+    if world.rank == 0:
+        _write_facts(session)
+        metrics = Metrics(session.directory.path, config, speed, session.directory.attempt, session.report)
+        metrics.open(session.progress.step)
+    try:
+        _introduce(session, speed)
+        asked = config.log.breakdown
+        # timing costs next to nothing on CPUs; on GPUs it waits for the device
+        with timing(world.device, world.device.type == "cpu" if asked is None else asked) as timer:
+            breakdown, profile = Breakdown(timer), _profile(session, profile_steps)
+            yield Records(session=session, timer=timer, breakdown=breakdown, profile=profile, metrics=metrics)
+        if timer.on:
+            session.report(table(world.gather(breakdown.means())))
+    finally:
+        if metrics is not None:
+            metrics.close()
+
+
+def _speed(session: Session) -> Speed:
+    """What throughput is measured against; every rank measures at the same time."""
+    config, world = session.config, session.world
+    peak, origin = peak_flops(world.device, session.engine.precision, config.log.peak_tflops)
+    per_token = counts.flops_per_token(config.model, config.data.sequence_length)
+    return Speed(flops_per_token=per_token, peak_flops=world.sum([peak])[0], peak_origin=origin)
+
+
+def _write_facts(session: Session) -> None:
+    """The run, its DeepSpeed config, tokenizer and data card: the directory stands alone."""
+    directory, data = session.directory.path, Path(session.config.data.directory or "")
+    write_atomically(directory / RUN_FILE, write_yaml(session.record.config_as_dict))
+    write_atomically(directory / DEEPSPEED_FILE, json.dumps(session.record.deepspeed, indent=2) + "\n")
+    shutil.copytree(data / session.manifest.tokenizer.directory, directory / TOKENIZER, dirs_exist_ok=True)
+    if (data / DATA_CARD_FILE).is_file():
+        shutil.copyfile(data / DATA_CARD_FILE, directory / DATA_CARD_FILE)
+
+
+def _profile(session: Session, profile_steps: str | None) -> Profile:
+    """The profile, next to what the formulas expect of a step."""
+    config, world, final = session.config, session.world, session.record.deepspeed
+    per_token = counts.flops_per_token(config.model, config.data.sequence_length)
+    done, num_steps = session.progress.step, config.num_steps
+    return Profile(
+        steps=None if profile_steps is None else steps_to_profile(profile_steps, done, num_steps),
+        folder=session.directory.path / PROFILE,
+        rank=world.rank,
+        expected=Expected(
+            flops=per_token * config.tokens_per_step / world.data_size,
+            communication=counts.communication(config, final, session.engine.precision),
+            ranks=world.data_size,
+            compiled=config.train.compile,
+        ),
+        report=session.report,
+    )
+
+
+def _introduce(session: Session, speed: Speed) -> None:
+    """Report what is about to run."""
+    config, world, engine = session.config, session.world, session.engine
+    count = counts.parameter_count(config.model, config.context_length)
+    accumulation = session.record.deepspeed["gradient_accumulation_steps"]
+    session.report(
+        f"{config.run.name}: {short(count.total)} parameters, {world.size} ranks on {world.device.type} "
+        f"(started by {world.ranks.launcher}; {num_threads()} threads and {session.cores}), "
+        f"ZeRO stage {engine.stage}, {engine.precision}"
+    )
+    session.report(
+        f"{short(config.tokens_per_step)} tokens a step ({accumulation} micro-batches of "
+        f"{config.train.micro_batch_sequences} x {config.data.sequence_length} on each rank), {config.num_steps} steps; "
+        f"MFU against {speed.peak_flops / 1e12:.3g} TFLOP/s ({speed.peak_origin})"
+    )
