@@ -97,7 +97,7 @@ def prepared_data(config: RunConfig, ranks: Ranks) -> Manifest:
         manifest = prepare(config, directory, tell)
     else:
         manifest = wait_for_manifest(directory, settings, PREPARE_SECONDS)
-    check_shards(directory, manifest)
+    check_shards(directory, manifest, ranks.rank, ranks.world_size)
     check_tokenizer(directory, manifest)
     return manifest
 

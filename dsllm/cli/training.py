@@ -23,9 +23,11 @@ from dsllm.config.run import RunConfig
 from dsllm.config.train import Precision
 from dsllm.config.yaml_file import read_yaml, write_yaml
 from dsllm.data import fingerprint
-from dsllm.data.loader import TrainingBatches, ValidationBatches
 from dsllm.data.manifest import FILE_NAME as DATA_MANIFEST
 from dsllm.data.manifest import Manifest
+from dsllm.data.position import Position
+from dsllm.data.training import TrainingBatches
+from dsllm.data.validation import ValidationBatches
 from dsllm.engine.build import Engine, build_engine
 from dsllm.engine.nvme import swap_files
 from dsllm.engine.processes.cores import Cores
@@ -187,8 +189,8 @@ def _training_batches(config: RunConfig, manifest: Manifest, world: World) -> Tr
         seed=config.run.seed,
         global_batch_sequences=config.train.global_batch_sequences,
         micro_batch_sequences=config.train.micro_batch_sequences,
-        rank=world.rank,
-        num_ranks=world.size,
+        data_rank=world.rank,
+        data_size=world.size,
     )
 
 
@@ -248,7 +250,8 @@ def _check_delivery(progress: Progress, batches: TrainingBatches, world: World) 
     """Have the last step's samples delivered again: they must be the ones that were trained on."""
     if progress.step == 0:
         return
-    own = batches.fingerprint(progress.step - 1)
+    next_step = Position(progress.step * batches.global_batch_sequences)
+    own = batches.fingerprint(next_step.before(batches.global_batch_sequences))
     if fingerprint.from_halves(*world.sum(fingerprint.halves(own))) != progress.last_step_fingerprint:
         raise DataError(
             f"the loaders deliver other samples for step {progress.step} than those trained on: a shard's content or the "
@@ -265,8 +268,8 @@ def _validation(config: RunConfig, manifest: Manifest, world: World) -> Callable
         manifest,
         sequence_length=config.data.sequence_length,
         micro_batch_sequences=config.train.micro_batch_sequences,
-        rank=world.rank,
-        num_ranks=world.size,
+        data_rank=world.rank,
+        data_size=world.size,
         max_sequences=config.train.validation_sequences or None,
         document_mask=config.data.document_mask,
     )

@@ -4,15 +4,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from dsllm.batches import MicroBatch
 from dsllm.config.run import RunConfig
 from dsllm.data import fingerprint
+from dsllm.data.position import Position
+from dsllm.data.prefetch import Prefetch, StepBatches
 from dsllm.engine.build import Engine
 from dsllm.engine.instruments.diagnosis import find_not_finite
 from dsllm.engine.instruments.layer_statistics import LayerStatistics
 from dsllm.engine.processes.device import peak_memory_gib
-from dsllm.engine.step import MicroBatch, StepResult, set_learning_rate, take_step
+from dsllm.engine.step import StepResult, set_learning_rate, take_step
 from dsllm.errors import RunError
 from dsllm.train.breakdown import Breakdown
 from dsllm.train.interrupt import stop_signals
@@ -25,28 +28,6 @@ from dsllm.train.schedule import learning_rate_at
 
 HOPELESS_STEPS = 50
 """Skipped steps in a row after which a run is given up. Dynamic loss scaling needs at most about 20 to settle."""
-
-
-class HashedMicroBatch(MicroBatch, Protocol):
-    """A micro-batch that knows what it delivers."""
-
-    @property
-    def fingerprint(self) -> int:
-        """64-bit hash of its samples, as delivered; adds up over micro-batches and ranks."""
-        ...
-
-    @property
-    def origin(self) -> str:
-        """Which samples these are, in words."""
-        ...
-
-
-class StepBatches(Protocol):
-    """Where the loop's micro-batches come from: a pure function of the step."""
-
-    def step(self, step: int) -> Sequence[HashedMicroBatch]:
-        """This rank's micro-batches of an optimizer step."""
-        ...
 
 
 Validate = Callable[[Engine], Mapping[str, float]]
@@ -78,7 +59,8 @@ def train(
         CheckpointError: the state cannot be saved.
     """
     config, saved_at = run.config, time.monotonic()
-    with stop_signals() as stop:
+    pin = engine.world.device.type == "cuda"
+    with stop_signals() as stop, Prefetch(batches, enabled=config.data.prefetch, pin=pin) as ahead:
         while progress.step < config.num_steps:
             run.profile.before(progress.step + 1)
             run.breakdown.watch.start_step()
@@ -86,7 +68,7 @@ def train(
             learning_rate = learning_rate_at(progress.step, config)
             set_learning_rate(engine, learning_rate)
             with run.breakdown.watch.part("data"):
-                micro_batches = batches.step(progress.step)
+                micro_batches = ahead.step(*_positions(progress.step, config))
                 own = fingerprint.add(*(batch.fingerprint for batch in micro_batches))
             layers = _look_into_layers(engine, progress.step + 1, config)
             late = engine.world.rank == 0 and _minutes_passed(saved_at, config.checkpoint.every_minutes)
@@ -126,6 +108,12 @@ def train(
     return progress, ""
 
 
+def _positions(step: int, config: RunConfig) -> tuple[Position, Position | None]:
+    """Where the step after `step` steps begins in the data, and where the one after it does, if there is one."""
+    position = Position(step * config.train.global_batch_sequences)
+    return position, position.after(config.train.global_batch_sequences) if step + 1 < config.num_steps else None
+
+
 def _tell_step(row: Mapping[str, Any], measured: Mapping[str, float], run: Run) -> None:
     """A line on the terminal: now and then, at both ends, and whenever the held-out loss was measured."""
     if measured or row["step"] in (1, run.config.num_steps) or _due(row["step"], run.config.log.every_steps):
@@ -162,14 +150,14 @@ def _hopeless(engine: Engine, progress: Progress, result: StepResult, config: Ru
 
 def _diagnosis(
     engine: Engine,
-    micro_batches: Sequence[HashedMicroBatch],
+    micro_batches: Sequence[MicroBatch],
     progress: Progress,
     result: StepResult,
     config: RunConfig,
 ) -> str:
     """Why the run is given up: the module and the batch where numbers first go wrong; a collective call."""
     found = find_not_finite(engine, micro_batches, seed=config.run.seed + progress.step - 1)
-    origins = engine.world.gather([batch.origin for batch in micro_batches])
+    origins = engine.world.gather([str(batch.origin) for batch in micro_batches])
     if found is None:
         where = "each micro-batch is finite by itself: their sum over micro-batches and ranks is not"
     else:
