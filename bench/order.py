@@ -24,7 +24,6 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from dsllm.config.data import DataConfig, SourceConfig
-from dsllm.data.loader import TrainingBatches
 from dsllm.data.manifest import (
     Manifest,
     ShardRecord,
@@ -36,7 +35,9 @@ from dsllm.data.manifest import (
     load_manifest,
     write_manifest,
 )
+from dsllm.data.position import Position
 from dsllm.data.shards import HEADER, MAGIC, bin_path, idx_path
+from dsllm.data.training import TrainingBatches
 from dsllm.files import sha256_of_folder
 
 DOCUMENT_TOKENS = 1000
@@ -192,11 +193,11 @@ def ours(directory: Path) -> tuple[Callable[[], Any], Callable[[Any, int], Any]]
             seed=SEED,
             global_batch_sequences=1,
             micro_batch_sequences=1,
-            rank=0,
-            num_ranks=1,
+            data_rank=0,
+            data_size=1,
         )
 
-    return start, lambda batches, i: batches.step(i)
+    return start, lambda batches, i: batches.step(Position(i))
 
 
 def megatron(directory: Path) -> tuple[Callable[[], Any], Callable[[Any, int], Any]]:

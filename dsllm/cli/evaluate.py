@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dsllm.config.train import PRECISIONS, Precision
-from dsllm.data.loader import ValidationBatches
 from dsllm.data.manifest import Manifest, check_shards, check_tokenizer, load_manifest
+from dsllm.data.validation import ValidationBatches
 from dsllm.engine.processes.device import choose_device, set_up_process
 from dsllm.errors import CheckpointError, DataError
 from dsllm.evaluate.load import SavedModel, load_model, open_saved

@@ -62,6 +62,9 @@ class DataConfig:
     """Text per token shard file (10^6 bytes of UTF-8): the unit of work of a preparing process."""
     num_workers: int = changeable(0)
     """Preparing processes; 0: one per core. Does not change what is written."""
+    prefetch: bool = changeable(True)
+    """Read the next step's sequences in a thread while this step computes. The samples and their order are the same.
+    Switch it off to measure how long reading takes, or to save the memory of one more step of token ids."""
 
 
 @dataclass(frozen=True, kw_only=True)

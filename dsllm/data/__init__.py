@@ -1,1 +1,1 @@
-"""Token shards, their manifest and order, and the batches a rank reads; rank and world size arrive as integers."""
+"""Token shards, their manifest and order, and the batches a rank reads; the data rank and size arrive as integers."""

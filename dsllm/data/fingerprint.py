@@ -1,7 +1,8 @@
-"""What the loaders really delivered, as one 64-bit number: the same whatever the number of ranks and micro-batches.
+"""A 64-bit fingerprint of the samples that the loaders delivered, equal for any number of ranks and micro-batches.
 
-Every delivered sequence is hashed with its sample number and place; the hashes of a step are summed modulo 2^64, over
-the sequences of a rank and then over ranks, so that order and grouping do not matter; the sums are chained by step.
+Each delivered sequence is hashed with its sample number, source and block. The hashes of a step are summed modulo 2^64,
+first over the sequences of a rank and then over the ranks, so that order and grouping do not matter. The sums of the
+steps are chained.
 """
 
 import hashlib
@@ -13,13 +14,13 @@ MODULUS = 2**64
 
 
 def sample_fingerprint(sample: int, source: int, block: int, tokens: np.ndarray) -> int:
-    """Hash of one delivered sequence.
+    """The hash of one delivered sequence.
 
     Args:
         sample: global sample number.
         source: number of the source.
         block: the block's number in its source.
-        tokens: int64[T+1], the ids as delivered.
+        tokens: the ids as delivered, int64 [T + 1].
     """
     digest = hashlib.blake2b(struct.pack("<QQQ", sample, source, block), digest_size=8)
     digest.update(np.ascontiguousarray(tokens, dtype="<i8").data)
@@ -27,31 +28,26 @@ def sample_fingerprint(sample: int, source: int, block: int, tokens: np.ndarray)
 
 
 def add(*sums: int) -> int:
-    """Sum of fingerprints, modulo 2^64: of samples, of micro-batches, of ranks."""
+    """The sum of fingerprints modulo 2^64: of samples, of micro-batches, or of ranks."""
     return sum(sums) % MODULUS
 
 
 def chain(previous: int, step_sum: int) -> int:
-    """Fingerprint of a run up to a step: that of the steps before it (at first 0), and the step's sum over ranks."""
+    """The fingerprint of a run up to and with a step.
+
+    Args:
+        previous: the fingerprint of the run before the step; 0 before the first one.
+        step_sum: the step's sum over all ranks.
+    """
     digest = hashlib.blake2b(struct.pack("<QQ", previous, step_sum), digest_size=8)
     return int.from_bytes(digest.digest(), "little")
 
 
-def to_int64(value: int) -> int:
-    """The same 64 bits as a signed number: an int64 all-reduce of these wraps, as the sum modulo 2^64 must."""
-    return value - MODULUS if value >= MODULUS // 2 else value
-
-
-def from_int64(value: int) -> int:
-    """Back from `to_int64`."""
-    return value % MODULUS
-
-
 def halves(value: int) -> tuple[int, int]:
-    """The lower and upper 32 bits: numbers whose sum over ranks fp64 holds exactly."""
+    """The lower and the upper 32 bits. Ranks sum these in fp64, which is exact for up to 2^21 ranks."""
     return value & 0xFFFFFFFF, value >> 32
 
 
 def from_halves(low: float, high: float) -> int:
-    """The fingerprint whose halves, summed over ranks, these are."""
-    return (int(low) + (int(high) << 32)) % 2**64
+    """The sum of the ranks' fingerprints, from the sums of their `halves`."""
+    return (int(low) + (int(high) << 32)) % MODULUS

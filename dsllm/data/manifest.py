@@ -1,4 +1,4 @@
-"""The contract between preparing and training: which token shards there are, made how, and with which tokenizer."""
+"""The manifest of a prepared directory: which token shards there are, and the settings and tokenizer that made them."""
 
 import dataclasses
 import hashlib
@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from dsllm import files
 from dsllm.config.fields import FORBID_UNKNOWN_KEYS
 from dsllm.config.run import RunConfig
-from dsllm.data.shards import Shard, bin_path, idx_path
+from dsllm.data.shards import Shard
 from dsllm.errors import DataError
 
 FORMAT_VERSION = 1
@@ -29,21 +29,21 @@ class ShardRecord:
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
     prefix: str
-    """Path without .bin and .idx: relative to the manifest's folder; absolute for shards used where they lie."""
+    """Path without .bin and .idx: relative, inside the manifest's folder; absolute for shards that are used in place."""
     first_token: int = 0
-    """Where the split's part begins in the .bin, in tokens."""
+    """Where the split's part begins in the .bin, in tokens from its start."""
     num_tokens: int
     """Length of the split's part."""
     num_documents: int
     """Documents in the split's part."""
     text_bytes: int | None
-    """UTF-8 bytes of these documents; None where the text is not known (shards that were not prepared here)."""
+    """UTF-8 bytes of these documents. None: the text is not known, as the shard was not prepared here."""
     bin_bytes: int
     """Size of the whole .bin."""
     idx_bytes: int
     """Size of the whole .idx."""
     bin_sha256: str | None
-    """Checksum of the whole .bin; None: not known."""
+    """SHA-256 of the whole .bin, to check a copy with sha256sum. None: not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +64,9 @@ class TokenizerRecord:
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
     directory: str
-    """Its folder, relative to the manifest's."""
+    """Its folder, relative to the manifest's folder and inside it."""
     sha256: str
-    """dsllm.files.sha256_of_folder of it."""
+    """Hash of that folder (`dsllm.files.sha256_of_folder`)."""
     vocab_size: int
     """Largest token id + 1."""
     end_of_text_id: int
@@ -75,19 +75,19 @@ class TokenizerRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Everything that training must know about a prepared directory."""
+    """Everything that training needs to know about a prepared directory."""
 
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
     format_version: int = FORMAT_VERSION
     settings: dict[str, Any]
-    """What decided the content (`settings_of`)."""
+    """The settings that decided the content (`settings_of`)."""
     settings_sha256: str
-    """`hash_of(settings)`, to compare at a glance."""
+    """`hash_of(settings)`, which is quicker to compare."""
     tokenizer: TokenizerRecord
     sources: tuple[SourceRecord, ...]
     dtype: str
-    """Type of the ids in the shards that were prepared here: uint16 or int32."""
+    """Type of the ids in the shards inside the folder: uint16 or int32."""
 
     def records(self) -> Iterator[ShardRecord]:
         """Every record of every split."""
@@ -100,9 +100,9 @@ _ADAPTER = TypeAdapter(Manifest)
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
-    """What of a run decides the content of its token shards, as plain JSON values.
+    """The settings of a run that decide the content of its token shards, as plain JSON values.
 
-    The sources' weights and the sequence length are left out: they are applied when the shards are read.
+    The sources' weights and the sequence length are left out, because they apply when the shards are read.
     """
     sources = [dataclasses.asdict(source) for source in config.data.sources]
     for source in sources:
@@ -114,20 +114,20 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
         "deduplicate": config.data.deduplicate,
         "shard_megabytes": config.data.shard_megabytes,
     }
-    plain: dict[str, Any] = json.loads(json.dumps(settings))  # tuples become lists, as they will be when read back
+    plain: dict[str, Any] = json.loads(json.dumps(settings))  # turns tuples into lists, as reading the file back does
     return plain
 
 
 def hash_of(settings: dict[str, Any]) -> str:
-    """SHA-256 of settings, whatever the order of their keys."""
+    """SHA-256 of settings; the order of their keys does not matter."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def load_manifest(directory: Path) -> Manifest:
-    """The manifest of a prepared directory.
+    """Read the manifest of a prepared directory.
 
     Raises:
-        DataError: there is none, or it is not one that this version reads.
+        DataError: there is none, this version cannot read it, or it names files outside its folder.
     """
     path = directory / FILE_NAME
     try:
@@ -143,13 +143,27 @@ def load_manifest(directory: Path) -> Manifest:
     if version != FORMAT_VERSION:
         raise DataError(f"{path}: format version {version}; this dsllm reads {FORMAT_VERSION}: prepare the data again")
     try:
-        return _ADAPTER.validate_json(content)
+        manifest = _ADAPTER.validate_json(content)
     except ValidationError as error:
         raise DataError(f"{path}: damaged: {error}") from error
+    _check_names(path, manifest)
+    return manifest
+
+
+def _check_names(path: Path, manifest: Manifest) -> None:
+    """Refuse relative names that leave the manifest's folder, and a tokenizer elsewhere."""
+    prefixes = [Path(record.prefix) for record in manifest.records()]
+    outside = [name for name in prefixes if ".." in name.parts]
+    folder = Path(manifest.tokenizer.directory)
+    if folder.is_absolute() or ".." in folder.parts:
+        outside.append(folder)
+    if outside:
+        names = ", ".join(str(name) for name in outside)
+        raise DataError(f"{path}: names files outside its folder ({names}): damaged or altered, prepare the data again")
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    """Publish a prepared directory: the manifest is written last, whole, once everything it names is on the disk.
+    """Publish a prepared directory. Write the manifest last, when everything it names is on the disk.
 
     Raises:
         DataError: it could not be written.
@@ -165,13 +179,13 @@ def wait_for_manifest(directory: Path, settings: dict[str, Any], seconds: float)
     """Wait until another rank has prepared the directory with these settings.
 
     Raises:
-        DataError: it has not after so many seconds; says whether nothing is there or something else.
+        DataError: the time is over; says whether the directory has no manifest, or one of other settings.
     """
     deadline = time.monotonic() + seconds
-    wanted = hash_of(settings)
+    expected = hash_of(settings)
     while True:
         present = (directory / FILE_NAME).exists()
-        if present and (manifest := load_manifest(directory)).settings_sha256 == wanted:
+        if present and (manifest := load_manifest(directory)).settings_sha256 == expected:
             return manifest
         if time.monotonic() >= deadline:
             found = "was prepared with other settings" if present else "has no manifest.json"
@@ -182,47 +196,47 @@ def wait_for_manifest(directory: Path, settings: dict[str, Any], seconds: float)
         time.sleep(POLL_SECONDS)
 
 
-def check_shards(directory: Path, manifest: Manifest, full: bool = False) -> None:
-    """Compare every shard with the manifest: headers and sizes; with `full` also checksums, which reads everything.
+def check_shards(directory: Path, manifest: Manifest, rank: int = 0, num_ranks: int = 1) -> None:
+    """Compare this rank's share of the shards with the manifest: sizes and headers, 46 bytes each.
+
+    The shares of all ranks together are all shards, so that each is opened by one rank and the start of a run on many ranks
+    does not open every file on every rank. All ranks must see the same directory.
 
     Raises:
-        DataError: with one line per shard that is missing, damaged or another than the manifest means.
+        DataError: with one line for each shard that is missing, damaged or not the one in the manifest.
     """
     by_prefix: dict[str, list[ShardRecord]] = {}
     for record in manifest.records():
         by_prefix.setdefault(record.prefix, []).append(record)
     problems: list[str] = []
-    for prefix, records in by_prefix.items():
-        # Shards that lie elsewhere may be of another type than those prepared here.
+    for prefix in list(by_prefix)[rank::num_ranks]:
+        # Shards outside the folder may have another type than those prepared here.
         dtype = None if Path(prefix).is_absolute() else manifest.dtype
-        problems += _problems(directory / prefix, records, dtype, full)
+        problems += _problems(directory / prefix, by_prefix[prefix], dtype)
     if problems:
         raise DataError("\n".join(problems))
 
 
-def _problems(prefix: Path, records: list[ShardRecord], dtype: str | None, full: bool) -> Iterator[str]:
-    """What is wrong with one shard, given the parts of it that the splits use."""
+def _problems(prefix: Path, records: list[ShardRecord], dtype: str | None) -> Iterator[str]:
+    """Differences between one shard and its records, which are the parts that the splits use."""
     try:
         shard = Shard(prefix)
     except DataError as error:
         yield str(error)
         return
-    found = (shard.num_tokens * shard.dtype.itemsize, idx_path(prefix).stat().st_size)
+    found = (shard.num_tokens * shard.dtype.itemsize, shard.index_bytes)
     expected = (records[0].bin_bytes, records[0].idx_bytes)
     if found != expected:
-        yield f"{prefix}: .bin and .idx have {found} bytes, the manifest says {expected}: another shard than prepared"
+        yield f"{prefix}: .bin and .idx have {found} bytes, the manifest says {expected}: not the shard that was prepared"
     if dtype is not None and shard.dtype.name != dtype:
-        yield f"{prefix}: ids of type {shard.dtype.name}, the manifest says {dtype}: another shard than prepared"
+        yield f"{prefix}: ids of type {shard.dtype.name}, the manifest says {dtype}: not the shard that was prepared"
     end = max(record.first_token + record.num_tokens for record in records)
     if end > shard.num_tokens:
         yield f"{prefix}: {shard.num_tokens} tokens, but the manifest uses it up to token {end}"
-    known = records[0].bin_sha256
-    if full and known is not None and known != files.sha256_of_file(bin_path(prefix)):
-        yield f"{bin_path(prefix)}: its content has changed (another SHA-256 than in the manifest): copy it again"
 
 
 def check_tokenizer(directory: Path, manifest: Manifest) -> None:
-    """Refuse a tokenizer that is not the one the shards were made with.
+    """Check that the tokenizer is the one that made the shards.
 
     Raises:
         DataError: it is missing, or its files differ.
@@ -234,6 +248,6 @@ def check_tokenizer(directory: Path, manifest: Manifest) -> None:
         raise DataError(f"{folder}: the tokenizer of these shards cannot be read: {error.strerror}") from error
     if found != manifest.tokenizer.sha256:
         raise DataError(
-            f"{folder}: this tokenizer does not match the shards (SHA-256 {found[:12]}, theirs is "
-            f"{manifest.tokenizer.sha256[:12]}): put the tokenizer back, or prepare the data again"
+            f"{folder}: this tokenizer does not match the shards (its SHA-256 is {found[:12]}, that of the "
+            f"tokenizer that made them {manifest.tokenizer.sha256[:12]}): put the tokenizer back, or prepare the data again"
         )

@@ -1,9 +1,9 @@
-"""Token shards in Megatron's .bin/.idx format, version 1: one stream of token ids, and where its documents begin.
+"""Reads and writes token shards in Megatron's .bin/.idx format, version 1.
 
-PREFIX.bin holds the ids and nothing else. PREFIX.idx, little endian: magic (9 bytes), version u64, code of the type
+PREFIX.bin is the token ids and nothing else. PREFIX.idx, little endian: magic (9 bytes), version u64, code of the type
 u8, number of sequences S u64, number of document starts D u64 (documents + 1), then i32[S] lengths in tokens, i64[S]
 byte offsets into the .bin, i64[D] the sequence at which each document starts. Source: megatron-core 0.16.1,
-core/datasets/indexed_dataset.py. Here a document is one sequence; files in which it is several are read as well.
+core/datasets/indexed_dataset.py. The writer makes each document one sequence; the reader takes any number.
 """
 
 import contextlib
@@ -28,18 +28,18 @@ VERSION = 1
 HEADER = struct.Struct("<9sQBQQ")  # 34 bytes
 DTYPE_OF_CODE = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float64", 7: "float32", 8: "uint16"}
 CODE_OF_DTYPE = {name: code for code, name in DTYPE_OF_CODE.items()}
-MOST_UINT16_VOCAB = 65500  # as Megatron: room for ids that are added later
+MOST_UINT16_VOCAB = 65500  # Megatron's limit; it leaves room for ids that are added later
 MOST_DOCUMENT_TOKENS = 2**31 - 1  # lengths are int32
 
 
 def shard_dtype(vocab_size: int) -> np.dtype:
-    """The type of a token id on disk: uint16 where the vocabulary fits, else int32 (Megatron's rule)."""
+    """The type of a token id on disk: uint16 if the vocabulary fits, else int32 (Megatron's rule)."""
     return np.dtype(np.uint16 if vocab_size < MOST_UINT16_VOCAB else np.int32)
 
 
 def bin_path(prefix: Path) -> Path:
-    """The file of token ids. (with_suffix would cut a prefix such as en.v2.)"""
-    return prefix.with_name(prefix.name + ".bin")
+    """The file of token ids."""
+    return prefix.with_name(prefix.name + ".bin")  # with_suffix would cut a prefix such as en.v2
 
 
 def idx_path(prefix: Path) -> Path:
@@ -49,7 +49,7 @@ def idx_path(prefix: Path) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardInfo:
-    """What was written."""
+    """Size and checksum of a shard that was written."""
 
     num_tokens: int
     num_documents: int
@@ -59,9 +59,9 @@ class ShardInfo:
 
 
 class ShardWriter:
-    """Writes one shard aside and publishes it at `close`, the .idx last: a shard with an .idx is whole.
+    """Writes one shard under temporary names; `close` publishes it, the .idx last. A shard with an .idx is complete.
 
-    As a context manager it closes on success and leaves nothing behind on an exception.
+    As a context manager it closes on success, and removes what it has written on an exception.
     """
 
     def __init__(self, prefix: Path, dtype: np.dtype):
@@ -79,13 +79,13 @@ class ShardWriter:
             raise _not_written(self._path, error) from error
 
     def add_document(self, token_ids: np.ndarray | Sequence[int]) -> None:
-        """Append one document, its end-of-text token included.
+        """Append one document, with its end-of-text token.
 
         Args:
             token_ids: 1-D, at least one id.
 
         Raises:
-            DataError: an id does not fit the shard's type, the document is too long for the format, the disk is full.
+            DataError: an id does not fit the shard's type, the document is too long for the format, or the disk is full.
         """
         ids = np.asarray(token_ids)
         assert ids.ndim == 1 and ids.size > 0, "a document has at least its end-of-text token"
@@ -106,10 +106,10 @@ class ShardWriter:
         self._lengths.append(ids.size)
 
     def close(self) -> ShardInfo:
-        """Publish both files; once closed, it says again what was written.
+        """Publish both files. A second call returns the same record again.
 
         Raises:
-            DataError: the files could not be written; nothing is left.
+            DataError: the files could not be written; none of them remains.
         """
         if self._info is not None:
             return self._info
@@ -117,7 +117,7 @@ class ShardWriter:
         index = _index_bytes(lengths, self.dtype)
         try:
             self._file.close()
-            # An .idx of an earlier attempt must not vouch for the new .bin.
+            # Next to the new .bin, an .idx of an earlier attempt would say that the shard is complete.
             idx_path(self.prefix).unlink(missing_ok=True)
             files.publish(self._path)
             files.write_atomically(idx_path(self.prefix), index)
@@ -136,8 +136,8 @@ class ShardWriter:
         return self._info
 
     def discard(self) -> None:
-        """Give up: remove what was written aside."""
-        with contextlib.suppress(OSError):  # on a full disk the buffered rest cannot be written either
+        """Remove what was written."""
+        with contextlib.suppress(OSError):  # closing writes what is buffered, which fails on a full disk
             self._file.close()
         files.partial(self._path).unlink(missing_ok=True)
 
@@ -154,13 +154,13 @@ class ShardWriter:
 
 
 class Shard:
-    """One shard, open for reading. Opening reads 46 bytes of it, whatever its size."""
+    """One shard, open for reading. Opening reads 46 bytes, however large the shard is."""
 
     def __init__(self, prefix: Path):
-        """Open PREFIX.bin and PREFIX.idx and compare both sizes with the header.
+        """Open PREFIX.bin and PREFIX.idx, and compare both sizes with the header.
 
         Raises:
-            DataError: a file is missing, is not such a shard, or is not as long as it should be.
+            DataError: a file is missing, is not part of such a shard, or has the wrong size.
         """
         self.prefix = prefix
         self.path = bin_path(prefix)
@@ -168,10 +168,11 @@ class Shard:
         header = _read_header(self._index_path)
         self.dtype = header.dtype
         self.num_documents = header.num_documents
+        self.index_bytes = header.index_bytes
         self._num_sequences = header.num_sequences
         try:
-            # Plain reads, not a memory map: a file cut short under a running job is then an error that can be named
-            # instead of a SIGBUS, and resident memory does not grow with what was read.
+            # Read calls instead of a memory map: if somebody cuts the file short during a run, a read fails with an error
+            # that we can name, where a map would end the process by SIGBUS; and resident memory does not grow.
             self._descriptor = os.open(self.path, os.O_RDONLY)
         except OSError as error:
             raise DataError(f"{self.path}: cannot be opened ({error.strerror}), but its .idx is there") from error
@@ -180,7 +181,7 @@ class Shard:
         if found != header.bin_bytes:
             raise DataError(
                 f"{self.path}: {found} bytes, but {self._index_path.name} describes {header.bin_bytes}: "
-                "truncated or not of this pair; copy or prepare it again"
+                "truncated, or not the pair of this .idx; copy or prepare it again"
             )
         self.num_tokens = found // self.dtype.itemsize
 
@@ -203,7 +204,7 @@ class Shard:
 
     @cached_property
     def document_offsets(self) -> np.ndarray:
-        """Where each document starts, in tokens, and the end: int64[num_documents + 1]. Reads the whole .idx."""
+        """Token at which each document starts, and the end: int64[num_documents + 1]. Reads the whole .idx."""
         count = self._num_sequences
         starts = np.zeros(count + 1, dtype=np.int64)
         with self._index_path.open("rb") as file:
@@ -216,16 +217,19 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class _Header:
-    """What an .idx says about its pair, without its arrays."""
+    """What the header and the last entries of an .idx say."""
 
     dtype: np.dtype
     num_sequences: int
     num_documents: int
     bin_bytes: int
+    """Size that the .bin must have."""
+    index_bytes: int
+    """Size of the .idx."""
 
 
 def _read_header(path: Path) -> _Header:
-    """Read the header and the last sequence's place, whose end is the .bin's size: constant time.
+    """Read the header, and the place of the last sequence, whose end is the size of the .bin. Takes constant time.
 
     Raises:
         DataError: the file is missing, is not a Megatron index of version 1, or has the wrong size.
@@ -250,24 +254,30 @@ def _read_header(path: Path) -> _Header:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); a shard is a PREFIX.bin and PREFIX.idx") from error
     dtype = np.dtype(DTYPE_OF_CODE[code]).newbyteorder("<")
-    return _Header(dtype=dtype, num_sequences=num_sequences, num_documents=num_starts - 1, bin_bytes=bin_bytes)
+    return _Header(
+        dtype=dtype,
+        num_sequences=num_sequences,
+        num_documents=num_starts - 1,
+        bin_bytes=bin_bytes,
+        index_bytes=found,
+    )
 
 
 def _check_header(path: Path, version: int, code: int, array_bytes: int, found: int) -> None:
-    """Refuse what we cannot read, by name."""
+    """Refuse a version, type or size that we cannot read."""
     if version != VERSION:
-        raise DataError(f"{path}: Megatron index version {version}; this reads version {VERSION}")
+        raise DataError(f"{path}: Megatron index version {version}; dsllm reads version {VERSION}")
     name = DTYPE_OF_CODE.get(code)
     if name is None or name.startswith("float"):
         raise DataError(f"{path}: ids of type {name or f'code {code}'}: token ids are integers")
     expected = HEADER.size + array_bytes
     if found != expected:
         why = "truncated" if found < expected else "longer than its header says (multimodal shards are not read)"
-        raise DataError(f"{path}: {found} bytes, its header asks for {expected}: {why}; copy or prepare it again")
+        raise DataError(f"{path}: {found} bytes, its header describes {expected}: {why}; copy or prepare it again")
 
 
 def _index_bytes(lengths: np.ndarray, dtype: np.dtype) -> bytes:
-    """The whole .idx of documents that are one sequence each."""
+    """The content of an .idx whose documents are one sequence each."""
     count = len(lengths)
     offsets = np.zeros(count, dtype="<i8")
     np.cumsum(lengths[:-1], dtype=np.int64, out=offsets[1:])
@@ -278,7 +288,8 @@ def _index_bytes(lengths: np.ndarray, dtype: np.dtype) -> bytes:
 
 
 def _read_exactly(descriptor: int, offset: int, num_bytes: int) -> bytes:
-    """Read at a place; one call may return less than asked for, only the end of the file ends it."""
+    """Read at an offset; returns less only at the end of the file."""
+    # One call may return less than it was asked for, on network file systems above all.
     parts: list[bytes] = []
     while num_bytes > 0 and (part := os.pread(descriptor, num_bytes, offset)):
         parts.append(part)

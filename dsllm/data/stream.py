@@ -1,7 +1,8 @@
-"""The tokens of one source and split as one stream, whatever shards they lie in."""
+"""The tokens of one source and split as one stream, however many shards contain them."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 
@@ -11,19 +12,27 @@ from dsllm.data.manifest import ShardRecord
 from dsllm.data.shards import Shard
 from dsllm.errors import DataError
 
+MOST_OPEN_SHARDS = 256  # a process may have 1024 open files by default
+
 OpenShard = Callable[[Path], Shard]
 
 
+def open_streams(directory: Path, sources: Sequence[tuple[str, Sequence[ShardRecord]]]) -> list["TokenStream"]:
+    """One stream for each (name, records) of a prepared directory. They share a limited number of open shards."""
+    open_shard = lru_cache(MOST_OPEN_SHARDS)(Shard)
+    return [TokenStream(name, directory, records, open_shard) for name, records in sources]
+
+
 class TokenStream:
-    """Shards in a row; nothing is opened or read before it is asked for."""
+    """Shards one after the other. Shards are opened when a token of theirs is read."""
 
     def __init__(self, name: str, directory: Path, records: Sequence[ShardRecord], open_shard: OpenShard):
         """
         Args:
-            name: of the source, for messages.
+            name: the source's name, for messages.
             directory: the prepared directory.
             records: the part of each shard that belongs to the stream.
-            open_shard: opens a shard, or finds it still open.
+            open_shard: opens a shard, or returns it if it is open already.
         """
         self.name = name
         self._directory = directory
@@ -33,7 +42,7 @@ class TokenStream:
         self.num_tokens = self._starts[-1]
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """The token ids [start, stop) as int64; touches only the shards that hold them.
+        """The token ids [start, stop) as int64; reads only the shards that contain them.
 
         Raises:
             DataError: a shard cannot be read.
@@ -50,10 +59,10 @@ class TokenStream:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def num_blocks(self, sequence_length: int) -> int:
-        """Whole training sequences in the stream.
+        """Number of whole training sequences in the stream.
 
-        Block i is the tokens [i T, i T + T + 1): T inputs and, one later, T targets. Blocks share one token, so that
-        every token but the stream's first is predicted exactly once; fewer than T tokens at the end are left over.
+        Block i is the tokens [i T, i T + T + 1): T inputs and, one later, T targets. Neighbouring blocks share one token,
+        so that every token but the stream's first is predicted exactly once; fewer than T tokens at the end are not used.
         """
         return max(self.num_tokens - 1, 0) // sequence_length
 
@@ -62,7 +71,7 @@ class TokenStream:
         return self.read(block * sequence_length, (block + 1) * sequence_length + 1)
 
     def check_ids(self, tokens: np.ndarray, vocab_size: int) -> None:
-        """Refuse ids that the tokenizer does not have: on a GPU the embedding would fail without a name.
+        """Refuse ids that the tokenizer does not have; on a GPU the embedding would fail without saying why.
 
         Raises:
             DataError: the shards were made with another tokenizer, or are damaged.

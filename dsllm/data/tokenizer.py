@@ -1,7 +1,7 @@
-"""Text to token ids and back: one face for tokenizers of the `tokenizers` library and for SentencePiece models.
+"""Text to token ids and back, with one interface for the `tokenizers` library and for SentencePiece.
 
-Encoding never adds special tokens, and never reads one out of the text: a document about language models that contains
-the characters `<|endoftext|>` does not end there.
+Encoding adds no special tokens, and reads none out of the text: a document about language models that contains the
+characters `<|endoftext|>` does not end there.
 """
 
 import json
@@ -21,16 +21,16 @@ INFO_FILE = "tokenizer_info.json"
 JSON_FILE = "tokenizer.json"
 MODEL_FILE = "tokenizer.model"
 SPACE = "\u2581"
-"""What SentencePiece writes for a space; in a text it is an ordinary character."""
+"""The character that stands for a space in SentencePiece's pieces; in a text it is an ordinary character."""
 
 
 class Tokenizer(ABC):
-    """Encodes and decodes with one vocabulary. Made by `load_tokenizer`, or trained by prepare/train_tokenizer.py."""
+    """Encodes and decodes text with one vocabulary. `load_tokenizer` and prepare/train_tokenizer.py make tokenizers."""
 
     kind: str
-    """The library behind it: tokenizers or sentencepiece."""
+    """The library that encodes: tokenizers or sentencepiece."""
     vocab_size: int
-    """Largest token id + 1, special tokens included."""
+    """Largest token id + 1, with special tokens."""
     end_of_text: str
     """The token that ends every document."""
     end_of_text_id: int
@@ -38,11 +38,11 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without an end-of-text token."""
+        """The ids of a text; adds no end-of-text token."""
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of several texts; as `encode`, in parallel where the library can."""
+        """The ids of several texts, as `encode` returns them; in parallel if the library can."""
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
@@ -50,14 +50,14 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """The bytes of ids, whole characters or not; special tokens are left out."""
+        """The bytes of ids, which may end inside a character; special tokens are left out."""
 
     @abstractmethod
     def model_file(self) -> tuple[str, bytes]:
-        """Name and content of the file that holds the vocabulary."""
+        """Name and content of the file with the vocabulary."""
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer into a folder, from which `load_tokenizer` reads it."""
+        """Write the tokenizer into a folder that `load_tokenizer` reads."""
         folder.mkdir(parents=True, exist_ok=True)
         name, content = self.model_file()
         files.write_atomically(folder / name, content)
@@ -72,15 +72,20 @@ class Tokenizer(ABC):
 
 
 class JsonTokenizer(Tokenizer):
-    """A tokenizer.json: byte-level BPE, or any other model of the `tokenizers` library."""
+    """A tokenizer.json: byte-level BPE or another model of the `tokenizers` library."""
 
     kind = "tokenizers"
 
     def __init__(self, content: str, end_of_text: str, origin: str):
-        """Read the text of a tokenizer.json.
+        """Read the content of a tokenizer.json.
+
+        Args:
+            content: text of the file.
+            end_of_text: the token that ends every document.
+            origin: name of the file, for messages.
 
         Raises:
-            DataError: it is not one, or it has no such end-of-text token.
+            DataError: it is not a tokenizer.json, or does not have the end-of-text token.
         """
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(content)
@@ -91,14 +96,14 @@ class JsonTokenizer(Tokenizer):
         self._content = content
         self.end_of_text = end_of_text
         self.end_of_text_id = self._special_id(end_of_text, origin)
-        # Whoever saved it may have left settings that would cut documents short or read special tokens out of text.
+        # The file may have been saved with settings that cut documents short, or that read special tokens out of text.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
         self.vocab_size = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     def _special_id(self, token: str, origin: str) -> int:
-        """Id of a token; makes it special if it is not, or a text could contain it."""
+        """The id of a token. Marks the token as special, because a text could contain it otherwise."""
         found = self._tokenizer.token_to_id(token)
         added = self._tokenizer.get_added_tokens_decoder()
         if found is None:
@@ -112,7 +117,7 @@ class JsonTokenizer(Tokenizer):
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        # _fast leaves out character offsets, which cost a third of the time (references: data.md, section 3).
+        # _fast leaves out character offsets, which take a third of the time.
         return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -126,7 +131,7 @@ class JsonTokenizer(Tokenizer):
 
     @cached_property
     def _bytes_of_token(self) -> dict[int, bytes] | None:
-        """What each ordinary token stands for, where the model is byte-level; else nothing."""
+        """The bytes of each token; special tokens have none. None: the model is not byte-level."""
         decoder = json.loads(self._content).get("decoder") or {}
         kinds = {decoder.get("type"), *(part.get("type") for part in decoder.get("decoders", []))}
         if "ByteLevel" not in kinds:
@@ -148,15 +153,20 @@ class JsonTokenizer(Tokenizer):
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """A SentencePiece .model, unigram or BPE."""
+    """A SentencePiece .model: unigram or BPE."""
 
     kind = "sentencepiece"
 
     def __init__(self, content: bytes, end_of_text: str, origin: str):
-        """Read the bytes of a .model.
+        """Read the content of a .model.
+
+        Args:
+            content: bytes of the file.
+            end_of_text: the token that ends every document.
+            origin: name of the file, for messages.
 
         Raises:
-            DataError: it is not one, or it has no such end-of-text token.
+            DataError: it is not a SentencePiece model, or does not have the end-of-text token.
         """
         processor = sentencepiece.SentencePieceProcessor()
         try:
@@ -174,8 +184,8 @@ class SentencePieceTokenizer(Tokenizer):
         self._id_of_byte = {
             int(processor.id_to_piece(i)[1:-1], 16): i for i in range(self.vocab_size) if processor.is_byte(i)
         }
-        # In such a model a space and the character SPACE would become the same piece. Without a prefix before the text
-        # a text can be encoded in parts, and SPACE as its bytes between them.
+        # The model encodes a space and the character SPACE as the same piece. A model that puts no space in front of a
+        # text can encode a text in parts: then SPACE is encoded as its bytes, between the parts.
         self._has_prefix = any(processor.id_to_piece(i).startswith(SPACE) for i in processor.encode("a")[:1])
         self._can_spell_space = len(self._id_of_byte) == 256 and not self._has_prefix
 
@@ -199,7 +209,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     @cached_property
     def _bytes_of_token(self) -> list[bytes]:
-        """What each piece stands for."""
+        """The bytes of each piece; control pieces have none."""
         byte_of_id = {index: bytes([byte]) for byte, index in self._id_of_byte.items()}
         table = []
         for index in range(self.vocab_size):
@@ -214,14 +224,14 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def load_tokenizer(path: str | Path, end_of_text: str = DEFAULT_END_OF_TEXT) -> Tokenizer:
-    """A tokenizer from a prepared folder, a tokenizer.json, GPT-2's vocab.json + merges.txt, or a SentencePiece .model.
+    """Load a tokenizer.json, GPT-2's vocab.json with merges.txt, a SentencePiece .model, or a folder from `save`.
 
     Args:
-        path: the file, or a folder that holds it. Of GPT-2's pair the vocab.json, or the folder.
-        end_of_text: the token that ends every document; a prepared folder brings its own.
+        path: the file, or the folder that contains it. Of GPT-2's pair give the vocab.json or the folder.
+        end_of_text: the token that ends every document. Not used for a folder from `save`, which names its own.
 
     Raises:
-        DataError: nothing there is a tokenizer, or it has no such end-of-text token (the message names its candidates).
+        DataError: there is no tokenizer, or it does not have the end-of-text token (the message lists its special tokens).
     """
     path = Path(path).expanduser()
     if not path.exists():
@@ -240,14 +250,14 @@ def load_tokenizer(path: str | Path, end_of_text: str = DEFAULT_END_OF_TEXT) -> 
 
 
 def byte_characters() -> dict[int, str]:
-    """GPT-2's printable character for each byte: the byte's own where it is printable Latin-1, else from U+0100 on."""
+    """GPT-2's printable character for each byte: the same character if it is printable Latin-1, else one from U+0100 on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     hidden = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
 
 
 def byte_level_tokenizer(model: tokenizers.models.Model) -> tokenizers.Tokenizer:
-    """An untrained or loaded BPE model with GPT-2's handling of text: its word pattern, and bytes as characters."""
+    """A BPE model, trained or not, that splits text by GPT-2's word pattern and maps bytes to characters."""
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
@@ -262,7 +272,7 @@ def _saved_end_of_text(info_file: Path) -> str:
 
 
 def _file_in(folder: Path) -> Path:
-    """The tokenizer's file in a folder."""
+    """Find the tokenizer's file in a folder."""
     for name in (JSON_FILE, "vocab.json", MODEL_FILE):
         if (folder / name).is_file():
             return folder / name
@@ -270,21 +280,21 @@ def _file_in(folder: Path) -> Path:
     if len(models) == 1:
         return models[0]
     raise DataError(
-        f"tokenizer {folder}: holds no tokenizer.json, no vocab.json with merges.txt, and no single .model file"
+        f"tokenizer {folder}: contains no tokenizer.json, no vocab.json with merges.txt, and not exactly one .model file"
     )
 
 
 def _from_gpt2_pair(vocab_file: Path, end_of_text: str) -> str:
-    """The tokenizer.json of GPT-2's pair of files."""
+    """Make a tokenizer.json from GPT-2's pair of files."""
     merges_file = vocab_file.with_name(vocab_file.name.removesuffix("vocab.json") + "merges.txt")
     if not merges_file.is_file():
-        raise DataError(f"tokenizer {vocab_file}: needs {merges_file.name} beside it")
+        raise DataError(f"tokenizer {vocab_file}: needs {merges_file.name} in the same folder")
     try:
         model = tokenizers.models.BPE.from_file(str(vocab_file), str(merges_file))
     except Exception as error:
         raise DataError(f"tokenizer {vocab_file}: not GPT-2's pair of files: {error}") from error
     tokenizer = byte_level_tokenizer(model)
-    if tokenizer.token_to_id(end_of_text) is not None:  # adding an unknown one would grow the vocabulary
+    if tokenizer.token_to_id(end_of_text) is not None:  # adding an unknown token would grow the vocabulary
         tokenizer.add_special_tokens([end_of_text])
     return tokenizer.to_str(pretty=True)
 

@@ -1,4 +1,4 @@
-"""Continues a prompt: greedy or sampled, one token at a time, with keys and values cached."""
+"""Continues a prompt token by token, greedily or by sampling, with cached keys and values."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ from dsllm.model.transformer import KeyValueCache, Transformer
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen."""
+    """How to choose the next token."""
 
     temperature: float = 1.0
-    """Divides the logits; 0: always the likeliest token (greedy)."""
+    """Divides the logits. 0: always take the most likely token (greedy)."""
     top_k: int = 0
-    """Choose among this many likeliest tokens; 0: among all."""
+    """Choose among this many of the most likely tokens. 0 (default): among all."""
     top_p: float = 1.0
-    """Choose among the likeliest tokens that together have this probability (Holtzman et al. 2020)."""
+    """Choose among the most likely tokens that together have this probability (Holtzman et al. 2020)."""
     seed: int = 0
 
 
@@ -31,15 +31,15 @@ def generate(
     end_of_text_id: int | None = None,
     document_mask: bool = False,
 ) -> Iterator[int]:
-    """Token ids that continue a prompt, as they come.
+    """Yield the token ids that continue a prompt, one by one.
 
-    Ends after max_tokens, at the end of the model's context, or with the end-of-text token (which is not yielded).
+    Ends after max_tokens, at the end of the model's context, or at the end-of-text token (which is not yielded).
 
     Args:
-        prompt: at least one token id, and fewer than the model's context has room for
-        document_mask: the model was trained so that no token sees beyond an end-of-text: nor does it here
+        prompt: at least one token id, and fewer than the model's context.
+        document_mask: a token sees only its own document, as in training with data.document_mask.
     """
-    assert prompt, "a model continues something: give it at least the end-of-text token"
+    assert prompt, "a prompt has at least one token, for example the end-of-text token"
     device = model.embed.weight.device
     generator = torch.Generator(device).manual_seed(sampling.seed)
     cache = KeyValueCache(model.config.num_layers)
@@ -52,17 +52,18 @@ def generate(
             return
         yield token
         if document_mask and new[-1] == end_of_text_id:
-            cache = KeyValueCache(model.config.num_layers)  # the token is the first of its document
+            cache = KeyValueCache(model.config.num_layers)  # `token` starts a new document
         new = [token]
 
 
 def choose_token(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """One token id from the logits [vocab_size] of the next."""
+    """Choose one token id by the logits [vocab_size]."""
     if sampling.temperature == 0:
         return int(logits.argmax())
     logits, ids = (logits / sampling.temperature).sort(descending=True, stable=True)
     kept = sampling.top_k or len(logits)
     probabilities = torch.softmax(logits[:kept], -1)
-    before = probabilities.cumsum(-1) - probabilities  # of the likelier ones; the first is always kept
+    # Probability of all more likely tokens: 0 for the first, which is therefore always kept.
+    before = probabilities.cumsum(-1) - probabilities
     probabilities[before >= sampling.top_p] = 0
     return int(ids[torch.multinomial(probabilities, 1, generator=generator)])

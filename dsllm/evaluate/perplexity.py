@@ -1,4 +1,4 @@
-"""The held-out loss: summed over every counted token of every rank, then loss, perplexity and bits per byte."""
+"""Measures the held-out loss over all ranks, as loss per token, perplexity and bits per byte."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -7,49 +7,39 @@ from typing import Protocol
 
 import torch
 
-
-class HeldOutBatch(Protocol):
-    """Inputs and targets [B, T]; how much each target counts, None: fully; and each token's document, None: one."""
-
-    @property
-    def inputs(self) -> torch.Tensor: ...
-    @property
-    def targets(self) -> torch.Tensor: ...
-    @property
-    def weights(self) -> torch.Tensor | None: ...
-    @property
-    def documents(self) -> torch.Tensor | None: ...
+from dsllm.batches import MicroBatch
+from dsllm.errors import DataError
 
 
 class HeldOutBatches(Protocol):
-    """Batches of one pass over held-out tokens; every rank has the same number of them."""
+    """Micro-batches of one pass over held-out tokens; every rank has the same number of them."""
 
     @property
     def text_bytes(self) -> int | None:
-        """UTF-8 bytes of the documents that the counted tokens stand for, over all ranks; None: not known."""
+        """UTF-8 bytes of the documents that the counted tokens encode, over all ranks. None: not known."""
         ...
 
-    def __iter__(self) -> Iterator[HeldOutBatch]: ...
+    def __iter__(self) -> Iterator[MicroBatch]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutLoss:
-    """What a pass over held-out text measured."""
+    """The result of one pass over held-out text."""
 
     loss: float
-    """Mean loss per token, end-of-text included, in nats."""
+    """Mean loss per token, end-of-text tokens included, in nats."""
     num_tokens: int
     text_bytes: int | None
-    """UTF-8 bytes of the documents; None where the text is not known."""
+    """UTF-8 bytes of the documents. None: the text is not known."""
 
     @property
     def perplexity(self) -> float:
         """exp(loss)."""
-        return math.exp(min(self.loss, 700.0))
+        return math.exp(min(self.loss, 700.0))  # math.exp overflows above 709
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Loss of all tokens in bits, per UTF-8 byte of the documents: comparable between tokenizers, and with xz."""
+        """Loss of all tokens in bits, per UTF-8 byte of the documents. Comparable between tokenizers, and with xz."""
         return self.loss * self.num_tokens / math.log(2) / self.text_bytes if self.text_bytes else None
 
 
@@ -60,11 +50,16 @@ def validation_loss(
     device: torch.device,
     sum_over_ranks: Callable[[Sequence[float]], list[float]] = list,
 ) -> HeldOutLoss:
-    """Measure the held-out loss; a collective call where there are several ranks.
+    """Measure the held-out loss. With several ranks this is a collective call.
 
     Args:
-        losses: inputs, targets and `documents` [B, T] to per-token losses [B, T], in nats.
-        sum_over_ranks: sums numbers over the ranks.
+        losses: computes per-token losses [B, T], in nats, from inputs, targets and `documents` [B, T].
+        batches: this rank's micro-batches.
+        device: where `losses` computes.
+        sum_over_ranks: sums numbers over the ranks. Default: there is one rank.
+
+    Raises:
+        DataError: no token counts.
     """
     total = torch.zeros((), dtype=torch.float64, device=device)
     counted = torch.zeros((), dtype=torch.float64, device=device)
@@ -75,4 +70,6 @@ def validation_loss(
         total += (measured * weights).sum()
         counted += weights.sum()
     loss_sum, num_tokens = sum_over_ranks([float(total), float(counted)])
+    if num_tokens == 0:
+        raise DataError("no held-out token counts: set data.validation_share above 0 and prepare the data again")
     return HeldOutLoss(loss=loss_sum / num_tokens, num_tokens=int(num_tokens), text_bytes=batches.text_bytes)

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from dsllm.cli import run_command
 from dsllm.config.run import RunConfig
-from dsllm.data.loader import ValidationBatches
 from dsllm.data.manifest import load_manifest
+from dsllm.data.validation import ValidationBatches
 from dsllm.model.transformer import Transformer
 from tests.helpers.models import CONTEXT, tokens_for
 from tests.helpers.saved_run import MODEL, prepare_golden, save_run

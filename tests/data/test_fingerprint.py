@@ -1,8 +1,8 @@
-"""A fingerprint tells any two deliveries apart, and does not care in which order or grouping they were summed."""
+"""Fingerprints of different deliveries differ; the order and grouping of the samples do not matter."""
 
 import numpy as np
 
-from dsllm.data.fingerprint import MODULUS, add, chain, from_int64, sample_fingerprint, to_int64
+from dsllm.data.fingerprint import MODULUS, add, chain, from_halves, halves, sample_fingerprint
 
 TOKENS = np.arange(9)
 
@@ -33,14 +33,15 @@ def test_the_chain_depends_on_the_order_of_the_steps() -> None:
     assert chain(chain(0, 1), 2) != chain(chain(0, 2), 1)
 
 
-def test_an_int64_sum_that_wraps_is_the_sum() -> None:
-    parts = [sample_fingerprint(n, 0, n, TOKENS) for n in range(7)]
-    wrapped = np.sum(np.array([to_int64(part) for part in parts], dtype=np.int64))
-    assert from_int64(int(wrapped)) == add(*parts)
+def test_halves_that_ranks_sum_in_fp64_give_the_sum() -> None:
+    """The largest halves of 2^20 ranks sum up to less than 2^53, which fp64 represents exactly."""
+    parts = [MODULUS - 1] * 2**20 + [sample_fingerprint(n, 0, n, TOKENS) for n in range(7)]
+    low, high = np.array([halves(part) for part in parts], dtype=np.float64).sum(0)
+    assert from_halves(low, high) == add(*parts)
 
 
 def test_fingerprints_are_fixed_for_good() -> None:
-    """A checkpoint's fingerprint is compared by later versions: these numbers may never change."""
+    """Later versions compare with a checkpoint's fingerprint: these numbers may never change."""
     assert sample_fingerprint(1, 2, 3, TOKENS) == SAMPLE_FINGERPRINT
     assert chain(SAMPLE_FINGERPRINT, 5) == CHAINED
 

@@ -40,7 +40,7 @@ def test_a_manifest_is_read_back_as_it_was_written(prepared: Path) -> None:
     manifest = load_manifest(prepared)
     write_manifest(prepared, manifest)
     assert load_manifest(prepared) == manifest
-    check_shards(prepared, manifest, full=True)
+    check_shards(prepared, manifest)
     check_tokenizer(prepared, manifest)
 
 
@@ -82,7 +82,7 @@ def test_every_wrong_shard_is_listed(prepared: Path) -> None:
 
 def test_another_shard_in_its_place_is_refused(prepared: Path) -> None:
     write_shard(prepared, SHARD, counting_documents(150), 60000)
-    with pytest.raises(DataError, match="another shard than prepared"):
+    with pytest.raises(DataError, match="not the shard that was prepared"):
         check_shards(prepared, load_manifest(prepared))
 
 
@@ -92,12 +92,41 @@ def test_a_shard_of_another_type_is_refused(prepared: Path) -> None:
         check_shards(prepared, load_manifest(prepared))
 
 
-def test_changed_content_of_the_same_size_is_found_by_the_full_check(prepared: Path) -> None:
-    write_shard(prepared, SHARD, counting_documents(100, first=2), 60000)
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 7])
+def test_each_shard_is_checked_by_one_rank(tmp_path: Path, num_ranks: int) -> None:
+    documents = {"a": [counting_documents(20)] * 3, "b": [counting_documents(20)] * 2}
+    manifest = write_prepared(tmp_path, documents)
+    for path in tmp_path.glob("*.bin"):
+        path.unlink()
+    lines = []
+    for rank in range(num_ranks):
+        try:
+            check_shards(tmp_path, manifest, rank, num_ranks)
+        except DataError as error:
+            lines += str(error).splitlines()
+    assert len(lines) == 5 and all(sum(record.prefix in line for line in lines) == 1 for record in manifest.records())
+
+
+@pytest.mark.parametrize("name", ["../other", "/other", "tokenizer/../../other"])
+def test_a_tokenizer_outside_the_folder_is_refused(prepared: Path, name: str) -> None:
     manifest = load_manifest(prepared)
-    check_shards(prepared, manifest)
-    with pytest.raises(DataError, match="its content has changed"):
-        check_shards(prepared, manifest, full=True)
+    tokenizer = dataclasses.replace(manifest.tokenizer, directory=name)
+    write_manifest(prepared, dataclasses.replace(manifest, tokenizer=tokenizer))
+    with pytest.raises(DataError, match="outside its folder"):
+        load_manifest(prepared)
+
+
+def test_a_shard_outside_the_folder_is_refused_unless_its_path_is_absolute(prepared: Path) -> None:
+    manifest = load_manifest(prepared)
+    for prefix, allowed in (("../a", False), ("/corpora/a", True)):
+        record = dataclasses.replace(manifest.sources[0].train[0], prefix=prefix)
+        source = dataclasses.replace(manifest.sources[0], train=(record,))
+        write_manifest(prepared, dataclasses.replace(manifest, sources=(source,)))
+        if allowed:
+            assert load_manifest(prepared).sources[0].train[0].prefix == prefix
+        else:
+            with pytest.raises(DataError, match="outside its folder"):
+                load_manifest(prepared)
 
 
 def test_a_range_beyond_the_shard_is_refused(prepared: Path) -> None:
@@ -152,8 +181,8 @@ def test_waiting_in_vain_says_what_is_there_instead(tmp_path: Path) -> None:
         wait_for_manifest(tmp_path, {"other": 1}, seconds=0)
 
 
-def test_the_quick_check_reads_no_corpus(prepared: Path) -> None:
-    """A file of holes as large as the manifest says is taken for the shard: nothing but its size was looked at."""
+def test_the_check_reads_no_corpus(prepared: Path) -> None:
+    """A file of holes that has the right size passes the check, so the check has looked at the size only."""
     path = prepared / f"{SHARD}.bin"
     size = path.stat().st_size
     path.write_bytes(b"")

@@ -130,7 +130,7 @@ def test_a_truncated_index_is_refused(tmp_path: Path, num_bytes: int, message: s
         (9, struct.pack("<Q", 2), "version 2"),
         (17, b"\x07", "float32"),
         (17, b"\x09", "code 9"),
-        (17, b"\x04", "truncated or not of this pair"),  # int32 over a .bin of uint16
+        (17, b"\x04", "truncated, or not the pair of this .idx"),  # int32 over a .bin of uint16
         (18, struct.pack("<Q", 2**60), "truncated"),
         (18, struct.pack("<Q", 3), "longer than its header says"),
     ],

@@ -122,10 +122,10 @@ def test_what_is_no_tokenizer_is_named(name: str, tmp_path: Path):
 def test_missing_files_are_named(tmp_path: Path):
     with pytest.raises(DataError, match=r"nowhere: no such file"):
         load_tokenizer(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"holds no tokenizer\.json"):
+    with pytest.raises(DataError, match=r"contains no tokenizer\.json"):
         load_tokenizer(tmp_path)
     (tmp_path / "vocab.json").write_text("{}")
-    with pytest.raises(DataError, match=r"needs merges\.txt beside it"):
+    with pytest.raises(DataError, match=r"needs merges\.txt in the same folder"):
         load_tokenizer(tmp_path)
 
 

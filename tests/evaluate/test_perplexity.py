@@ -1,23 +1,16 @@
-"""The held-out loss is the mean over all counted tokens, however they are batched and spread over ranks."""
+"""The held-out loss is the mean over all counted tokens, for any batches and ranks."""
 
 import math
-from dataclasses import dataclass
 
 import pytest
 import torch
 
+from dsllm.batches import MicroBatch
+from dsllm.errors import DataError
 from dsllm.evaluate.perplexity import HeldOutLoss, validation_loss
 from dsllm.objectives import ModelOutput
 
 CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Batch:
-    inputs: torch.Tensor
-    targets: torch.Tensor
-    weights: torch.Tensor | None
-    documents: torch.Tensor | None = None
 
 
 class Batches(list):
@@ -29,9 +22,9 @@ def losses(inputs: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor 
     return ModelOutput(losses=targets.float(), auxiliary={})
 
 
-def batch(targets: list[int], weights: list[float] | None) -> Batch:
+def batch(targets: list[int], weights: list[float] | None) -> MicroBatch:
     tensor = torch.tensor([targets])
-    return Batch(tensor, tensor, None if weights is None else torch.tensor([weights]))
+    return MicroBatch(inputs=tensor, targets=tensor, weights=None if weights is None else torch.tensor([weights]))
 
 
 def test_tokens_count_by_their_weights_and_not_batches():
@@ -45,6 +38,11 @@ def test_tokens_count_by_their_weights_and_not_batches():
 def test_sums_of_all_ranks_are_joined():
     found = validation_loss(losses, Batches([batch([1, 3], None)]), CPU, lambda numbers: [n + 6 for n in numbers])
     assert found == HeldOutLoss(loss=10 / 8, num_tokens=8, text_bytes=40)
+
+
+def test_a_pass_in_which_nothing_counts_is_refused():
+    with pytest.raises(DataError, match="no held-out token counts"):
+        validation_loss(losses, Batches([batch([1, 2], [0, 0])]), CPU)
 
 
 def test_without_known_text_there_are_no_bits_per_byte():
