@@ -69,7 +69,7 @@ def dsllm_path(seed: int) -> Iterator[tuple[Step, Measure]]:
             set_learning_rate(engine, learning_rate)
             return take_step(engine, [Batch(tokens[:, :-1], tokens[:, 1:])], seed=0).loss
 
-        yield step, lambda tokens: engine.module(tokens[:, :-1], tokens[:, 1:]).mean().item()
+        yield step, lambda tokens: engine.module(tokens[:, :-1], tokens[:, 1:]).losses.mean().item()
 
 
 @contextlib.contextmanager

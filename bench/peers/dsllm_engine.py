@@ -17,7 +17,8 @@ from dsllm.engine.settings.final_config import Layout, final_config, read_deepsp
 from dsllm.engine.state import load_state
 from dsllm.model.initial import decay_groups
 from dsllm.model.initial_state import InitialValues
-from dsllm.model.transformer import Transformer, parameter_shapes
+from dsllm.model.transformer import Transformer
+from dsllm.parameters import parameter_table
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,5 @@ def build(
         final_config(config, given, layout),
         world,
     )
-    shapes = parameter_shapes(config.model, config.context_length)
-    load_state(engine, InitialValues(config.model, shapes, seed))
+    load_state(engine, InitialValues(parameter_table(config.model, config.context_length), seed))
     return engine

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from dsllm import counts
-from dsllm.cli.dry_run import communication
 from dsllm.config.run import RunConfig
 from dsllm.engine.build import Engine
 from dsllm.engine.instruments.step_timer import watching
 from dsllm.engine.processes.process_group import World
+from dsllm.parameters import parameter_table
 from dsllm.train.breakdown import Breakdown, table
 from dsllm.train.profile import FOLDER, Expected, Profile, steps_to_profile
 
@@ -34,13 +34,14 @@ def profile_of(
 ) -> Profile:
     """The profile that is asked for (None: no steps; empty: some steps after a warm-up), with what the formulas expect."""
     per_token = counts.flops_per_token(config.model, config.data.sequence_length)
+    table = parameter_table(config.model, config.context_length)
     return Profile(
         steps=None if asked is None else steps_to_profile(asked, steps_done, config.num_steps),
         folder=Path(config.run.directory) / FOLDER,
         rank=engine.world.rank,
         expected=Expected(
             flops=per_token * config.tokens_per_step / engine.world.size,
-            communication=communication(config, final, engine.precision),
+            communication=counts.communication_of_step(table, final, engine.precision),
             ranks=engine.world.size,
             compiled=config.train.compile,
         ),

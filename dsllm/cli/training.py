@@ -19,6 +19,7 @@ from dsllm.checkpoint.read import CheckpointReader
 from dsllm.cli.inside import breakdown_of, profile_of
 from dsllm.cli.terminal import Terminal
 from dsllm.config.load import run_from_dict, run_to_dict
+from dsllm.config.precision import resolve_precision
 from dsllm.config.run import RunConfig
 from dsllm.config.train import Precision
 from dsllm.config.yaml_file import read_yaml, write_yaml
@@ -34,7 +35,6 @@ from dsllm.engine.processes.device import (
     choose_device,
     compute_dtype,
     peak_flops,
-    resolve_precision,
     set_up_process,
 )
 from dsllm.engine.processes.process_group import World, lost_ranks_named, process_group
@@ -48,7 +48,8 @@ from dsllm.model.initial import decay_groups
 from dsllm.model.initial_state import InitialValues, WeightsOnly
 from dsllm.model.kernels import Kernels, load_kernels
 from dsllm.model.recompute import Recompute
-from dsllm.model.transformer import Transformer, parameter_shapes
+from dsllm.model.transformer import Transformer
+from dsllm.parameters import parameter_table
 from dsllm.slices import StateReader
 from dsllm.train.loop import Run, train
 from dsllm.train.metrics import Metrics, Speed, short
@@ -70,7 +71,7 @@ def run(
     """
     cores = set_up_process(ranks.local_size, ranks.local_rank, config.train.bind_cores)
     device = choose_device(ranks.local_rank)
-    precision = resolve_precision(config.train.precision, device)
+    precision = resolve_precision(config.train.precision, device.type)
     final = final_config(config, given, _layout(ranks, device, precision))
     count = counts.parameter_count(config.model, config.context_length).total
     kernels = load_kernels(config.train.kernels, device.type)
@@ -218,9 +219,9 @@ def _start_or_resume(
 
 def _first_state(config: RunConfig, tell: Tell) -> StateReader:
     """What a new run starts from: the initial values, or the weights named by model.init_from."""
-    shapes = parameter_shapes(config.model, config.context_length)
+    table = parameter_table(config.model, config.context_length)
     if config.model.init_from is None:
-        return InitialValues(config.model, shapes, config.run.seed)
+        return InitialValues(table, config.run.seed)
     source = Path(config.model.init_from)
     if not source.is_dir():
         raise CheckpointError(f"model.init_from {source}: no such folder")
@@ -229,6 +230,7 @@ def _first_state(config: RunConfig, tell: Tell) -> StateReader:
         reader = HuggingFaceReader(source)
     else:
         reader = CheckpointReader(find_checkpoint(source, tell))
+    shapes = {parameter.name: parameter.shape for parameter in table}
     found = {name: tuple(reader.shape(name)) for name in reader.names()}
     wrong = [
         f"{name}: {found.get(name, 'absent')} there, {shapes.get(name, 'absent')} here"

@@ -123,7 +123,7 @@ def summed_loss(engine: Engine, batch: MicroBatch, seed: int, index: int) -> tor
     device = engine.world.device
     torch.manual_seed(hash((seed, index, engine.world.rank)) % 2**63)  # a hash of ints is the same in every process
     # the documents stay on the host, which counts them; [b, T]
-    losses = engine.deepspeed(batch.inputs.to(device), batch.targets.to(device), documents=batch.documents)
+    losses = engine.deepspeed(batch.inputs.to(device), batch.targets.to(device), documents=batch.documents).losses
     return (losses if batch.weights is None else losses * batch.weights.to(device)).sum()
 
 

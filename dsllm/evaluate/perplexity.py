@@ -7,6 +7,8 @@ from typing import Protocol
 
 import torch
 
+from dsllm.objectives import ModelOutput
+
 
 class HeldOutBatch(Protocol):
     """Inputs and targets [B, T]; how much each target counts, None: fully; and each token's document, None: one."""
@@ -55,7 +57,7 @@ class HeldOutLoss:
 
 @torch.no_grad()
 def validation_loss(
-    losses: Callable[..., torch.Tensor],
+    model: Callable[..., ModelOutput],
     batches: HeldOutBatches,
     device: torch.device,
     sum_over_ranks: Callable[[Sequence[float]], list[float]] = list,
@@ -63,7 +65,7 @@ def validation_loss(
     """Measure the held-out loss; a collective call where there are several ranks.
 
     Args:
-        losses: inputs, targets and `documents` [B, T] to per-token losses [B, T], in nats.
+        model: called with inputs, targets and `documents`, each [B, T]; returns a loss per target, in nats.
         sum_over_ranks: sums numbers over the ranks.
     """
     total = torch.zeros((), dtype=torch.float64, device=device)
@@ -71,8 +73,8 @@ def validation_loss(
     for batch in batches:
         weights = torch.ones(batch.targets.shape) if batch.weights is None else batch.weights
         weights = weights.to(device, torch.float64)
-        measured = losses(batch.inputs.to(device), batch.targets.to(device), documents=batch.documents)
-        total += (measured * weights).sum()
+        output = model(batch.inputs.to(device), batch.targets.to(device), documents=batch.documents)
+        total += (output.losses * weights).sum()
         counted += weights.sum()
     loss_sum, num_tokens = sum_over_ranks([float(total), float(counted)])
     return HeldOutLoss(loss=loss_sum / num_tokens, num_tokens=int(num_tokens), text_bytes=batches.text_bytes)

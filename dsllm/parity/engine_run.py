@@ -16,7 +16,8 @@ from dsllm.engine.step import set_learning_rate, take_step
 from dsllm.model.initial import decay_groups
 from dsllm.model.initial_state import InitialValues
 from dsllm.model.recompute import Recompute
-from dsllm.model.transformer import Transformer, parameter_shapes
+from dsllm.model.transformer import Transformer
+from dsllm.parameters import parameter_table
 from dsllm.parity.combinations import Combination
 from dsllm.parity.tiny_run import NUM_STEPS, learning_rate, micro_batches, run_of
 from dsllm.slices import WEIGHTS
@@ -48,7 +49,8 @@ def train_on_rank(world: World, combination: Combination, seed: int) -> RankTrai
         norms=[r.gradient_norm for r in results],
         applied=[r.applied for r in results],
         pieces=[
-            (piece.name, piece.region.start, piece.tensors[WEIGHTS].detach().cpu().numpy()) for piece in owned_slices(engine)
+            (piece.name, piece.region.start, piece.tensors[WEIGHTS].detach().cpu().numpy())
+            for piece in owned_slices(engine)
         ],
     )
 
@@ -70,7 +72,7 @@ def make_engine(world: World, combination: Combination, seed: int) -> Engine:
     with fp16_on_cpu(combination.precision):
         engine = build_engine(make_model, decay_groups, config.train, combination.precision, final, world)
     check_attributes(engine)
-    load_state(engine, InitialValues(config.model, parameter_shapes(config.model, config.context_length), seed))
+    load_state(engine, InitialValues(parameter_table(config.model, config.context_length), seed))
     return engine
 
 

@@ -17,9 +17,10 @@ from dsllm.engine.settings.final_config import Layout, final_config
 from dsllm.engine.state import load_state, owned_slices
 from dsllm.engine.step import set_learning_rate, take_step
 from dsllm.errors import ConfigError
+from dsllm.model.initial_state import InitialValues
 from dsllm.slices import WEIGHTS, Region
 from tests.helpers.ranks import run_ranks
-from tests.helpers.tiny import InitialValues, micro_batches, parameter_shapes, tiny_engine, tiny_run
+from tests.helpers.tiny import SEED, TABLE, micro_batches, tiny_engine, tiny_run
 
 STAGES = (0, 1, 2, 3)
 GPU = Layout(world_size=2, device="cuda", precision="bf16")
@@ -45,7 +46,7 @@ def no_step_taken(world: World) -> bool:
     config = tiny_run(precision="bf16")
     engine = tiny_engine(world, config, 0)
     assert all(not piece.scalars and set(piece.tensors) == {WEIGHTS} for piece in owned_slices(engine))
-    first = InitialValues(config, parameter_shapes())
+    first = InitialValues(TABLE, SEED)
     exact = True
     for piece in owned_slices(engine):
         master = piece.tensors[WEIGHTS]
@@ -190,7 +191,7 @@ def test_12_every_step_is_one_update_whatever_the_accumulation(accumulation):
 def types_at_stage_3(world: World) -> list[tuple[set, set, bool]]:
     """Types of the weights and of the masters in fp32, and whether these are exact, by what the accelerator says of fp16."""
     config, found = tiny_run(precision="fp32"), []
-    first = InitialValues(config, parameter_shapes())
+    first = InitialValues(TABLE, SEED)
     for supported in (False, True):
         accelerator = type(deepspeed.accelerator.get_accelerator())
         accelerator.is_fp16_supported = lambda self, answer=supported: answer

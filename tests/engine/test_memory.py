@@ -20,7 +20,8 @@ from dsllm.engine.state import load_state
 from dsllm.engine.step import take_step
 from dsllm.model.initial import decay_groups
 from dsllm.model.initial_state import InitialValues
-from dsllm.model.transformer import Transformer, parameter_shapes
+from dsllm.model.transformer import Transformer
+from dsllm.parameters import parameter_table
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import SEED, SEQUENCE_LENGTH, micro_batches, tiny_run
 
@@ -85,7 +86,7 @@ def states_of(world: World, precision: Precision, stage: int, fp32_gradients: bo
             final_config(config, given, layout),
             world,
         )
-    load_state(engine, InitialValues(MODEL, parameter_shapes(MODEL, SEQUENCE_LENGTH), SEED))
+    load_state(engine, InitialValues(parameter_table(MODEL, SEQUENCE_LENGTH), SEED))
     held, step = [bytes_held() - before], engine.deepspeed.step
 
     def measured_step() -> None:
@@ -136,8 +137,7 @@ def compare(world_size: int, modes: tuple, stages: tuple[int, ...], accumulation
 
 
 def test_the_model_has_so_many_parameters():
-    shapes = parameter_shapes(MODEL, SEQUENCE_LENGTH).values()
-    assert sum(torch.Size(shape).numel() for shape in shapes) == NUM_PARAMETERS
+    assert sum(parameter.num_elements for parameter in parameter_table(MODEL, SEQUENCE_LENGTH)) == NUM_PARAMETERS
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ from dsllm.config.run import RunConfig
 from dsllm.engine.processes.process_group import World
 from dsllm.engine.state import load_state, owned_slices
 from dsllm.engine.step import set_learning_rate, take_step
+from dsllm.model.initial_state import InitialValues
 from tests.engine.test_step import BF16_NORM_TOLERANCE, NORM_TOLERANCE, counting, learning_rate
 from tests.helpers.ranks import run_ranks
-from tests.helpers.tiny import SEQUENCE_LENGTH, InitialValues, micro_batches, parameter_shapes, tiny_engine, tiny_run
+from tests.helpers.tiny import SEED, SEQUENCE_LENGTH, TABLE, micro_batches, tiny_engine, tiny_run
 
 NUM_STEPS = 6
 Curve = tuple[list[float], list[float]]
@@ -90,7 +91,7 @@ def reload_after_steps(world: World, config: RunConfig, cases: tuple[str, ...]) 
         engine = tiny_engine(world, config, stage, **zero)
         for step in range(3):
             take_step(engine, micro_batches(config, step, world.rank, world.size), seed=step)
-        load_state(engine, InitialValues(config, parameter_shapes()))
+        load_state(engine, InitialValues(TABLE, SEED))
         found[case] = first, take_step(engine, batches, seed=5).loss
     return found
 

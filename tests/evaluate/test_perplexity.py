@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dsllm.evaluate.perplexity import HeldOutLoss, validation_loss
+from dsllm.objectives import ModelOutput
 
 CPU = torch.device("cpu")
 
@@ -23,9 +24,9 @@ class Batches(list):
     text_bytes = 40
 
 
-def losses(inputs: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor | None) -> torch.Tensor:
+def model(inputs: torch.Tensor, targets: torch.Tensor, documents: torch.Tensor | None) -> ModelOutput:
     """Each token's loss is its target."""
-    return targets.float()
+    return ModelOutput(losses=targets.float(), auxiliary={})
 
 
 def batch(targets: list[int], weights: list[float] | None) -> Batch:
@@ -35,14 +36,14 @@ def batch(targets: list[int], weights: list[float] | None) -> Batch:
 
 def test_tokens_count_by_their_weights_and_not_batches():
     batches = Batches([batch([1, 2, 3, 4], None), batch([10, 50, 50, 50], [1, 0, 0, 0])])
-    found = validation_loss(losses, batches, CPU)
+    found = validation_loss(model, batches, CPU)
     assert found == HeldOutLoss(loss=(1 + 2 + 3 + 4 + 10) / 5, num_tokens=5, text_bytes=40)
     assert found.perplexity == pytest.approx(math.exp(4))
     assert found.bits_per_byte == pytest.approx(20 / math.log(2) / 40)
 
 
 def test_sums_of_all_ranks_are_joined():
-    found = validation_loss(losses, Batches([batch([1, 3], None)]), CPU, lambda numbers: [n + 6 for n in numbers])
+    found = validation_loss(model, Batches([batch([1, 3], None)]), CPU, lambda numbers: [n + 6 for n in numbers])
     assert found == HeldOutLoss(loss=10 / 8, num_tokens=8, text_bytes=40)
 
 

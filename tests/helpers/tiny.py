@@ -15,10 +15,11 @@ from dsllm.engine.processes.device import compute_dtype
 from dsllm.engine.processes.process_group import World
 from dsllm.engine.settings.final_config import Layout, final_config
 from dsllm.engine.state import load_state
-from dsllm.model.initial import decay_groups, initial_value
+from dsllm.model.initial import decay_groups
+from dsllm.model.initial_state import InitialValues
 from dsllm.model.recompute import Recompute
 from dsllm.model.transformer import Transformer
-from dsllm.slices import WEIGHTS, Region
+from dsllm.parameters import parameter_table
 
 SEQUENCE_LENGTH = 16
 GLOBAL_BATCH = 8
@@ -35,6 +36,7 @@ MODEL = ModelConfig(
     vocab_size=250,
     initial_std=0.05,
 )
+TABLE = parameter_table(MODEL, SEQUENCE_LENGTH)
 
 
 def tiny_run(**train: Any) -> RunConfig:
@@ -80,32 +82,6 @@ def micro_batches(config: RunConfig, step: int, rank: int, world_size: int) -> l
     return [Batch(r[:, :-1], r[:, 1:]) for r in rows]
 
 
-class InitialValues:
-    """The model's initial values as a state to load."""
-
-    def __init__(self, config: RunConfig, shapes: dict[str, tuple[int, ...]]):
-        self.config, self.shapes = config, shapes
-
-    def read(self, name: str, key: str, region: Region) -> torch.Tensor:
-        """See StateReader."""
-        return region.of(initial_value(name, self.shapes[name], self.config.model, self.config.run.seed))
-
-    def keys(self, name: str) -> tuple[str, ...]:
-        """See StateReader."""
-        return (WEIGHTS,)
-
-    def scalars(self, name: str) -> dict[str, float]:
-        """See StateReader."""
-        return {}
-
-
-def parameter_shapes(config: ModelConfig = MODEL) -> dict[str, tuple[int, ...]]:
-    """Shapes of a model's parameters, by name."""
-    with torch.device("meta"):
-        model = Transformer(config, SEQUENCE_LENGTH)
-    return {name: tuple(p.shape) for name, p in model.named_parameters()}
-
-
 def tiny_model(config: RunConfig) -> Transformer:
     """The run's model, as it is carried out."""
     assert config.train.precision != "auto"
@@ -128,5 +104,5 @@ def tiny_engine(
     final = final_config(config, given, Layout(world_size=world.size, device=device, precision=precision))
     with fp16_on_cpu(precision):
         engine = build_engine(lambda: tiny_model(config), decay_groups, config.train, precision, final, world)
-    load_state(engine, reader or InitialValues(config, parameter_shapes(config.model)))
+    load_state(engine, reader or InitialValues(parameter_table(config.model, SEQUENCE_LENGTH), config.run.seed))
     return engine

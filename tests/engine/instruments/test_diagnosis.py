@@ -10,9 +10,10 @@ from dsllm.engine.instruments.diagnosis import NotFinite, find_not_finite
 from dsllm.engine.processes.process_group import World
 from dsllm.engine.state import owned_slices
 from dsllm.engine.step import take_step
+from dsllm.model.initial_state import InitialValues
 from dsllm.slices import Region
 from tests.helpers.ranks import run_ranks
-from tests.helpers.tiny import InitialValues, micro_batches, parameter_shapes, tiny_engine, tiny_run
+from tests.helpers.tiny import MODEL, SEED, TABLE, micro_batches, tiny_engine, tiny_run
 
 CASES: tuple[tuple[Precision, int], ...] = (
     *(("fp16", stage) for stage in (1, 2, 3)),
@@ -29,14 +30,14 @@ class Planted(InitialValues):
     """The initial values, with some parameters multiplied, and one row of the embedding not a number."""
 
     def __init__(self, factors: dict[str, float]):
-        super().__init__(tiny_run(), parameter_shapes())
+        super().__init__(TABLE, SEED)
         self.factors = factors
 
     def read(self, name: str, key: str, region: Region) -> torch.Tensor:
         """See StateReader."""
         values = (super().read(name, key, region).double() * self.factors.get(name, 1)).float()
         if name == "embed.weight":
-            width = self.shapes[name][1]
+            width = MODEL.hidden_size
             values[max(0, BROKEN_ROW * width - region.start) :] = math.nan
         return values
 

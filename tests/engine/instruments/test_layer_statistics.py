@@ -15,7 +15,7 @@ from dsllm.model.initial import decay_groups, fill_initial
 from dsllm.model.transformer import Transformer
 from tests.engine.test_step import BF16_NORM_TOLERANCE, NORM_TOLERANCE
 from tests.helpers.ranks import run_ranks
-from tests.helpers.tiny import MODEL, SEQUENCE_LENGTH, micro_batches, tiny_engine, tiny_run
+from tests.helpers.tiny import MODEL, SEQUENCE_LENGTH, TABLE, micro_batches, tiny_engine, tiny_run
 
 LEARNING_RATE = 1e-3
 LAYERS = ["embed", "layers.0", "layers.1", "layers.2", "norm", "head"]
@@ -31,13 +31,13 @@ def plain() -> dict[str, dict[str, float]]:
     """The statistics of the first step of the tiny run, in plain PyTorch and fp32."""
     torch.manual_seed(0)
     model = Transformer(MODEL, SEQUENCE_LENGTH, torch.float32)
-    fill_initial(model, MODEL, tiny_run().run.seed)
+    fill_initial(model, TABLE, tiny_run().run.seed)
     outputs: dict[str, torch.Tensor] = {}
     parts = {"embed": model.embed, "norm": model.norm} | {f"layers.{i}": block for i, block in enumerate(model.layers)}
     for name, part in parts.items():
         part.register_forward_hook(lambda _, __, output, name=name: outputs.__setitem__(name, output.detach()))
     (batch,) = micro_batches(tiny_run(micro_batch_sequences=8), 0, 0, 1)
-    model(batch.inputs, batch.targets).mean().backward()
+    model(batch.inputs, batch.targets).losses.mean().backward()
     parameters = dict(model.named_parameters())
     before = {name: p.detach().clone() for name, p in parameters.items()}
     gradients = {name: p.grad.clone() for name, p in parameters.items()}

@@ -14,9 +14,10 @@ from dsllm.engine.step import take_step
 from dsllm.model.block_causal import BLOCK_TOKENS
 from dsllm.model.initial import fill_initial
 from dsllm.model.transformer import Transformer
+from dsllm.parameters import parameter_table
 from tests.helpers.models import LLAMA, SHAPES
 from tests.helpers.ranks import run_ranks
-from tests.helpers.tiny import MODEL, SEQUENCE_LENGTH, micro_batches, tiny_engine, tiny_run
+from tests.helpers.tiny import TABLE, micro_batches, tiny_engine, tiny_run
 
 STAGES = (0, 1, 2, 3)
 PERSISTENT = 200  # elements; the tiny engine's threshold
@@ -27,10 +28,10 @@ WIDTHS = {"fp32": (4, 4), "fp32_compute_bf16": (4, 4), "bf16": (4, 2)}
 def count_pass(config: ModelConfig, tokens: int, compute_dtype: torch.dtype) -> Counting:
     """Count forward and backward of two sequences."""
     model = Transformer(config, tokens, compute_dtype)
-    fill_initial(model, config, 0)
+    fill_initial(model, parameter_table(config, tokens), 0)
     ids = torch.zeros(2, tokens, dtype=torch.long)
     with Counting() as counting:
-        model(ids, ids).sum().backward()
+        model(ids, ids).losses.sum().backward()
     return counting
 
 
@@ -77,7 +78,7 @@ def counted_step(world: World, config: RunConfig, stage: int) -> dict[str, int]:
     ],
 )
 def test_communication_is_what_the_formula_says(world_size, micro, precisions):
-    sizes = counts.parameter_sizes(MODEL, SEQUENCE_LENGTH)
+    sizes = [parameter.num_elements for parameter in TABLE]
     for of_rank in run_ranks(world_size, counted_steps, micro, precisions):
         for (precision, stage), measured in of_rank.items():
             gradient, weight = WIDTHS[precision]
@@ -105,7 +106,7 @@ def regathering_step(world: World) -> dict[str, int]:
 
 
 def test_zero_3_gathers_twice_what_it_may_not_keep():
-    sizes = counts.parameter_sizes(MODEL, SEQUENCE_LENGTH)
+    sizes = [parameter.num_elements for parameter in TABLE]
     twice = 2 * sum(size for size in sizes if size > PERSISTENT)
     formula = counts.communication_bytes(sum(sizes), 3, 2, 4, 4, twice)
     assert run_ranks(2, regathering_step)[0]["all_gather"] == pytest.approx(formula.all_gather, rel=0.02)

@@ -8,7 +8,7 @@ from deepspeed.runtime.zero.offload_config import DeepSpeedZeroOffloadOptimizerC
 from dsllm.engine.settings.final_config import Layout, final_config
 from dsllm.engine.settings.offload import OPTIMIZER_KEYS, PARAM_KEYS, REFUSED, offloaded_bytes
 from dsllm.errors import ConfigError
-from tests.helpers.tiny import parameter_shapes, tiny_run
+from tests.helpers.tiny import TABLE, tiny_run
 
 CPU = Layout(world_size=2, device="cpu", precision="fp32")
 GPUS = Layout(world_size=16, device="cuda", precision="bf16", num_nodes=2)
@@ -44,7 +44,7 @@ def test_nvme_is_written_out():
     optimizer, param = (final["zero_optimization"][key] for key in ("offload_optimizer", "offload_param"))
     assert optimizer["buffer_count"] == 4  # what AdamW works on at once
     assert optimizer["nvme_path"] == param["nvme_path"] and optimizer["nvme_path"].startswith("/nvme/dsllm-tiny-")
-    largest = max(int.__mul__(*s) for s in parameter_shapes().values() if len(s) == 2)
+    largest = max(parameter.num_elements for parameter in TABLE)
     assert param["buffer_size"] == -(-largest // 2)  # a rank's share of the largest parameter
     assert final["zero_optimization"]["stage3_max_reuse_distance"] == 0
     assert final["aio"]["block_size"] == 2**20 and final["aio"]["use_gds"] is False
