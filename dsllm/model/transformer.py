@@ -267,7 +267,7 @@ class Transformer(nn.Module):
         assert cache is None or documents is None, "a cache holds a single document"
         start = 0 if cache is None else cache.num_tokens
         stop = start + tokens.shape[1] if positions is None else int(positions.max()) + 1
-        assert stop <= self.context_length, f"{stop} tokens do not fit the model's context of {self.context_length}"
+        assert stop <= self.context_length, f"{stop} positions do not fit the model's context of {self.context_length}"
         if positions is not None:
             positions = positions.to(tokens.device, non_blocking=True)
         x = self.embed(tokens)  # [B, T, d]
