@@ -1,4 +1,4 @@
-"""One row per parameter of a model: the table that initial values, optimizer groups, counts, names and slices read.
+"""One row per parameter of a model: the table behind initial values, optimizer groups, counts, names and slices.
 
 Torch-free: the model builds its modules from the same config, and `model.table.check_table` compares the two.
 """
@@ -38,27 +38,27 @@ Initial = Normal | Constant
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parameter:
-    """Everything about one parameter that does not depend on the layout it is trained in."""
+    """One parameter, described the same way for every layout it may be trained in."""
 
     name: str
     """Global name, as `named_parameters()` of the whole model gives it."""
     shape: tuple[int, ...]
-    """Global shape: never that of a tensor-parallel or ZeRO shard."""
+    """Global shape, before ZeRO or tensor parallelism divide it."""
     role: Role
     part: Part
     layer: str
     """The block (`layers.3`) or the direct part of the model (`embed`, `norm`, `head`) that contains it."""
     initial: Initial
     padded_rows: int = 0
-    """Last rows of the shape that stand for no token: they start at 0, take no part in the loss and are not exported."""
+    """Rows at the end of the shape that belong to no token: they start at 0, are masked in the loss and not exported."""
     weight_decay_factor: float = 1.0
     """Multiplies the optimizer's weight decay; 0 for norms and biases."""
     learning_rate_factor: float = 1.0
     """Multiplies the learning rate of every step."""
     tensor_axis: int | None = None
-    """Axis that tensor-parallel ranks cut; None: every rank has the whole parameter."""
+    """Axis that is divided over tensor-parallel ranks; None (default): every rank has the whole parameter."""
     expert: int | None = None
-    """Global number of the expert it belongs to; None: it is not part of an expert."""
+    """Global number of its expert; None (default): every token uses the parameter."""
     trainable: bool = True
     """False: a frozen weight without optimizer state."""
 
@@ -106,7 +106,7 @@ def _parameters(config: ModelConfig, context_length: int) -> Iterator[Parameter]
         )  # fmt: skip
     for layer in range(config.num_layers):
         yield from _block(config, f"layers.{layer}")
-    yield from _norm("norm", "norm", config.hidden_size, bias=config.norm == "layernorm")
+    yield from _norm("norm", "norm", config.hidden_size, with_bias=config.norm == "layernorm")
     if not config.tie_embeddings:
         yield Parameter(
             name="head.weight", shape=vocabulary, role="head", part="head", layer="head", initial=normal,
@@ -115,42 +115,74 @@ def _parameters(config: ModelConfig, context_length: int) -> Iterator[Parameter]
 
 
 def _block(config: ModelConfig, layer: str) -> Iterator[Parameter]:
-    """One decoder block. Projections into heads and into the MLP are cut by outputs, those back by inputs."""
-    width, bias = config.hidden_size, config.norm == "layernorm"
+    """One decoder block, in the order in which its modules are built."""
+    width, with_bias = config.hidden_size, config.norm == "layernorm"
+    yield from _norm(f"{layer}.attention_norm", layer, width, with_bias)
+    yield from _attention(config, layer)
+    yield from _norm(f"{layer}.mlp_norm", layer, width, with_bias)
+    yield from _mlp(config, layer)
+
+
+def _attention(config: ModelConfig, layer: str) -> Iterator[Parameter]:
+    """The projections into heads, of which each tensor-parallel rank has some, and the projection back."""
+    width, name = config.hidden_size, f"{layer}.attention"
     queries, keys = config.num_heads * config.head_width, config.kv_heads * config.head_width
-    into, out_of = Normal(config.initial_std), Normal(config.initial_std / math.sqrt(2 * config.num_layers))
-    yield from _norm(f"{layer}.attention_norm", layer, width, bias)
-    for name, outputs in (("q", queries), ("k", keys), ("v", keys)):
-        yield from _linear(f"{layer}.attention.{name}", layer, (outputs, width), into, config.attention_bias, 0)
-    yield from _linear(f"{layer}.attention.output", layer, (width, queries), out_of, config.attention_output_bias, 1)
+    for projection, outputs in (("q", queries), ("k", keys), ("v", keys)):
+        weight = Parameter(
+            name=f"{name}.{projection}.weight", shape=(outputs, width), role="matrix", part="attention", layer=layer,
+            initial=Normal(config.initial_std), tensor_axis=0,
+        )  # fmt: skip
+        yield from _linear(weight, config.attention_bias)
+    weight = Parameter(
+        name=f"{name}.output.weight", shape=(width, queries), role="matrix", part="attention", layer=layer,
+        initial=_into_the_residual_stream(config), tensor_axis=1,
+    )  # fmt: skip
+    yield from _linear(weight, config.attention_output_bias)
     if config.qk_norm:
-        for name in ("q_norm", "k_norm"):
-            yield from _norm(f"{layer}.attention.{name}", layer, config.head_width, bias=False)
-    yield from _norm(f"{layer}.mlp_norm", layer, width, bias)
-    for name in ("gate", "up") if config.mlp == "swiglu" else ("up",):
-        yield from _linear(f"{layer}.mlp.{name}", layer, (config.mlp_width, width), into, config.mlp_bias, 0)
-    yield from _linear(f"{layer}.mlp.down", layer, (width, config.mlp_width), out_of, config.mlp_bias, 1)
+        yield from _norm(f"{name}.q_norm", layer, config.head_width, with_bias=False)
+        yield from _norm(f"{name}.k_norm", layer, config.head_width, with_bias=False)
 
 
-def _norm(name: str, layer: str, width: int, bias: bool) -> Iterator[Parameter]:
-    for kind, initial in (("weight", Constant(1.0)), ("bias", Constant(0.0)))[: 2 if bias else 1]:
+def _mlp(config: ModelConfig, layer: str) -> Iterator[Parameter]:
+    """The projections into the MLP, of which each tensor-parallel rank has some columns, and the projection back."""
+    width, inner, name = config.hidden_size, config.mlp_width, f"{layer}.mlp"
+    for projection in ("gate", "up") if config.mlp == "swiglu" else ("up",):
+        weight = Parameter(
+            name=f"{name}.{projection}.weight", shape=(inner, width), role="matrix", part="mlp", layer=layer,
+            initial=Normal(config.initial_std), tensor_axis=0,
+        )  # fmt: skip
+        yield from _linear(weight, config.mlp_bias)
+    weight = Parameter(
+        name=f"{name}.down.weight", shape=(width, inner), role="matrix", part="mlp", layer=layer,
+        initial=_into_the_residual_stream(config), tensor_axis=1,
+    )  # fmt: skip
+    yield from _linear(weight, config.mlp_bias)
+
+
+def _into_the_residual_stream(config: ModelConfig) -> Normal:
+    """The start of a projection whose output is added to the residual stream, 2 x num_layers times in all."""
+    return Normal(config.initial_std / math.sqrt(2 * config.num_layers))
+
+
+def _linear(weight: Parameter, with_bias: bool) -> Iterator[Parameter]:
+    """The weight [outputs, inputs] of a linear layer and, if it has one, its bias [outputs]."""
+    yield weight
+    if with_bias:
         yield Parameter(
-            name=f"{name}.{kind}", shape=(width,), role="norm" if kind == "weight" else "bias", part="norm", layer=layer,
-            initial=initial, weight_decay_factor=0.0,
+            name=f"{weight.name.removesuffix('.weight')}.bias", shape=weight.shape[:1], role="bias", part=weight.part,
+            layer=weight.layer, initial=Constant(0.0), weight_decay_factor=0.0,
+            tensor_axis=0 if weight.tensor_axis == 0 else None,  # where the inputs are cut, every rank has the whole bias
         )  # fmt: skip
 
 
-def _linear(
-    name: str, layer: str, shape: tuple[int, int], initial: Normal, bias: bool, tensor_axis: int
-) -> Iterator[Parameter]:
-    """A weight [outputs, inputs] and perhaps a bias [outputs], which is whole where the inputs are cut."""
-    part: Part = "attention" if ".attention." in name else "mlp"
+def _norm(name: str, layer: str, width: int, with_bias: bool) -> Iterator[Parameter]:
+    """The weight of a norm and, if it has one, its bias."""
     yield Parameter(
-        name=f"{name}.weight", shape=shape, role="matrix", part=part, layer=layer, initial=initial,
-        tensor_axis=tensor_axis,
+        name=f"{name}.weight", shape=(width,), role="norm", part="norm", layer=layer, initial=Constant(1.0),
+        weight_decay_factor=0.0,
     )  # fmt: skip
-    if bias:
+    if with_bias:
         yield Parameter(
-            name=f"{name}.bias", shape=shape[:1], role="bias", part=part, layer=layer, initial=Constant(0.0),
-            weight_decay_factor=0.0, tensor_axis=0 if tensor_axis == 0 else None,
+            name=f"{name}.bias", shape=(width,), role="bias", part="norm", layer=layer, initial=Constant(0.0),
+            weight_decay_factor=0.0,
         )  # fmt: skip

@@ -111,10 +111,11 @@ def dsllm_model(shape: Workload, seed: int = 1234) -> nn.Module:
     from dsllm.config.model import ModelConfig
     from dsllm.model.initial import fill_initial
     from dsllm.model.transformer import Transformer
+    from dsllm.parameters import parameter_table
 
     config = ModelConfig(**shape.dsllm_model)
     model = Transformer(config, shape.sequence_length, compute_dtype=torch.bfloat16)
-    fill_initial(model, config, seed)
+    fill_initial(model, parameter_table(config, shape.sequence_length), seed)
     return MeanLoss(model)
 
 

@@ -24,11 +24,10 @@ from dsllm.engine.processes.ranks import discover_ranks
 from dsllm.engine.settings.final_config import read_deepspeed_json
 from dsllm.errors import EXIT_FAILED, ConfigError, LaunchError
 from dsllm.files import write_atomically
+from dsllm.parameters import parameter_table
 
 WIDTH_IN_FILES = 140
 """Columns where no terminal tells its own."""
-BYTES_PER_PARAMETER = 12
-"""In a checkpoint: fp32 weights and Adam's two moments."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -124,11 +123,10 @@ def _request(options: argparse.Namespace) -> Request:
 
 def _folders_of(config: RunConfig) -> tuple[Folder, Folder]:
     counted, _ = with_some_vocabulary(config)
-    parameters = counts.parameter_count(counted.model, counted.context_length).total
     run = Folder(
         role="run",
         path=config.run.directory,
-        needed_bytes=BYTES_PER_PARAMETER * parameters,
+        needed_bytes=counts.checkpoint_bytes(parameter_table(counted.model, counted.context_length)),
         num_kept=config.checkpoint.keep_last,
     )
     return run, Folder(role="data", path=config.data.directory or "")

@@ -8,12 +8,14 @@ from typing import Any
 
 from dsllm import counts
 from dsllm.config.load import run_to_dict
+from dsllm.config.precision import resolve_precision
 from dsllm.config.run import RunConfig
 from dsllm.config.train import Precision
 from dsllm.config.yaml_file import write_yaml
 from dsllm.data.manifest import load_manifest
 from dsllm.engine.settings.final_config import Layout, final_config
 from dsllm.engine.settings.offload import offload_devices, offloaded_bytes
+from dsllm.parameters import parameter_table
 
 GIB = 2**30
 
@@ -36,12 +38,13 @@ def _summary(
     stage = final["zero_optimization"]["stage"]
     fp32_gradients = final.get("data_types", {}).get("grad_accum_dtype") == "fp32"  # asked of 16-bit precisions only
     accumulation = final["gradient_accumulation_steps"]
-    state = counts.model_state_bytes(count.total, stage, precision, world_size, fp32_gradients, accumulation)
+    state = counts.model_states(count.total, stage, precision, world_size, fp32_gradients, accumulation).most
     length, micro = config.data.sequence_length, config.train.micro_batch_sequences
     activations = counts.activation_bytes(config.model, length, config.train, precision, device)
     per_token = counts.flops_per_token(config.model, length)
     total_tokens = config.num_steps * config.tokens_per_step
-    traffic = communication(config, final, precision)
+    table = parameter_table(config.model, config.context_length)
+    traffic = counts.communication_of_step(table, final, precision)
     return [
         f"parameters   {count.total:,} ({count.embedding + count.head:,} of them embedding and head; {vocabulary})",
         f"layout       {world_size} ranks on {device}, ZeRO stage {stage}, {precision}",
@@ -68,25 +71,6 @@ def _offload_lines(zero: Mapping[str, Any], num_parameters: int, precision: Prec
     ]
 
 
-def communication(config: RunConfig, final: Mapping[str, Any], precision: Precision) -> counts.Communication:
-    """What a step of this run communicates, by formula."""
-    zero, weight_width = final["zero_optimization"], 4 if precision.startswith("fp32") else 2
-    sizes = counts.parameter_sizes(config.model, config.context_length)
-    gathered = sum(sizes)
-    if zero["stage"] == 3:
-        gathered -= sum(size for size in sizes if size <= zero["stage3_param_persistence_threshold"])
-        if gathered > max(zero["stage3_max_live_parameters"], zero["stage3_max_reuse_distance"]):
-            gathered *= 2  # let go after the forward pass, and gathered for the backward pass again
-    return counts.communication_bytes(
-        sum(sizes),
-        zero["stage"],
-        final["gradient_accumulation_steps"],
-        gradient_width={"fp32": 4, "bf16": 2, "fp16": 2}.get(final.get("communication_data_type", ""), weight_width),
-        weight_width=weight_width,
-        gathered_per_micro_batch=gathered,
-    )
-
-
 def with_some_vocabulary(config: RunConfig) -> tuple[RunConfig, str]:
     """A vocabulary size to count with: the run's, the prepared tokenizer's, or what will be trained."""
     if config.model.vocab_size is not None:
@@ -102,7 +86,4 @@ def with_some_vocabulary(config: RunConfig) -> tuple[RunConfig, str]:
 def _guess_device(config: RunConfig) -> tuple[Precision, str]:
     """The device that this machine would train on, found without importing torch: NVIDIA's driver leaves a file."""
     device = "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"
-    asked = config.train.precision
-    if asked == "auto":
-        return ("bf16" if device == "cuda" else "fp32_compute_bf16"), device
-    return asked, device
+    return resolve_precision(config.train.precision, device), device

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dsllm.config.precision import resolve_precision
 from dsllm.doctor.alone import Alone, Request
 from dsllm.doctor.clocks import Offsets, judge_clocks, measure_offsets
 from dsllm.doctor.disks import FolderSeen, judge_disks, marker, try_folder
@@ -26,7 +27,6 @@ from dsllm.engine.processes.device import (
     gpu_of,
     library_versions,
     num_threads,
-    resolve_precision,
     set_up_process,
 )
 from dsllm.engine.processes.process_group import World, lost_ranks_named, process_group
@@ -99,7 +99,7 @@ def examine(world: World, alone: Alone, request: Request, tell: Tell) -> Examina
     tell("trying the disks")
     folders, blind = _look_at_disks(world, alone.place, seen, request)
     tell("multiplying matrices")
-    dtype = compute_dtype(resolve_precision("auto", world.device))
+    dtype = compute_dtype(resolve_precision("auto", world.device.type))
     gemm = dict(zip(seen, measure_gemm(world, dtype), strict=True))
     tell("timing collectives")
     collectives = measure_collectives(world, SIZES[world.device.type])

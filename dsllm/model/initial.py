@@ -1,41 +1,36 @@
-"""Initial values of the parameters: a function of (seed, name) only, so the same on every layout."""
+"""Initial values of the parameters: functions of (seed, name) alone, so that every layout starts from the same model."""
 
 import hashlib
-import math
 
 import torch
 from torch import Tensor
 
-from dsllm.config.model import ModelConfig
+from dsllm.model.table import check_table
+from dsllm.parameters import Normal, Parameter, ParameterTable
 
 
-def initial_value(name: str, shape: tuple[int, ...], config: ModelConfig, seed: int) -> Tensor:
-    """The initial value of one parameter, fp32.
+def initial_value(parameter: Parameter, seed: int) -> Tensor:
+    """The initial value of one parameter, fp32, of its global shape.
 
-    Norm weights are ones, biases zeros, matrices normal with `initial_std`; the two projections that write into the
-    residual stream are scaled by 1 / sqrt(2 x num_layers) (GPT-2: Radford et al. 2019, section 2.3). Padding rows of
-    the vocabulary are zeros, and the other rows do not depend on how many there are.
+    Padding rows are zeros. The other rows do not depend on how many padding rows follow them.
     """
-    if name.endswith(".bias"):
-        return torch.zeros(shape)
-    if "norm" in name:
-        return torch.ones(shape)
-    std = config.initial_std
-    if name.endswith(("attention.output.weight", "mlp.down.weight")):
-        std /= math.sqrt(2 * config.num_layers)
-    value = torch.zeros(shape)
-    filled = value[: config.vocab_size] if name in ("embed.weight", "head.weight") else value
-    filled.normal_(0.0, std, generator=_generator(name, seed))
+    value = torch.zeros(parameter.shape, dtype=torch.float32)
+    filled = value[: parameter.shape[0] - parameter.padded_rows]
+    if isinstance(parameter.initial, Normal):
+        filled.normal_(0.0, parameter.initial.std, generator=_generator(parameter.name, seed))
+    else:
+        filled.fill_(parameter.initial.value)
     return value
 
 
-def fill_initial(model: torch.nn.Module, config: ModelConfig, seed: int) -> None:
+def fill_initial(model: torch.nn.Module, table: ParameterTable, seed: int) -> None:
     """Give every parameter of an unpartitioned model its initial value."""
+    check_table(model, table)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(initial_value(name, tuple(parameter.shape), config, seed))
+        for row, parameter in zip(table, model.parameters(), strict=True):
+            parameter.copy_(initial_value(row, seed))
 
 
 def _generator(name: str, seed: int) -> torch.Generator:
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)  # manual_seed takes 63 bits

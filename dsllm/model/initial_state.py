@@ -4,24 +4,25 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from dsllm.config.model import ModelConfig
 from dsllm.model.initial import initial_value
+from dsllm.parameters import ParameterTable
 from dsllm.slices import WEIGHTS, Region, StateReader
 
 
 class InitialValues:
-    """Every parameter's initial value, made one parameter at a time when asked for."""
+    """Every parameter's initial value, computed one parameter at a time when it is read."""
 
-    def __init__(self, config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], seed: int):
-        self.config, self.shapes, self.seed = config, shapes, seed
+    def __init__(self, table: ParameterTable, seed: int):
+        self.parameters = {parameter.name: parameter for parameter in table}
+        self.seed = seed
 
     def read(self, name: str, key: str, region: Region) -> Tensor:
         """The fp32 values of a region of the parameter."""
-        assert key == WEIGHTS, "a new run has no moments"
-        return region.of(initial_value(name, self.shapes[name], self.config, self.seed))
+        assert key == WEIGHTS, f"a new run has weights only, no {key}"
+        return region.of(initial_value(self.parameters[name], self.seed))
 
     def keys(self, name: str) -> tuple[str, ...]:
-        """Weights only: the optimizer starts anew."""
+        """Weights only: the optimizer is new."""
         return (WEIGHTS,)
 
     def scalars(self, name: str) -> Mapping[str, float]:
@@ -30,7 +31,7 @@ class InitialValues:
 
 
 class WeightsOnly:
-    """The weights of another state, without its moments: a run that starts from them starts its optimizer anew."""
+    """The weights of another state without its optimizer state: the run that starts from them has a new optimizer."""
 
     def __init__(self, inner: StateReader):
         self.inner = inner

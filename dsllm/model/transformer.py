@@ -3,15 +3,15 @@
 - RMSNorm or LayerNorm before each branch; rotary (with Llama-3 scaling) or learned positions
 - multi-head or grouped-query attention, optionally with RMSNorm on queries and keys
 - SwiGLU or GELU; branches one after the other, or in parallel (GPT-NeoX); biases where the config asks for them
-- the head is part of forward: with targets it returns per-token losses, never full fp32 logits
+- the head is part of forward: with targets it returns per-token losses, and full fp32 logits never exist
 
-Parameters are created uninitialised; model/initial.py says what they start from.
+Parameters are created uninitialised; model/initial.py fills them. Linear layers, embeddings and norms are subclasses of
+torch's, so that tools for tensor parallelism, adapters or quantisation recognise them.
 """
 
 # B sequences, T tokens, d hidden size, H query heads, K key and value heads, D width of a head, V padded vocabulary.
 
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,42 +28,39 @@ from dsllm.model.rotary import RotaryTable, rotate
 from dsllm.objectives import ModelOutput
 
 
-class Linear(nn.Module):
-    """A weight [outputs, inputs] and perhaps a bias [outputs]."""
+class Linear(nn.Linear):
+    """torch's linear layer with our `linear` as its product, so that tools that look for an nn.Linear find one."""
 
-    def __init__(self, inputs: int, outputs: int, bias: bool):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(outputs, inputs))
-        self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
+    def reset_parameters(self) -> None:
+        """Leave the parameters uninitialised."""
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(nn.RMSNorm):
     """x / root mean square(x) * weight."""
 
     def __init__(self, width: int, epsilon: float, kernels: Kernels):
-        super().__init__()
+        super().__init__(width, epsilon)
         self.epsilon = epsilon
         self.kernel = kernels.rms_norm
-        self.weight = nn.Parameter(torch.empty(width))
+
+    def reset_parameters(self) -> None:
+        """Leave the weight uninitialised."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.kernel(x, self.weight, self.epsilon)
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(nn.LayerNorm):
     """(x - mean) / standard deviation * weight + bias."""
 
-    def __init__(self, width: int, epsilon: float):
-        super().__init__()
-        self.epsilon = epsilon
-        self.weight = nn.Parameter(torch.empty(width))
-        self.bias = nn.Parameter(torch.empty(width))
+    def reset_parameters(self) -> None:
+        """Leave the parameters uninitialised."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return layer_norm(x, self.weight, self.bias, self.epsilon)
+        return layer_norm(x, self.weight, self.bias, self.eps)
 
 
 def build_norm(config: ModelConfig, kernels: Kernels) -> nn.Module:
@@ -74,19 +71,19 @@ def build_norm(config: ModelConfig, kernels: Kernels) -> nn.Module:
 
 
 class KeyValueCache:
-    """Keys and values of the tokens seen so far, per layer, for generation."""
+    """Keys and values of all earlier tokens, per layer, for generation."""
 
     def __init__(self, num_layers: int):
         self.layers: list[tuple[Tensor, Tensor] | None] = [None] * num_layers
 
     @property
     def num_tokens(self) -> int:
-        """Tokens seen so far."""
+        """Tokens in it."""
         first = self.layers[0]
         return 0 if first is None else first[0].shape[2]
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Append [B, K, S, D] of new tokens; returns those of all tokens, [B, K, T, D]."""
+        """Append keys and values [B, K, S, D] of new tokens; returns those of all tokens, [B, K, T, D]."""
         seen = self.layers[layer]
         if seen is not None:
             key, value = torch.cat((seen[0], key), 2), torch.cat((seen[1], value), 2)
@@ -147,7 +144,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One decoder layer: attention and MLP, each on a normed copy of the residual stream, each added back to it."""
+    """One decoder layer: attention and MLP, each applied to the normed residual stream and added back to it."""
 
     def __init__(self, config: ModelConfig, layer: int, recompute: Recompute, kernels: Kernels):
         super().__init__()
@@ -181,36 +178,33 @@ class Block(nn.Module):
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
 
-class Embedding(nn.Module):
+class Embedding(nn.Embedding):
     """One learned vector per token id or position."""
 
-    def __init__(self, num_rows: int, width: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_rows, width))
-
-    def forward(self, indices: Tensor) -> Tensor:
-        return F.embedding(indices, self.weight)
+    def reset_parameters(self) -> None:
+        """Leave the weight uninitialised."""
 
 
-class Head(nn.Module):
+class Head(nn.Linear):
     """Hidden states to logits over the vocabulary, or straight to losses."""
 
-    def __init__(self, config: ModelConfig, tied_weight: nn.Parameter | None):
-        super().__init__()
+    def __init__(self, config: ModelConfig, tied_weight: Tensor | None):
         assert config.vocab_size is not None, "vocab_size is resolved from the tokenizer before a model is built"
+        device = None if tied_weight is None else "meta"  # a weight that is replaced at once takes no memory
+        super().__init__(config.hidden_size, config.padded_vocab_size, bias=False, device=device)
         self.vocab_size = config.vocab_size
-        # A tied weight is registered here as well, so that whoever gathers parameters per module (ZeRO-3) sees it;
-        # named_parameters() lists it once, as embed.weight.
-        self.weight = (
-            nn.Parameter(torch.empty(config.padded_vocab_size, config.hidden_size))
-            if tied_weight is None
-            else tied_weight
-        )
+        if tied_weight is not None:
+            # Registered here too, so that whoever gathers parameters per module (ZeRO-3) finds it. named_parameters()
+            # lists it once, as embed.weight.
+            self.weight = tied_weight
 
-    def forward(self, hidden: Tensor, targets: Tensor | None) -> Tensor:
+    def reset_parameters(self) -> None:
+        """Leave the weight uninitialised."""
+
+    def forward(self, x: Tensor, targets: Tensor | None = None) -> Tensor:
         if targets is None:
-            return linear(hidden, self.weight)[..., : self.vocab_size]
-        return token_losses(hidden, self.weight, targets, self.vocab_size)
+            return linear(x, self.weight)[..., : self.vocab_size]
+        return token_losses(x, self.weight, targets, self.vocab_size)
 
 
 class Transformer(nn.Module):
@@ -218,10 +212,10 @@ class Transformer(nn.Module):
 
     Args:
         config: its shape; vocab_size must be resolved
-        context_length: longest sequence it is made for, in tokens (rows of learned positions)
-        compute_dtype: dtype of the residual stream and of all matrix products; nothing: that of the parameters
+        context_length: positions it is made for (rows of learned positions)
+        compute_dtype: dtype of the residual stream and of all matrix products; None (default): that of the parameters
         recompute: what the backward pass computes again instead of keeping it
-        kernels: those that can be chosen
+        kernels: of the norms and of SwiGLU
     """
 
     def __init__(
@@ -245,7 +239,7 @@ class Transformer(nn.Module):
         self.head = Head(config, self.embed.weight if config.tie_embeddings else None)
 
     def compile_layers(self) -> None:
-        """Have each block compiled by torch when it first runs. Shapes are taken as fixed; names stay as they are."""
+        """Let torch compile each block when it first runs, for fixed shapes. Names of modules and parameters stay."""
         for block in self.layers:
             block.compile(dynamic=False)
 
@@ -256,28 +250,32 @@ class Transformer(nn.Module):
         cache: KeyValueCache | None = None,
         documents: Tensor | None = None,
         positions: Tensor | None = None,
-    ) -> Any:
+    ) -> ModelOutput | Tensor:
         """Per-token losses, or logits.
 
         Args:
             tokens: [B, T] token ids
             targets: [B, T] the ids to predict
-            cache: keys and values of the tokens before these; extended by these
+            cache: keys and values of the tokens before these; these are added to it
             documents: [B, T] the number of each token's document in its sequence, rising, on the CPU: tokens attend to
-                their own document only. Positions go on from one document to the next.
+                their own document only
+            positions: [B, T] the position of each token, below context_length, on the CPU; None (default): they
+                continue from the cache's last token, or start at 0, across documents
         Returns:
             with targets the cross-entropy of each, fp32 [B, T]; without, logits [B, T, vocab_size]
         """
+        assert cache is None or documents is None, "a cache holds a single document"
         start = 0 if cache is None else cache.num_tokens
-        stop = start + tokens.shape[1]
-        assert stop <= self.context_length, f"{stop} tokens do not fit the model's context of {self.context_length}"
-        assert cache is None or documents is None, "what is cached is one document"
+        stop = start + tokens.shape[1] if positions is None else int(positions.max()) + 1
+        assert stop <= self.context_length, f"{stop} positions do not fit the model's context of {self.context_length}"
+        if positions is not None:
+            positions = positions.to(tokens.device, non_blocking=True)
         x = self.embed(tokens)  # [B, T, d]
         if self.positions is not None:
-            x = x + self.positions(torch.arange(start, stop, device=tokens.device))
+            x = x + self.positions(torch.arange(start, stop, device=tokens.device) if positions is None else positions)
         x = x.to(self.compute_dtype or x.dtype)
         x = F.dropout(x, self.config.dropout, self.training)
-        rotary = None if self.rotary is None else self.rotary.at(start, stop, x)
+        rotary = None if self.rotary is None else self.rotary.at(start, stop, x, positions)
         attend: Attend = causal_attention
         if documents is not None:
             attend = document_attention(documents, x.device, x.dtype, self.config.dropout if self.training else 0.0)
@@ -287,12 +285,6 @@ class Transformer(nn.Module):
                 x = self.recompute.apply(run, x, self.config.dropout > 0)
             else:
                 x = block(x, rotary, attend, cache)
-        out = self.head(self.norm(x), targets)
-        return out if targets is None else ModelOutput(losses=out, auxiliary={})
-
-
-def parameter_shapes(config: ModelConfig, context_length: int) -> dict[str, tuple[int, ...]]:
-    """Shape of every parameter by name, in the model's order, without memory for any."""
-    with torch.device("meta"):
-        model = Transformer(config, context_length)
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        if targets is None:
+            return self.head(self.norm(x))
+        return ModelOutput(losses=self.head(self.norm(x), targets), auxiliary={})

@@ -11,6 +11,7 @@ from torch.nn.utils import clip_grad_norm_
 from dsllm.batches import MicroBatch
 from dsllm.model.initial import fill_initial
 from dsllm.model.transformer import Transformer
+from dsllm.parameters import parameter_table
 from dsllm.parity.combinations import Combination
 from dsllm.parity.tiny_run import (
     CLIPPING,
@@ -55,7 +56,7 @@ def initial_weights(combination: Combination, seed: int, device: torch.device) -
     """A model of fp32 weights at their initial values."""
     with device:
         model = Transformer(model_of(combination), SEQUENCE_LENGTH)
-    fill_initial(model, model_of(combination), seed)
+    fill_initial(model, parameter_table(model_of(combination), SEQUENCE_LENGTH), seed)
     return model
 
 

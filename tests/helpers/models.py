@@ -9,6 +9,7 @@ from torch import Tensor
 from dsllm.config.model import ModelConfig, RopeScaling
 from dsllm.model.initial import fill_initial
 from dsllm.model.transformer import Transformer
+from dsllm.parameters import parameter_table
 from dsllm.slices import Region
 
 CONTEXT = 64
@@ -48,19 +49,18 @@ SHAPES: dict[str, ModelConfig] = {
 def random_model(config: ModelConfig, seed: int = 0, **more: Any) -> Transformer:
     """A model whose weights are all random and large: norms, biases and positions matter, so that a wrong one shows."""
     model = Transformer(config, CONTEXT, **more)
-    fill_initial(model, config, seed)
+    table = parameter_table(config, CONTEXT)
+    fill_initial(model, table, seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for row, parameter in zip(table, model.parameters(), strict=True):
             noise = torch.randn(parameter.shape, generator=generator)
-            if name.endswith(".bias"):
+            if row.role == "bias":
                 parameter.copy_(0.3 * noise)
-            elif "norm" in name:
+            elif row.role == "norm":
                 parameter.copy_(1 + 0.5 * noise)
             else:
-                parameter.mul_(6)
-            if name in ("embed.weight", "head.weight"):
-                parameter[config.vocab_size :] = 0  # padding
+                parameter.mul_(6)  # padding rows stay 0
     return model
 
 

@@ -24,7 +24,7 @@ SHAPES = {"llama": LLAMA, "gpt2": GPT2, "neox": NEOX, "qk-norm": dataclasses.rep
 
 def gradients(model: Transformer, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
     torch.manual_seed(3)
-    model(tokens[:, :-1], tokens[:, 1:]).mean().backward()
+    model(tokens[:, :-1], tokens[:, 1:]).losses.mean().backward()
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
@@ -63,7 +63,7 @@ def kept_bytes(config: ModelConfig, train: TrainConfig, tokens: torch.Tensor) ->
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        loss = model(tokens[:, :-1], tokens[:, 1:]).sum()
+        loss = model(tokens[:, :-1], tokens[:, 1:]).losses.sum()
     logits = (tokens.numel() - len(tokens)) * config.padded_vocab_size * 4
     total = sum(x.untyped_storage().nbytes() for x in kept.values()) - logits
     loss.backward()

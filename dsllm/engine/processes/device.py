@@ -68,13 +68,6 @@ def check_compiler(device: torch.device) -> None:
         )
 
 
-def resolve_precision(asked: str, device: torch.device) -> Precision:
-    """What `auto` means on this device: the fastest whose numbers are right."""
-    if asked == "auto":
-        return "fp32_compute_bf16" if device.type == "cpu" else "bf16"
-    return asked  # type: ignore[return-value]  # the config's Literal holds exactly these and "auto"
-
-
 def parameter_dtype(precision: Precision) -> torch.dtype:
     """The type in which the layers see their weights."""
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
