@@ -5,10 +5,10 @@ import subprocess
 import sys
 
 import pytest
+from dsllm.train.run_directory import check_shared, lock_run, read_status, write_status
 
 from dsllm.errors import RunError
 from dsllm.train.picture import draw_loss_curve, read_metrics
-from dsllm.train.run_directory import check_shared, lock_run, read_status, write_status
 
 
 def test_a_live_run_keeps_others_out_and_a_dead_one_does_not(tmp_path):

@@ -22,7 +22,7 @@ from dsllm.launch.follow import Asked, Waits, asked_to_stop, follow
 from dsllm.launch.job import Job, Plan, quoted
 from dsllm.launch.plan import make_plan
 from dsllm.launch.verdict import is_over, judge
-from dsllm.train.run_directory import read_status
+from dsllm.run_directory import read_status
 
 OUTPUT_FILE = "output.log"
 

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
     options = _parse(arguments)
     from dsllm.config.load import load_run
     from dsllm.engine.processes.ranks import discover_ranks
-    from dsllm.engine.settings.json_file import read_deepspeed_json
+    from dsllm.engine.settings.final_config import read_deepspeed_json
 
     words = parse_run_words(options.words, *([options.config] if options.config else []))
     config, ranks = load_run(words.file, words.overrides), discover_ranks()
@@ -59,7 +59,9 @@ def _train(config: "RunConfig", given: Mapping[str, Any], ranks: "Ranks", profil
     check = check_profile_steps(profile_steps, config.num_steps)
     with open_session(config, given, manifest, ranks, report, check) as session:
         if isinstance(session, FinishedRun):
-            report(f"{session.directory} is finished: {session.progress.tokens:,} tokens. Raise train.total_tokens to continue")
+            report(
+                f"{session.directory} is finished: {session.progress.tokens:,} tokens. Raise train.total_tokens to continue"
+            )
             return 0
         return train(session, _validation(session), profile_steps)
 

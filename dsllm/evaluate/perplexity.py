@@ -9,6 +9,7 @@ import torch
 
 from dsllm.batches import MicroBatch
 from dsllm.errors import DataError
+from dsllm.objectives import ModelOutput
 
 
 class HeldOutBatches(Protocol):
@@ -45,7 +46,7 @@ class HeldOutLoss:
 
 @torch.no_grad()
 def validation_loss(
-    losses: Callable[..., torch.Tensor],
+    model: Callable[..., ModelOutput],
     batches: HeldOutBatches,
     device: torch.device,
     sum_over_ranks: Callable[[Sequence[float]], list[float]] = list,
@@ -53,9 +54,9 @@ def validation_loss(
     """Measure the held-out loss. With several ranks this is a collective call.
 
     Args:
-        losses: computes per-token losses [B, T], in nats, from inputs, targets and `documents` [B, T].
+        model: computes per-token losses [B, T], in nats, from inputs, targets and `documents` [B, T].
         batches: this rank's micro-batches.
-        device: where `losses` computes.
+        device: where `model` computes.
         sum_over_ranks: sums numbers over the ranks. Default: there is one rank.
 
     Raises:
@@ -66,8 +67,8 @@ def validation_loss(
     for batch in batches:
         weights = torch.ones(batch.targets.shape) if batch.weights is None else batch.weights
         weights = weights.to(device, torch.float64)
-        measured = losses(batch.inputs.to(device), batch.targets.to(device), documents=batch.documents).losses
-        total += (measured * weights).sum()
+        output = model(batch.inputs.to(device), batch.targets.to(device), documents=batch.documents)
+        total += (output.losses * weights).sum()
         counted += weights.sum()
     loss_sum, num_tokens = sum_over_ranks([float(total), float(counted)])
     if num_tokens == 0:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dsllm import counts
+from dsllm.config.precision import resolve_precision
 from dsllm.config.run import RunConfig
 from dsllm.config.train import Precision
 from dsllm.data.manifest import FILE_NAME as DATA_MANIFEST
@@ -17,17 +18,16 @@ from dsllm.data.training import TrainingBatches
 from dsllm.engine.build import Engine
 from dsllm.engine.nvme import swap_files
 from dsllm.engine.processes.cores import Cores
-from dsllm.engine.processes.device import check_compiler, choose_device, resolve_precision, set_up_process
+from dsllm.engine.processes.device import check_compiler, choose_device, set_up_process
 from dsllm.engine.processes.process_group import World, lost_ranks_named, process_group
 from dsllm.engine.processes.ranks import Ranks
-from dsllm.engine.state import load_loss_scaler_state
 from dsllm.engine.settings.final_config import final_config
 from dsllm.engine.settings.layout import Layout, ranks_by_node
+from dsllm.engine.state import load_loss_scaler_state
 from dsllm.files import sha256_of_file
 from dsllm.mesh import make_mesh
 from dsllm.model.kernels import load_kernels
 from dsllm.run_directory import read_status, refuse_live_run
-from dsllm.slices import StateReader
 from dsllm.session.assembly import ready_engine
 from dsllm.session.directory import HeldDirectory, held_directory
 from dsllm.session.first_state import first_state
@@ -39,10 +39,11 @@ from dsllm.session.resume import (
     check_delivery,
     check_same_run,
     check_unsaved_run,
-    saved_run,
     find_resumable,
     progress_of,
+    saved_run,
 )
+from dsllm.slices import StateReader
 
 Preflight = Callable[[Progress], None]
 """A caller's own checks: raises before anything is written if this attempt cannot work."""
@@ -150,7 +151,7 @@ class _Prepared:
 
 def _prepare(config: RunConfig, given: Mapping[str, Any], ranks: Ranks) -> _Prepared:
     device = choose_device(ranks.local_rank)
-    precision = resolve_precision(config.train.precision, device)
+    precision = resolve_precision(config.train.precision, device.type)
     # the record says what was really used: `auto` on another device would be another precision
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
     mesh = make_mesh(config.parallel, ranks.world_size)

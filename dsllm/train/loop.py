@@ -46,9 +46,7 @@ def train(session: Session, validate: Validate, profile_steps: str | None = None
     return conclude(session, progress, stopped_by)
 
 
-def run_steps(
-    session: Session, validate: Validate, records: Records, objective: Objective
-) -> tuple[Progress, str]:
+def run_steps(session: Session, validate: Validate, records: Records, objective: Objective) -> tuple[Progress, str]:
     """Run optimizer steps until the token budget is spent or a signal comes; the progress, and the signal if any."""
     config, engine, progress = session.config, session.engine, session.progress
     batch_sequences, saved_at = config.train.global_batch_sequences, time.monotonic()
@@ -64,7 +62,9 @@ def run_steps(
             with records.timer.part("data"):
                 batches = ahead.step(progress.position, None if last else next_position)
                 own = fingerprint.add(*(batch.fingerprint for batch in batches))
-            layers = LayerStatistics(engine) if _due(progress.step + 1, config.log.layer_statistics_every_steps) else None
+            layers = (
+                LayerStatistics(engine) if _due(progress.step + 1, config.log.layer_statistics_every_steps) else None
+            )
             late = _minutes_passed(saved_at, config.checkpoint.every_minutes)
             # whatever decides what all ranks do next is agreed by the step's one all-reduce: a rank alone would hang the others
             result = take_step(

@@ -50,7 +50,12 @@ class Records:
         return seconds
 
     def write(
-        self, result: StepResult, progress: Progress, learning_rate: float, seconds: float, measured: Mapping[str, float]
+        self,
+        result: StepResult,
+        progress: Progress,
+        learning_rate: float,
+        seconds: float,
+        measured: Mapping[str, float],
     ) -> None:
         """Write a step's row, and now and then a line on the terminal.
 
@@ -61,7 +66,7 @@ class Records:
             return
         config = self.session.config
         memory_gib = peak_memory_gib(self.session.world.device)
-        row = self.metrics.row(result, progress, learning_rate, seconds, memory_gib) | self._parts | dict(measured)
+        row = self.metrics.row(result, progress, learning_rate, seconds, memory_gib) | {**self._parts, **measured}
         self.metrics.record(row)
         # at both ends too, and whenever the held-out loss was measured
         if measured or progress.step in (1, config.num_steps) or progress.step % config.log.every_steps == 0:
@@ -137,7 +142,7 @@ def _profile(session: Session, profile_steps: str | None) -> Profile:
         rank=world.rank,
         expected=Expected(
             flops=per_token * config.tokens_per_step / world.data_size,
-            communication=counts.communication(config, final, session.engine.precision),
+            communication=counts.communication_of_step(session.engine.table, final, session.engine.precision),
             ranks=world.data_size,
             compiled=config.train.compile,
         ),

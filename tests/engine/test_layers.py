@@ -14,7 +14,15 @@ from dsllm.errors import ConfigError
 from dsllm.model.initial import fill_initial
 from dsllm.objectives import TokenLoss
 from tests.helpers.ranks import run_ranks
-from tests.helpers.tiny import MODEL, SEQUENCE_LENGTH, micro_batches, tiny_engine, tiny_model, tiny_run, tiny_step
+from tests.helpers.tiny import (
+    SEQUENCE_LENGTH,
+    TABLE,
+    micro_batches,
+    tiny_engine,
+    tiny_model,
+    tiny_run,
+    tiny_step,
+)
 
 LOSS_TOLERANCE, NORM_TOLERANCE = 1e-5, 3e-5  # fp32: derived in test_step.py
 DOCUMENTS = (torch.arange(SEQUENCE_LENGTH) >= 5).long().expand(2, SEQUENCE_LENGTH)
@@ -35,7 +43,7 @@ def step_with_documents(world: World, config: RunConfig) -> list[float]:
 def test_documents_reach_the_attention():
     config = tiny_run()
     model = tiny_model(config)
-    fill_initial(model, MODEL, config.run.seed)
+    fill_initial(model, TABLE, config.run.seed)
     (batch,) = micro_batches(tiny_run(micro_batch_sequences=8), 0, 0, 1)
     with torch.no_grad():
         masked = float(model(batch.inputs, batch.targets, documents=DOCUMENTS[:1].expand(8, -1)).losses.mean())

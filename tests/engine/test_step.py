@@ -16,7 +16,7 @@ from dsllm.model.initial import fill_initial
 from dsllm.model.transformer import Transformer
 from dsllm.objectives import TokenLoss
 from tests.helpers.ranks import run_ranks
-from tests.helpers.tiny import MODEL, SEQUENCE_LENGTH, micro_batches, tiny_engine, tiny_run, tiny_step
+from tests.helpers.tiny import MODEL, SEQUENCE_LENGTH, TABLE, micro_batches, tiny_engine, tiny_run, tiny_step
 
 STAGES = (0, 1, 2, 3)
 FP16_STAGES = (1, 2, 3)  # stage 0 is refused
@@ -106,7 +106,7 @@ def test_masked_tokens_are_normalised_over_the_global_batch():
     weights = (torch.rand(8, SEQUENCE_LENGTH, generator=torch.Generator().manual_seed(3)) < 0.3).float()
     weights[::2] *= (torch.arange(SEQUENCE_LENGTH) < 4).float()  # the first of two ranks has far fewer
     model = Transformer(MODEL, SEQUENCE_LENGTH, torch.float32)
-    fill_initial(model, MODEL, tiny_run().run.seed)
+    fill_initial(model, TABLE, tiny_run().run.seed)
     (batch,) = micro_batches(tiny_run(micro_batch_sequences=8), 0, 0, 1)
     losses = torch.nn.functional.cross_entropy(model(batch.inputs).transpose(1, 2), batch.targets, reduction="none")
     loss = (losses * weights).sum() / weights.sum()

@@ -38,6 +38,8 @@ MODEL = ModelConfig(
     initial_std=0.05,
 )
 
+TABLE = parameter_table(MODEL, SEQUENCE_LENGTH)
+
 
 def tiny_run(**train: Any) -> RunConfig:
     """A run of that model: fp32, accumulation over 2 micro-batches on 2 ranks, clipping that bites."""
@@ -74,8 +76,7 @@ def micro_batches(config: RunConfig, step: int, rank: int, world_size: int) -> l
 
 def first_state(config: RunConfig) -> InitialValues:
     """The model's initial values as a state to load."""
-    shapes = {row.name: row.shape for row in parameter_table(config.model, SEQUENCE_LENGTH)}
-    return InitialValues(config.model, shapes, config.run.seed)
+    return InitialValues(parameter_table(config.model, SEQUENCE_LENGTH), config.run.seed)
 
 
 def tiny_model(config: RunConfig) -> Transformer:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dsllm.config.model import ModelConfig
-from dsllm.model.initial import decay_groups, fill_initial, initial_value
+from dsllm.model.initial import fill_initial, initial_value
 from dsllm.model.initial_state import InitialValues
 from dsllm.model.transformer import Transformer
 from dsllm.parameters import Parameter, parameter_table
@@ -91,12 +91,3 @@ def test_as_a_state_they_are_read_region_by_region_and_have_no_optimizer_state()
     found = state.read("embed.weight", WEIGHTS, Region(whole(parameter.shape), 1000, 2000))
     assert torch.equal(found, initial_value(parameter, 3).flatten()[1000:2000])
     assert state.keys("embed.weight") == (WEIGHTS,) and not state.scalars("embed.weight")
-
-
-def test_matrices_are_decayed_and_nothing_else():
-    model = Transformer(dataclasses.replace(LLAMA, qk_norm=True, mlp_bias=True), 64)
-    decayed, free = decay_groups(model)
-    parameters = dict(model.named_parameters())
-    assert sorted([*decayed, *free]) == sorted(parameters)
-    assert all(parameters[name].ndim == 2 for name in decayed)
-    assert all(parameters[name].ndim == 1 for name in free)

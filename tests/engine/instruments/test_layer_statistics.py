@@ -16,7 +16,7 @@ from dsllm.model.initial import fill_initial
 from dsllm.model.transformer import Transformer
 from tests.engine.test_step import BF16_NORM_TOLERANCE, NORM_TOLERANCE
 from tests.helpers.ranks import run_ranks
-from tests.helpers.tiny import MODEL, SEQUENCE_LENGTH, micro_batches, tiny_engine, tiny_run, tiny_step
+from tests.helpers.tiny import MODEL, SEQUENCE_LENGTH, TABLE, micro_batches, tiny_engine, tiny_run, tiny_step
 
 LEARNING_RATE = 1e-3
 LAYERS = ["embed", "layers.0", "layers.1", "layers.2", "norm", "head"]
@@ -32,7 +32,7 @@ def plain() -> dict[str, dict[str, float]]:
     """The statistics of the first step of the tiny run, in plain PyTorch and fp32."""
     torch.manual_seed(0)
     model = Transformer(MODEL, SEQUENCE_LENGTH, torch.float32)
-    fill_initial(model, MODEL, tiny_run().run.seed)
+    fill_initial(model, TABLE, tiny_run().run.seed)
     outputs: dict[str, torch.Tensor] = {}
     parts = {"embed": model.embed, "norm": model.norm} | {f"layers.{i}": block for i, block in enumerate(model.layers)}
     for name, part in parts.items():

@@ -13,6 +13,7 @@ from dsllm.engine.processes.process_group import World
 from dsllm.model.block_causal import BLOCK_TOKENS
 from dsllm.model.initial import fill_initial
 from dsllm.model.transformer import Transformer
+from dsllm.parameters import parameter_table
 from tests.helpers.models import LLAMA, SHAPES
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import MODEL, SEQUENCE_LENGTH, tiny_engine, tiny_run, tiny_step
@@ -26,7 +27,7 @@ WIDTHS = {"fp32": (4, 4), "fp32_compute_bf16": (4, 4), "bf16": (4, 2)}
 def count_pass(config: ModelConfig, tokens: int, compute_dtype: torch.dtype) -> Counting:
     """Count forward and backward of two sequences."""
     model = Transformer(config, tokens, compute_dtype)
-    fill_initial(model, config, 0)
+    fill_initial(model, parameter_table(config, tokens), 0)
     ids = torch.zeros(2, tokens, dtype=torch.long)
     with Counting() as counting:
         model(ids, ids).losses.sum().backward()
