@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dsllm.cli.terminal import Terminal
+from dsllm.cli.words import parse_run_words
 from dsllm.config.load import load_run
 from dsllm.config.run import RunConfig
 from dsllm.data.manifest import (
@@ -68,11 +69,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_intermixed_args(list(arguments))
     if options.profile and options.profile.strip("0123456789:"):  # the word after a bare --profile is another argument
         options.words, options.profile = [options.profile, *options.words], ""
-    options.overrides = [word for word in options.words if "=" in word]
-    files = [word for word in options.words if "=" not in word] + ([options.config] if options.config else [])
-    if len(files) > 1:
-        raise ConfigError(f"one config file at a time, but there are {len(files)}: {', '.join(files)}")
-    options.config = files[0] if files else None
+    words = parse_run_words(options.words, *([options.config] if options.config else []))
+    options.config, options.overrides = words.file, words.overrides
     return options
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dsllm import __version__, counts
+from dsllm import counts
 from dsllm.checkpoint.find import find_checkpoint
 from dsllm.checkpoint.hugging_face import HuggingFaceReader
 from dsllm.checkpoint.read import CheckpointReader
@@ -56,6 +56,7 @@ from dsllm.train.picture import draw_loss_curve
 from dsllm.train.progress import Progress
 from dsllm.train.run_directory import DEEPSPEED_FILE, RUN_FILE, check_shared, lock_run, read_status, write_status
 from dsllm.train.saving import RunRecord, check_same_run, find_resumable, restore
+from dsllm.version import __version__
 
 Tell = Callable[[str], None]
 
