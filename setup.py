@@ -69,8 +69,8 @@ class BuildWithPresets(build_py):
 
 def version() -> str:
     """The version written in the package, read without importing it."""
-    found = re.search(r'^__version__ = "(.+)"$', (ROOT / "dsllm" / "__init__.py").read_text(), re.MULTILINE)
-    assert found, "dsllm/__init__.py defines __version__"
+    found = re.search(r'^__version__ = "(.+)"$', (ROOT / "dsllm" / "version.py").read_text(), re.MULTILINE)
+    assert found, "dsllm/version.py defines __version__"
     return found.group(1)
 
 

@@ -1,4 +1,4 @@
-"""`make docs`: writes the pages that repeat the code: maps of packages and files, and the reference of the knobs."""
+"""`make docs`: writes the pages that are generated from the code: maps of packages and files, and the list of all fields."""
 
 import ast
 import re
@@ -12,24 +12,24 @@ PACKAGES = (
     *("cli", "launch", "prepare", "data", "model", "engine", "train"),
     *("checkpoint", "evaluate", "parity", "doctor", "config"),
 )
-"""In the order in which a run passes through them."""
+"""In the order in which a run uses them."""
 
 CONFIG_FILES = ("run", "data", "model", "train")
 BEGIN, END = "<!-- map: begin (written by `make docs`) -->", "<!-- map: end -->"
 
 
 def first_line(file: Path) -> str:
-    """What a file says it is for."""
+    """The first line of a file's docstring."""
     return (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").partition("\n")[0]
 
 
 def python_files(package: str) -> list[Path]:
-    """The files of a package, its __init__ left out."""
+    """The files of a package, without its __init__.py."""
     return [f for f in sorted((ROOT / "dsllm" / package).rglob("*.py")) if f.name != "__init__.py"]
 
 
 def words() -> list[Path]:
-    """The files that belong to no package."""
+    """The files that are directly in dsllm/."""
     return [f for f in sorted((ROOT / "dsllm").glob("*.py")) if not f.name.startswith("__")]
 
 
@@ -42,17 +42,17 @@ def package_map() -> str:
 
 def file_map() -> str:
     """docs/map.md: one line per file."""
-    about = "Every file of the package, in the order in which a run passes through them. Written by `make docs`."
+    about = "Every file of the package, in the order in which a run uses them. Written by `make docs`."
     parts = ["# Map", "", about]
     for package in PACKAGES:
         parts += ["", f"## dsllm/{package}", "", first_line(ROOT / "dsllm" / package / "__init__.py"), ""]
         parts += [f"- `{f.relative_to(ROOT / 'dsllm' / package)}`: {first_line(f)}" for f in python_files(package)]
-    parts += ["", "## Words that all of them share", ""]
+    parts += ["", "## Files outside the packages", ""]
     return "\n".join([*parts, *(f"- `dsllm/{f.name}`: {first_line(f)}" for f in words()), ""])
 
 
 def configuration() -> str:
-    """docs/configuration.md: every knob with its type, default and unit, read from the config's own files."""
+    """docs/configuration.md: every field of a run with its type, default and unit, read from dsllm/config."""
     about = [
         "A run is one YAML file; `key.path=value` on the command line changes a field of it. Fields marked † may",
         "differ when a run is resumed; every other difference is refused. Written by `make docs` from `dsllm/config/`.",
@@ -61,9 +61,9 @@ def configuration() -> str:
 
 
 def cluster() -> str:
-    """docs/cluster.md: the same for the cluster."""
+    """docs/cluster.md: every field of a cluster file."""
     about = [
-        "A cluster is one YAML file, given to `dsllm launch --cluster`; [launch.md](launch.md) tells how it is used,",
+        "A cluster is one YAML file, given to `dsllm launch --cluster`; [launch.md](launch.md) explains its use,",
         "`launch/cluster/` has examples. Written by `make docs` from `dsllm/config/cluster.py`.",
     ]
     return "\n".join(["# The cluster file", "", *about, *_tree(("cluster",), "ClusterConfig", "the cluster"), ""])
@@ -79,7 +79,7 @@ def _tree(files: tuple[str, ...], root: str, title: str) -> list[str]:
     branches = {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
     types = {ast.unparse(n.targets[0]): n.value for n in nodes if isinstance(n, ast.Assign)}
     for node in (node for branch in branches.values() for node in branch.body if isinstance(node, ast.AnnAssign)):
-        for word, meaning in types.items():  # a named type by what it means
+        for word, meaning in types.items():  # show what a named type stands for
             text = re.sub(rf"\b{re.escape(word)}\b", lambda _, m=meaning: ast.unparse(m), ast.unparse(node.annotation))
             node.annotation = ast.parse(text, mode="eval").body
     return _section(root, "", branches, title)
@@ -114,7 +114,7 @@ def _knob(key: str, field: ast.AnnAssign, after: ast.stmt | None) -> str:
 
 
 def pages() -> dict[Path, str]:
-    """Every generated page with the content that it should have."""
+    """Every generated page, with the content that the code gives it."""
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     before, _, rest = readme.partition(BEGIN)
     after = rest.partition(END)[2]
@@ -128,7 +128,7 @@ def pages() -> dict[Path, str]:
 
 
 def stale() -> list[str]:
-    """Names of the pages that do not say what the code says."""
+    """Names of the pages that differ from what the code gives."""
     return [
         str(path.relative_to(ROOT))
         for path, text in pages().items()

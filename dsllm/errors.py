@@ -1,4 +1,4 @@
-"""What can go wrong for a user, by name. Everything else is a bug of ours and keeps its traceback."""
+"""Errors that a user can solve, by name. Any other exception is a bug in dsllm and keeps its traceback."""
 
 import importlib
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ class DsllmError(Exception):
 
 
 class ConfigError(DsllmError):
-    """The run as written cannot work. Collects every problem, so that one reading mends all."""
+    """The run as written cannot work. Reports all problems at once."""
 
     exit_code = EXIT_USAGE
 
@@ -36,11 +36,15 @@ class CheckpointError(DsllmError):
 
 
 class LaunchError(DsllmError):
-    """The processes of a run do not fit together: ranks, hosts, devices, process groups."""
+    """The processes of a run do not match: ranks, hosts, devices, process groups."""
 
 
 class RunError(DsllmError):
-    """A run directory cannot be used: alive elsewhere, not shared by all hosts, or of another format."""
+    """A run directory cannot be used: another process trains in it, not all hosts see it, or its format is another one."""
+
+
+class OutputError(DsllmError):
+    """A result that the user asked for cannot be written."""
 
 
 class MissingExtra(DsllmError):
@@ -48,7 +52,7 @@ class MissingExtra(DsllmError):
 
 
 def require(module: str, extra: str) -> Any:
-    """Import an optional library, or say which extra brings it.
+    """Import an optional library, or name the extra that installs it.
 
     Raises:
         MissingExtra: the module is not installed.

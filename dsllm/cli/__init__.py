@@ -1,15 +1,14 @@
-"""The command table: `dsllm COMMAND ...` loads that command alone, so that help needs neither torch nor DeepSpeed."""
+"""The command table. `dsllm COMMAND ...` imports that command alone, and --help needs neither torch nor DeepSpeed."""
 
 import atexit
 import contextlib
-import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from dsllm import __version__
 from dsllm.errors import EXIT_USAGE, DsllmError
+from dsllm.version import __version__
 
 COMMANDS = {
     "prepare": "sources -> documents -> tokenizer -> token shards, with a data card",
@@ -18,7 +17,8 @@ COMMANDS = {
     "evaluate": "loss, perplexity and bits per byte on held-out text",
     "generate": "continue a prompt",
     "export": "write a Hugging Face folder",
-    "doctor": "check machines, network and installation on every rank; with --parity the numbers",
+    "doctor": "check machines, network and installation on every rank",
+    "parity": "compare this installation's numbers with plain PyTorch",
 }
 
 HELP = f"""dsllm {__version__}: pretrain decoder-only language models with DeepSpeed
@@ -27,11 +27,11 @@ usage: dsllm COMMAND ...
 
 {chr(10).join(f"  {name:10} {text}" for name, text in COMMANDS.items())}
 
-`dsllm COMMAND --help` tells more."""
+`dsllm COMMAND --help` explains a command."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the process's exit code."""
+    """Run one command; returns the process's exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help", "help"):
         with contextlib.suppress(BrokenPipeError):  # `dsllm --help | head`
@@ -46,17 +46,64 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(words[0], words[1:])
 
 
+def run_command(name: str, arguments: Sequence[str]) -> int:
+    """Run a command; returns its exit code. An error that the user can solve becomes one message on standard error."""
+    try:
+        return _command(name)(list(arguments))
+    except DsllmError as error:
+        print(f"dsllm {name}: error: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+
+
+def _command(name: str) -> Callable[[list[str]], int]:
+    """The function that runs a command; imports the file of that command alone."""
+    match name:
+        case "prepare":
+            from dsllm.cli import prepare
+
+            return prepare.main
+        case "train":
+            from dsllm.cli import train
+
+            return train.main
+        case "launch":
+            from dsllm.cli import launch
+
+            return launch.main
+        case "evaluate":
+            from dsllm.cli import evaluate
+
+            return evaluate.main
+        case "generate":
+            from dsllm.cli import generate
+
+            return generate.main
+        case "export":
+            from dsllm.cli import export
+
+            return export.main
+        case "doctor":
+            from dsllm.cli import doctor
+
+            return doctor.main
+        case "parity":
+            from dsllm.cli import parity
+
+            return parity.main
+    raise AssertionError(f"COMMANDS and this function have the same names, but '{name}' is only in one of them")
+
+
 def leave(code: int) -> NoReturn:
     """End the process with this exit code.
 
-    Once torch is loaded, not by way of the interpreter's own end: threads of gloo's that outlive their group then drop
-    tensors, and about one rank in fifty dies of it after a run that went well ("terminate called without an active
-    exception").
+    Once torch is loaded, the interpreter's own end is skipped: gloo's threads may outlive their process group and then
+    free tensors, and about one rank in fifty crashes there after a run that went well ("terminate called without an
+    active exception").
     """
     if "torch" in sys.modules:
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError):  # nobody reads it any more
+            with contextlib.suppress(OSError):  # the reader of the pipe has gone
                 stream.flush()
         os._exit(code)
     sys.exit(code)
@@ -65,12 +112,3 @@ def leave(code: int) -> NoReturn:
 def entry() -> NoReturn:
     """The `dsllm` command."""
     leave(main())
-
-
-def run_command(name: str, arguments: Sequence[str]) -> int:
-    """Load a command and run it; what the user can mend is told in words, the rest keeps its traceback."""
-    try:
-        return int(importlib.import_module(f"dsllm.cli.{name}").main(list(arguments)))
-    except DsllmError as error:
-        print(f"dsllm {name}: error: {error}", file=sys.stderr, flush=True)
-        return error.exit_code

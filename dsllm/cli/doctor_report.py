@@ -1,4 +1,4 @@
-"""What dsllm doctor found, for people (tables, findings, one last line) and as plain values for JSON."""
+"""The result of dsllm doctor: as tables and findings on the terminal, and as plain values for JSON."""
 
 import dataclasses
 import statistics
@@ -24,7 +24,7 @@ STYLES = {"error": "bold red", "advice": "yellow"}
 
 
 def show(seen: "Examination", console: Console) -> None:
-    """Everything that was seen, the findings, and the verdict."""
+    """Print the measurements as tables, then the findings and a summary in one line."""
     ranks, hosts = len(seen.ranks), seen.num_hosts
     console.print(
         f"dsllm doctor: {ranks} {_plural(ranks, 'rank')} on {hosts} {_plural(hosts, 'host')}, {seen.device}, "
@@ -44,7 +44,7 @@ def show(seen: "Examination", console: Console) -> None:
 
 
 def show_findings(findings: Sequence[Finding], console: Console) -> None:
-    """Each finding with what to do."""
+    """Print each finding, and what to do about it."""
     for finding in findings:
         console.print(
             f"\n{finding.level}: {finding.check}, {finding.where}", style=STYLES[finding.level], highlight=False
@@ -55,13 +55,13 @@ def show_findings(findings: Sequence[Finding], console: Console) -> None:
 
 
 def verdict(findings: Sequence[Finding]) -> str:
-    """One line."""
+    """The findings summed up in one line."""
     errors = sum(finding.level == "error" for finding in findings)
     advice = len(findings) - errors
     if not errors:
         return "nothing is wrong" + (f"; {advice} {_plural(advice, 'piece')} of advice" if advice else "")
     rest = f", {advice} {_plural(advice, 'piece')} of advice" if advice else ""
-    return f"{errors} {_plural(errors, 'error')} to mend{rest}"
+    return f"{errors} {_plural(errors, 'error')} to fix{rest}"
 
 
 def _plural(number: int, word: str) -> str:
@@ -92,11 +92,11 @@ def _hosts(seen: "Examination") -> Table:
             ", ".join(network.infiniband or network.nccl),
             _gpus(list(here.values())),
         )
-    return _untold(table, seen.num_hosts, "hosts")
+    return _with_caption(table, seen.num_hosts, "hosts")
 
 
 def _cores(machines: Sequence[Machine]) -> str:
-    """Cores that the ranks of a host may use, and whether each has its own."""
+    """Cores that the ranks of a host may use, and whether each rank is bound to its own."""
     sets = [set(machine.cores) for machine in machines]
     everything = set().union(*sets)
     bound = len(sets) > 1 and sum(map(len, sets)) == len(everything)
@@ -105,7 +105,7 @@ def _cores(machines: Sequence[Machine]) -> str:
 
 
 def _threads(numbers_of_threads: Sequence[int]) -> str:
-    """Of each rank where all have as many."""
+    """Threads of each rank; one number where all ranks have the same."""
     alike = len(set(numbers_of_threads)) == 1
     return f"{numbers_of_threads[0]} each" if alike else " + ".join(map(str, numbers_of_threads))
 
@@ -120,20 +120,21 @@ def _gpus(seen: "Sequence[Seen]") -> str:
 
 
 def _ranks(seen: "Examination") -> Table:
-    """Speed and clock of each rank; of many, the slowest and the fastest."""
-    table = _table("rank", "host", f"matrix products, {seen.dtype}", "of the middle rank", "clock")
-    middle = statistics.median_high(seen.gemm.values())
+    """Speed and clock of each rank; of many ranks, the slowest and the fastest."""
+    table = _table("rank", "host", f"matrix products, {seen.dtype}", "of the median", "clock")
+    median = statistics.median_high(seen.gemm.values())
     clocks = dict(zip(seen.ranks, seen.clocks.seconds, strict=True))
     order = sorted(seen.gemm) if len(seen.gemm) <= MOST_HOSTS else sorted(seen.gemm, key=lambda place: seen.gemm[place])
     shown = order if len(order) <= MOST_HOSTS else [*order[:8], *order[-4:]]
     for place in shown:
         rate = seen.gemm[place]
         clock = "" if place.rank == 0 else f"{1e3 * clocks[place]:+.1f} ms"
-        table.add_row(str(place.rank), place.host, f"{rate / 1e9:,.0f} GFLOP/s", f"{rate / middle:.0%}", clock)
-    return _untold(table, len(order), "ranks")
+        table.add_row(str(place.rank), place.host, f"{rate / 1e9:,.0f} GFLOP/s", f"{rate / median:.0%}", clock)
+    return _with_caption(table, len(order), "ranks")
 
 
-def _untold(table: Table, number: int, what: str) -> Table:
+def _with_caption(table: Table, number: int, what: str) -> Table:
+    """The table; its caption says where rows were left out."""
     if number > table.row_count:
         table.caption = f"{table.row_count} of {number} {what}; --json has all"
     return table
@@ -148,7 +149,7 @@ def _folders(seen: "Examination") -> Table:
                 own.folder.role, own.folder.path, place.host, f"{own.free / GIB:,.1f} GiB",
                 _speed(own.write), _speed(own.read), own.problem or above,
             )  # fmt: skip
-    return _untold(table, sum(map(len, seen.folders.values())), "folders")
+    return _with_caption(table, sum(map(len, seen.folders.values())), "folders")
 
 
 def _speed(bytes_per_second: float) -> str:
@@ -186,7 +187,7 @@ def _operators(seen: "Examination") -> Table:
 
 
 def as_json(seen: "Examination") -> dict[str, Any]:
-    """All of it as plain values."""
+    """The whole result as plain values."""
     clocks = dict(zip(seen.ranks, seen.clocks.seconds, strict=True))
     return {
         **_head(seen.findings),
@@ -211,7 +212,7 @@ def as_json(seen: "Examination") -> dict[str, Any]:
 
 
 def alone_as_json(alone: Alone, findings: Sequence[Finding]) -> dict[str, Any]:
-    """What one rank knows by itself."""
+    """The result of one rank that could not reach the others, as plain values."""
     return {**_head(findings), "ranks": [_plain(alone)]}
 
 

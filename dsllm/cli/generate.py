@@ -3,16 +3,17 @@
 import argparse
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from dsllm.cli.output import Report, add_json_option, json_report
 from dsllm.config.train import PRECISIONS, Precision
-from dsllm.data.tokenizer import Tokenizer
-from dsllm.engine.processes.device import choose_device, set_up_process
 from dsllm.errors import CheckpointError
-from dsllm.evaluate.generate import Sampling, generate
-from dsllm.evaluate.load import find_tokenizer, load_model, open_saved, open_tokenizer
+
+if TYPE_CHECKING:  # imported when the command runs
+    from dsllm.data.tokenizer import Tokenizer
 
 REPLACEMENT = "\ufffd"
-"""What stands for bytes that are not a whole character yet."""
+"""Stands for bytes that are not a whole character yet."""
 
 
 def main(arguments: list[str]) -> int:
@@ -22,35 +23,8 @@ def main(arguments: list[str]) -> int:
         DsllmError: there is no such model or tokenizer, or the prompt leaves no room in the context.
     """
     options = _parse(arguments)
-    set_up_process(1)
-    device = choose_device(0)
-    saved = open_saved(options.model, print)
-    tokenizer = open_tokenizer(options.tokenizer or find_tokenizer(saved, options.data), options.end_of_text)
-    if tokenizer.vocab_size > (saved.config.vocab_size or 0):
-        raise CheckpointError(
-            f"{saved.folder}: knows {saved.config.vocab_size} token ids, the tokenizer has {tokenizer.vocab_size}: "
-            "it is another model's"
-        )
-    # In training every document follows an end-of-text token, so a prompt does too; with a document mask it is not seen.
-    prompt = [tokenizer.end_of_text_id, *tokenizer.encode(options.prompt)]
-    if len(prompt) >= saved.context_length:
-        raise CheckpointError(
-            f"the prompt has {len(prompt)} tokens, the model's context {saved.context_length}: shorten the prompt"
-        )
-    default: Precision = "fp32" if device.type == "cpu" else "bf16"
-    model = load_model(saved, options.precision or default, device)
-    for number in range(options.samples):
-        sampling = Sampling(
-            temperature=0.0 if options.greedy else options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            seed=options.seed + number,
-        )
-        print(options.prompt, end="")
-        masked = saved.run is not None and saved.run.data.document_mask
-        tokens = generate(model, prompt, options.max_tokens, sampling, tokenizer.end_of_text_id, masked)
-        _print_text(tokenizer, tokens)
-    return 0
+    with json_report(options.json) as report:
+        return _run(options, report)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -58,8 +32,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("model", type=Path, help="a run directory, a checkpoint or a Hugging Face folder")
     parser.add_argument("--prompt", default="", help="what to continue; default: the start of a document")
     parser.add_argument("--max-tokens", type=int, default=200, help="tokens to add at most (default 200)")
-    parser.add_argument("--samples", type=int, default=1, help="continuations, each with the next seed (default 1)")
-    parser.add_argument("--greedy", action="store_true", help="always the likeliest token")
+    parser.add_argument(
+        "--samples", type=int, default=1, help="number of continuations, each with the next seed (default 1)"
+    )
+    parser.add_argument("--greedy", action="store_true", help="always take the likeliest token")
     parser.add_argument("--temperature", type=float, default=0.8, help="below 1 safer, above 1 bolder (default 0.8)")
     parser.add_argument("--top-k", type=int, default=0, help="choose among the k likeliest; 0: among all (default)")
     parser.add_argument("--top-p", type=float, default=0.95, help="... that together have this probability (0.95)")
@@ -67,7 +43,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--precision", choices=PRECISIONS, help="default: fp32 on CPU, bf16 on GPU")
     parser.add_argument("--data", type=Path, help="prepared directory with the tokenizer; default: the run's")
     parser.add_argument("--tokenizer", type=Path, help="tokenizer.json, .model or folder; default: the model's own")
-    parser.add_argument("--end-of-text", help="the token that ends a text; default: as the tokenizer says")
+    parser.add_argument("--end-of-text", help="the token that ends a text; default: the one that the tokenizer names")
+    add_json_option(parser, "prompt, texts, tokens and seeds")
     options = parser.parse_args(arguments)
     for name, fits in [
         ("max_tokens", options.max_tokens >= 0),
@@ -81,8 +58,57 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def _print_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> None:
-    """Print tokens as they come; the bytes of a character that is not complete wait for the rest of it."""
+def _run(options: argparse.Namespace, report: Report) -> int:
+    from dsllm.engine.processes.device import choose_device, set_up_process
+    from dsllm.evaluate.generate import Sampling, generate
+    from dsllm.evaluate.load import find_tokenizer, load_model, open_saved, open_tokenizer
+
+    set_up_process(1)
+    device = choose_device(0)
+    saved = open_saved(options.model, print)
+    tokenizer = open_tokenizer(options.tokenizer or find_tokenizer(saved, options.data), options.end_of_text)
+    if tokenizer.vocab_size > (saved.config.vocab_size or 0):
+        raise CheckpointError(
+            f"{saved.folder}: has {saved.config.vocab_size} token ids, the tokenizer {tokenizer.vocab_size}: "
+            "it belongs to another model"
+        )
+    # In training every document follows an end-of-text token, so a prompt does too; with a document mask it is not seen.
+    prompt = [tokenizer.end_of_text_id, *tokenizer.encode(options.prompt)]
+    if len(prompt) >= saved.context_length:
+        raise CheckpointError(
+            f"the prompt has {len(prompt)} tokens, the model's context {saved.context_length}: shorten the prompt"
+        )
+    default: Precision = "fp32" if device.type == "cpu" else "bf16"
+    precision = options.precision or default
+    model = load_model(saved, precision, device)
+    masked = saved.run is not None and saved.run.data.document_mask
+    samples = []
+    for seed in range(options.seed, options.seed + options.samples):
+        sampling = Sampling(
+            temperature=0.0 if options.greedy else options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            seed=seed,
+        )
+        print(options.prompt, end="")
+        tokens = generate(model, prompt, options.max_tokens, sampling, tokenizer.end_of_text_id, masked)
+        ids = _print_text(tokenizer, tokens)
+        samples.append({"seed": seed, "tokens": ids, "text": tokenizer.decode(ids)})
+    report(
+        {
+            "model": str(saved.folder),
+            "step": saved.step,
+            "precision": precision,
+            "prompt": options.prompt,
+            "prompt_tokens": prompt,
+            "samples": samples,
+        }
+    )
+    return 0
+
+
+def _print_text(tokenizer: "Tokenizer", tokens: Iterable[int]) -> list[int]:
+    """Print tokens as they come, each character once all of its bytes are there. Returns the tokens."""
     ids: list[int] = []
     printed = 0
     for token in tokens:
@@ -92,3 +118,4 @@ def _print_text(tokenizer: Tokenizer, tokens: Iterable[int]) -> None:
             print(text[printed:], end="", flush=True)
             printed = len(text)
     print(tokenizer.decode(ids)[printed:] if ids else "", flush=True)
+    return ids

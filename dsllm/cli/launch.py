@@ -1,4 +1,4 @@
-"""dsllm launch: starts a run on a cluster under any launcher, follows it, and returns one true exit code."""
+"""dsllm launch: starts a run on a cluster under any launcher, follows it, and returns the run's own exit code."""
 
 import argparse
 import contextlib
@@ -6,35 +6,68 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import IO, get_args
+from typing import IO, TYPE_CHECKING, Any, get_args
 
+from dsllm.cli.output import Report, add_json_option, json_report
+from dsllm.cli.terminal import silence
+from dsllm.cli.words import RunWords, add_run_words, parse_run_words
 from dsllm.config.cluster import ClusterConfig, Launcher
-from dsllm.config.load import load_run
-from dsllm.config.load_cluster import load_cluster
 from dsllm.config.paths import find_file
-from dsllm.errors import EXIT_INTERRUPTED, ConfigError, LaunchError
+from dsllm.errors import EXIT_INTERRUPTED, LaunchError
 from dsllm.files import write_atomically
-from dsllm.launch.batch import follow_batch, submit
-from dsllm.launch.follow import Asked, Waits, asked_to_stop, follow
-from dsllm.launch.job import Job, Plan, quoted
-from dsllm.launch.plan import make_plan
-from dsllm.launch.verdict import is_over, judge
-from dsllm.run_directory import read_status
+
+if TYPE_CHECKING:  # imported when the command runs
+    from dsllm.launch.follow import Asked, Waits
+    from dsllm.launch.job import Job, Plan
+    from dsllm.launch.verdict import Verdict
 
 OUTPUT_FILE = "output.log"
 
 
-def main(arguments: Sequence[str]) -> int:
-    """`dsllm launch [RUN] [key=value ...] [--cluster FILE] [--with LAUNCHER] [--dry-run]`; the exit code of the run."""
+def main(arguments: list[str]) -> int:
+    """`dsllm launch [RUN] [key=value ...] [--cluster FILE] [--with LAUNCHER] [--dry-run]`; returns the run's exit code."""
     options = _parse(arguments)
+    words = parse_run_words(options.words)
+    with json_report(options.json) as report:
+        return _launch(options, words, report)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="dsllm launch",
+        description="Start a run on a cluster, follow it, and return its exit code: 0 trained, 75 saved after a signal.",
+    )
+    add_run_words(parser)
+    parser.add_argument("--cluster", metavar="FILE", help="the cluster's YAML file; default: this machine")
+    parser.add_argument(
+        "--hostfile", metavar="FILE", help="hosts, a line `NAME slots=N` each, in place of the cluster's"
+    )
+    parser.add_argument(
+        "--with",
+        dest="launcher",
+        choices=get_args(Launcher),
+        help="the launcher; default: the one in the cluster's file",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show every file and command; write and start nothing")
+    add_json_option(
+        parser, "job, exit code, reason and files (with --dry-run: the contents of the files, and the commands)"
+    )
+    return parser.parse_intermixed_args(arguments)
+
+
+def _launch(options: argparse.Namespace, words: RunWords, report: Report) -> int:
+    from dsllm.config.load_cluster import load_cluster
+    from dsllm.launch.plan import make_plan
+
     cluster = load_cluster(options.cluster, options.hostfile, options.launcher)
-    job = _make_job(options, cluster)
+    job = _make_job(words, cluster)
     plan = make_plan(job, cluster)
     if options.dry_run:
         _show(plan)
+        report(_planned(job, plan))
         return 0
     _check_programs(plan)
     try:
@@ -43,102 +76,112 @@ def main(arguments: Sequence[str]) -> int:
             write_atomically(path, text)
     except OSError as error:
         raise LaunchError(f"{job.folder}: cannot be written: {error.strerror or error}") from error
-    return _run(job, cluster, plan)
+    verdict = _run(job, cluster, plan)
+    with contextlib.suppress(BrokenPipeError):
+        print(f"dsllm launch: {verdict.reason}", file=sys.stderr, flush=True)
+    report(_ended(job, plan, verdict))
+    return verdict.code
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="dsllm launch",
-        description="Start a run on a cluster, follow it, and return its exit code: 0 trained, 75 saved after a signal.",
-    )
-    parser.add_argument(
-        "words", nargs="*", metavar="RUN | key=value", help="the run's YAML file, and fields to change in it"
-    )
-    parser.add_argument("--cluster", metavar="FILE", help="the cluster's YAML file; nothing: this machine")
-    parser.add_argument(
-        "--hostfile", metavar="FILE", help="hosts, a line `NAME slots=N` each, in place of the cluster's"
-    )
-    parser.add_argument(
-        "--with", dest="launcher", choices=get_args(Launcher), help="the launcher; nothing: as the cluster's file says"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="show every file and command; write and start nothing")
-    options = parser.parse_intermixed_args(list(arguments))
-    options.overrides = [word for word in options.words if "=" in word]
-    files = [word for word in options.words if "=" not in word]
-    if len(files) > 1:
-        raise ConfigError(f"one config file at a time, but there are {len(files)}: {', '.join(files)}")
-    options.config = files[0] if files else None
-    return options
+def _make_job(words: RunWords, cluster: ClusterConfig) -> "Job":
+    """The job of a run. Reads the run, so that its mistakes are found before anything starts."""
+    from dsllm.config.load import load_run
+    from dsllm.launch.job import Job
 
-
-def _make_job(options: argparse.Namespace, cluster: ClusterConfig) -> Job:
-    """The run is read here already, so that what is wrong with it costs no start."""
-    config = load_run(options.config, options.overrides)
-    file = find_file(options.config, None) if options.config else None
+    config = load_run(words.file, words.overrides)
+    file = find_file(words.file) if words.file else None
     directory = Path(cluster.shared_directory or Path.cwd())
     return Job(
         name=f"{config.run.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
         run_name=config.run.name,
-        words=tuple([str(file.absolute())] if file else []) + tuple(options.overrides),
+        words=(*([str(file.absolute())] if file else []), *words.overrides),
         directory=directory,
         run_directory=directory / config.run.directory,
     )
 
 
-def _show(plan: Plan) -> None:
+def _show(plan: "Plan") -> None:
+    from dsllm.launch.job import quoted
+
     for path, text in plan.files.items():
         print(f"# file {path}\n{text}")
-    for host, words in plan.commands.items():
-        print(f"# command for {host}\n{quoted(words)}")
+    for host, command in plan.commands.items():
+        print(f"# command for {host}\n{quoted(command)}")
 
 
-def _check_programs(plan: Plan) -> None:
-    for program in {words[0] for words in plan.commands.values()}:
+def _planned(job: "Job", plan: "Plan") -> dict[str, Any]:
+    """A dry run as plain values."""
+    return {
+        "job": job.name,
+        "run_directory": str(job.run_directory),
+        "files": {str(path): text for path, text in plan.files.items()},
+        "commands": {host: list(command) for host, command in plan.commands.items()},
+    }
+
+
+def _ended(job: "Job", plan: "Plan", verdict: "Verdict") -> dict[str, Any]:
+    """A job that has ended as plain values."""
+    return {
+        "job": job.name,
+        "run_directory": str(job.run_directory),
+        "exit_code": verdict.code,
+        "reason": verdict.reason,
+        "files": [str(path) for path in [*plan.files, job.folder / OUTPUT_FILE]],
+    }
+
+
+def _check_programs(plan: "Plan") -> None:
+    for program in {command[0] for command in plan.commands.values()}:
         if shutil.which(program) is None:
-            raise LaunchError(f"{program}: no such program here; it starts this job")
+            raise LaunchError(f"{program}: there is no such program here, and it starts this job")
 
 
-def _run(job: Job, cluster: ClusterConfig, plan: Plan) -> int:
-    """Start, follow, judge."""
+def _run(job: "Job", cluster: ClusterConfig, plan: "Plan") -> "Verdict":
+    """Start the job, follow it to its end, and derive its exit code."""
+    from dsllm.launch.follow import Asked, Waits, asked_to_stop, follow
+    from dsllm.launch.verdict import is_over, judge
+    from dsllm.run_directory import read_status
+
     waits = Waits(save=cluster.timeouts.save_seconds, end=cluster.timeouts.end_seconds)
     before = read_status(job.run_directory)
+
+    def run_is_over() -> bool:
+        return is_over(before, read_status(job.run_directory))
+
     print(f"job {job.name}: files and output in {job.folder}", flush=True)
     with asked_to_stop() as asked, (job.folder / OUTPUT_FILE).open("wb") as log:
         write = partial(_write, log)
         if cluster.chosen_launcher == "slurm":
             codes = [_run_batch(job, plan, waits, asked, write)]
         else:
-            codes = list(follow(plan.commands, waits, asked, partial(_over, job, before), write).values())
+            codes = list(follow(plan.commands, waits, asked, run_is_over, write).values())
         verdict = judge(before, read_status(job.run_directory), codes, asked.by)
         if plan.sweeps and verdict.code not in (0, EXIT_INTERRUPTED):
             follow(plan.sweeps, waits, Asked(), _yes, write)
-    with contextlib.suppress(BrokenPipeError):
-        print(f"dsllm launch: {verdict.reason}", file=sys.stderr, flush=True)
-    return verdict.code
+    return verdict
 
 
 def _yes() -> bool:
-    """The run is over: a sweep has end_seconds."""
+    """The run is over, so a sweep gets end_seconds."""
     return True
 
 
-def _run_batch(job: Job, plan: Plan, waits: Waits, asked: Asked, write: Callable[[bytes], None]) -> int:
+def _run_batch(job: "Job", plan: "Plan", waits: "Waits", asked: "Asked", write: Callable[[bytes], None]) -> int:
+    """Submit the job to SLURM and follow it; returns the exit code of its script."""
+    from dsllm.launch.batch import follow_batch, submit
+
     (command,) = plan.commands.values()
     number = submit(command)
-    print(f"job {number} is with SLURM", flush=True)
+    print(f"SLURM has accepted the job as {number}", flush=True)
     return follow_batch(number, job.folder / f"slurm-{number}.log", waits, asked, write).exit_code
 
 
-def _over(job: Job, before: dict) -> bool:
-    return is_over(before, read_status(job.run_directory))
-
-
 def _write(log: IO[bytes], data: bytes) -> None:
-    """To the job's log and to the terminal; a terminal that has gone does not end the job."""
+    """Write to the job's log and to the terminal. A terminal that has been closed does not end the job."""
     log.write(data)
     log.flush()
     try:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence()

@@ -1,4 +1,4 @@
-"""What a long command says on the terminal: by rank 0 alone, and into nothing once nobody listens any more."""
+"""Terminal output of rank 0; silenced once standard output is closed."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Terminal:
-    """Call it with a line to say. A reader that leaves (`dsllm train | head`) must not cost a run its state."""
+    """Call it with a line to print. A reader that leaves (`dsllm train | head`) does not end the run."""
 
     speaks: bool = True
     """False on the other ranks."""
@@ -17,12 +17,12 @@ class Terminal:
             return
         try:
             print(text, flush=True)
-        except OSError:  # the pipe is closed, or its disk is full
+        except OSError:  # the pipe is closed, or the disk behind it is full
             silence()
 
 
 def silence() -> None:
-    """Let standard output go nowhere from now on: what is still in its buffer would fail again at every write."""
+    """Send standard output to /dev/null from now on: what its buffer still holds would fail again at every write."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

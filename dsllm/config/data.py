@@ -17,37 +17,37 @@ class SourceConfig:
     kind: Literal["embedded", "files", "dataset", "megatron"] = "files"
     """embedded: text that every Python installation has. files: txt, jsonl(.gz|.zst), parquet.
     dataset: a name on the Hugging Face hub or a local folder, read through the `datasets` library.
-    megatron: finished .bin/.idx token shards, used where they lie."""
+    megatron: finished .bin/.idx token shards, used in place."""
     paths: tuple[str, ...] = ()
     """files: files, directories and globs. megatron: path prefixes, without .bin or .idx. embedded: which parts of it
-    (topics, docstrings, sources); empty means all. Where sources are read, their docstrings are not repeated."""
+    (topics, docstrings, sources). Empty (default): all. Docstrings are not repeated where sources are read."""
     dataset: str | None = None
     """dataset: the hub name or the folder."""
     subset: str | None = None
-    """dataset: the configuration's name, where the dataset has several."""
+    """dataset: the name of its configuration, where it has several. None (default): the only one."""
     dataset_split: str = "train"
     """dataset: the split to read."""
     text_field: str = "text"
     """The column or JSON key that holds the document's text."""
     weight: float | None = None
-    """Share of the training samples, relative to the other sources; give it to all sources or to none
-    (none: in proportion to their tokens)."""
+    """Share of the training samples, relative to the other sources. Give it to all sources or to none. None (default): in
+    proportion to their tokens."""
     text_documents: Literal["file", "lines", "paragraphs"] = "file"
     """What one document of a .txt file is: the whole file, each line, or each run of lines between empty lines."""
     on_bad_input: Literal["error", "skip"] = "error"
     """What to do with what cannot be read: stop with its name, or skip it, count it and report it in the data card."""
     max_megabytes: float | None = None
-    """Read at most this much text (10^6 bytes of UTF-8); nothing: all of it."""
+    """Read at most this much text (10^6 bytes of UTF-8). None (default): all of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where documents come from and what becomes of them."""
+    """Where documents come from, and how they become sequences."""
 
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
     directory: str | None = changeable(None)
-    """Folder of the prepared token shards; nothing: data/NAME."""
+    """Folder of the prepared token shards. None (default): data/NAME."""
     sources: tuple[SourceConfig, ...] = field(default_factory=lambda: (SourceConfig(name="pydocs", kind="embedded"),))
     """Where the documents come from."""
     sequence_length: int = 1024

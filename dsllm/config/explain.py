@@ -1,8 +1,7 @@
-"""Says what is wrong with a YAML file: where, which field, what is wrong, and what was meant."""
+"""Turns validation errors into lines that name file and line, field, problem, and the likely intention."""
 
 import dataclasses
 import difflib
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from dsllm.config.yaml_file import Lines
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """Where each value came from, for error messages."""
+    """The file, the line or the override that each value comes from."""
 
     file: Path
     lines: Lines
@@ -36,7 +35,7 @@ class Origin:
 
 
 def explain(error: ValidationError, origin: Origin, root: type) -> list[str]:
-    """One line per problem: where, which field, what is wrong, what was meant."""
+    """One line per problem: file and line or override, field, what is wrong, and a suggestion."""
     lines = []
     unions: dict[tuple[str, ...], list[str]] = {}
     for item in error.errors():
@@ -55,7 +54,7 @@ def explain(error: ValidationError, origin: Origin, root: type) -> list[str]:
 
 
 _WHY_NOT = {("train.precision", "fp8"): "; fp8 is refused until a GPU run has proven its numbers: use bf16"}
-"""Values that one may expect to work, by field: why they do not."""
+"""Values that look valid, by field, and why they are refused."""
 
 
 def _say(item: Any) -> str:
@@ -81,16 +80,14 @@ def _keys_by_section(branch: type, prefix: str = "") -> dict[str, list[str]]:
     fields = dataclasses.fields(branch)
     known = {prefix: [f.name for f in fields]}
     for f in fields:
-        inner = _dataclass_in(f.type, branch)
+        inner = _dataclass_in(f.type)
         if inner is not None:
             star = ".*" if "tuple" in str(f.type) else ""
             known |= _keys_by_section(inner, f"{prefix}.{f.name}{star}".lstrip("."))
     return known
 
 
-def _dataclass_in(annotation: Any, owner: type) -> type | None:
+def _dataclass_in(annotation: Any) -> type | None:
     """The dataclass inside an annotation such as X, X | None or tuple[X, ...]."""
-    if isinstance(annotation, str):
-        annotation = eval(annotation, vars(sys.modules[owner.__module__]))
     candidates = [annotation, *getattr(annotation, "__args__", ())]
     return next((c for c in candidates if dataclasses.is_dataclass(c) and isinstance(c, type)), None)

@@ -1,12 +1,12 @@
-"""How a field of the run is declared: forbidding unknown keys, and marking what may change on resume."""
+"""How the branches and fields of a run are declared: what pydantic refuses, and what may change on resume."""
 
 import dataclasses
 from typing import Any
 
-FORBID_UNKNOWN_KEYS = {"extra": "forbid"}
-"""Read by pydantic from `__pydantic_config__` of each branch."""
+FORBID_UNKNOWN_KEYS = {"extra": "forbid", "allow_inf_nan": False}
+"""What pydantic reads from `__pydantic_config__` of each branch: unknown keys are errors, and so are .nan and .inf."""
 
 
 def changeable(default: Any) -> Any:
-    """A field that may differ when a run is resumed: it changes how the run is carried out, not what it computes."""
+    """A field that may differ when a run is resumed: it changes how the run is executed, not what it computes."""
     return dataclasses.field(default=default, metadata={"changeable": True})

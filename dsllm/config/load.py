@@ -19,7 +19,7 @@ _ADAPTER = TypeAdapter(RunConfig)
 
 
 def load_run(path: str | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """The run in a YAML file (nothing: the embedded default recipe), with `key.path=value` overrides on top.
+    """The run in a YAML file (None: the embedded recipe), with `key.path=value` overrides on top.
 
     Raises:
         ConfigError: the file is missing or unreadable, or anything in it does not fit; lists every problem.
@@ -73,7 +73,7 @@ def _apply_override(tree: dict[str, Any], text: str) -> str | None:
 
 
 def _build(tree: dict[str, Any], origin: Origin, stem: str, problems: list[str]) -> RunConfig:
-    """Validate a raw tree, fill in what follows from the name, and check the fields against each other."""
+    """Validate a raw tree, fill in names and directories, and check the fields against each other."""
     run = tree.get("run")
     if run is None:
         run = tree["run"] = {}
@@ -97,7 +97,7 @@ def _build(tree: dict[str, Any], origin: Origin, stem: str, problems: list[str])
 
 
 def _without_empty_sections(tree: dict[str, Any]) -> dict[str, Any]:
-    """A section whose every line is commented out reads as null; it means the defaults."""
+    """The tree without null sections: a section whose lines are all commented out means the defaults."""
     return {key: value for key, value in tree.items() if value is not None}
 
 

@@ -32,7 +32,7 @@ class ModelConfig:
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
     size: str | None = None
-    """A named model (dsllm/config/sizes.py) whose fields are taken where the run gives none."""
+    """A named model (dsllm/config/sizes.py) whose fields apply where the run gives none. None (default): no named model."""
     num_layers: int = 8
     """Decoder blocks."""
     hidden_size: int = 384
@@ -40,15 +40,15 @@ class ModelConfig:
     num_heads: int = 6
     """Query heads."""
     num_kv_heads: int | None = None
-    """Key and value heads (grouped-query attention); nothing: num_heads."""
+    """Key and value heads (grouped-query attention). None (default): num_heads."""
     head_size: int | None = None
-    """Width of a head; nothing: hidden_size / num_heads."""
+    """Width of a head. None (default): hidden_size / num_heads."""
     mlp_size: int | None = None
-    """Inner width of the MLP; nothing: 4 x hidden_size, or 8/3 of it rounded up to 64 with swiglu."""
+    """Inner width of the MLP. None (default): 4 x hidden_size; with swiglu 8/3 x hidden_size, rounded up to 64."""
     vocab_size: int | None = None
-    """Number of token ids; nothing: that of the tokenizer. May be larger than the tokenizer's, never smaller."""
+    """Number of token ids; at least that of the tokenizer. None (default): that of the tokenizer."""
     context_length: int | None = None
-    """Longest sequence that the model is made for, in tokens; nothing: data.sequence_length."""
+    """Longest sequence that the model is made for, in tokens. None (default): data.sequence_length."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     """Normalisation before attention, before the MLP and before the head."""
     norm_epsilon: float = 1e-5
@@ -60,7 +60,7 @@ class ModelConfig:
     rope_fraction: float = 1.0
     """Share of each head that is rotated (GPT-NeoX: 0.25)."""
     rope_scaling: RopeScaling | None = None
-    """Llama-3 stretching to a longer context; nothing: off."""
+    """Llama-3 stretching to a longer context. None (default): off."""
     mlp: Literal["swiglu", "gelu", "gelu_tanh"] = "swiglu"
     """The MLP's non-linearity; gelu_tanh is GPT-2's approximation."""
     parallel_residual: bool = False
@@ -80,7 +80,8 @@ class ModelConfig:
     initial_std: float = 0.02
     """Standard deviation of the initial weights; output projections use initial_std / sqrt(2 x num_layers)."""
     init_from: str | None = None
-    """Start from these weights: a run directory, one of its checkpoints, or a Hugging Face folder."""
+    """Start from these weights: a run directory, one of its checkpoints, or a Hugging Face folder. None (default): from the
+    initial values."""
 
     @property
     def kv_heads(self) -> int:

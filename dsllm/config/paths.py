@@ -1,23 +1,23 @@
 """Where files named in a run are looked for: the working directory, the YAML's folder, the shipped presets."""
 
+import os
 from pathlib import Path
-
-import dsllm
 
 DEFAULT_RECIPE = "launch/recipes/pydocs.yaml"
 
 
 def presets_directory() -> Path:
     """Folder that holds ds_configs/ and launch/: the checkout, or the copy inside an installed wheel."""
-    package = Path(dsllm.__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     checkout = package.parent
     return checkout if (checkout / "setup.py").is_file() and (checkout / "ds_configs").is_dir() else package / "presets"
 
 
 def find_file(name: str, beside: Path | None = None) -> Path | None:
-    """The first existing file of that name in the working directory, in `beside`, and among the presets; else None."""
+    """The first existing file of that name in the working directory, in the folder `beside`, and in the presets; else None."""
     places = [Path.cwd(), *([beside] if beside else []), presets_directory()]
-    return next((place / name for place in places if (place / name).is_file()), None)
+    # not Path.is_file(): it raises where the name is too long, and an override may be a long word
+    return next((place / name for place in places if os.path.isfile(place / name)), None)
 
 
 def searched(name: str, beside: Path | None = None) -> str:

@@ -11,21 +11,21 @@ from dsllm.config.train import CheckpointConfig, LogConfig, TrainConfig
 
 @dataclass(frozen=True, kw_only=True)
 class RunSection:
-    """What the run is called and where it lives."""
+    """Name, folder and seed of the run."""
 
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
     name: str
-    """Name of the run; nothing: the YAML file's name."""
+    """Name of the run. Left out: the name of the YAML file."""
     directory: str = changeable("")
-    """Folder of the run; nothing: runs/NAME."""
+    """Folder of the run. Empty (default): runs/NAME."""
     seed: int = 1234
     """Decides the initial weights, the order of the data and dropout."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """A run: everything that decides what it computes, and how it is carried out."""
+    """A run: what it computes, and how it is executed."""
 
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
 

@@ -90,7 +90,7 @@ def resolve_size(model: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
     """The model section with the fields of its named size put under those that were given.
 
     Returns:
-        the section, and what is wrong with its `size` (nothing: all is well)
+        the section, and what is wrong with its `size`; None: it is right
     """
     size = model.get("size")
     if not isinstance(size, str):

@@ -22,13 +22,13 @@ class ScheduleConfig:
     """cosine and linear decay from the warm-up's end to the last step; wsd stays at the peak and decays linearly at the
     end (warm-up, stable, decay); constant stays at the peak."""
     warmup_steps: int | None = None
-    """Optimizer steps of warm-up; give this or warmup_tokens; neither: no warm-up."""
+    """Optimizer steps of warm-up; give this or warmup_tokens. None (default) for both: no warm-up."""
     warmup_tokens: int | None = None
-    """Tokens of warm-up, rounded up to whole steps."""
+    """Tokens of warm-up, rounded up to whole steps. None (default): see warmup_steps."""
     decay_steps: int | None = None
-    """wsd: optimizer steps of the final decay; give this or decay_tokens; neither: a tenth of the run."""
+    """wsd: optimizer steps of the final decay; give this or decay_tokens. None (default) for both: a tenth of the run."""
     decay_tokens: int | None = None
-    """wsd: tokens of the final decay, rounded up to whole steps."""
+    """wsd: tokens of the final decay, rounded up to whole steps. None (default): see decay_steps."""
     end_ratio: float = 0.1
     """Learning rate at the end, as a share of the peak."""
 
@@ -46,14 +46,14 @@ class LossScaleConfig:
     window_steps: int = 1000
     """Dynamic: double the scale after this many steps without overflow."""
     hysteresis: int = 2
-    """Dynamic: overflows to endure before the scale is halved."""
+    """Dynamic: halve the scale from this many overflows on, counted since it last grew."""
     minimum: float = 1.0
-    """Dynamic: never scale by less."""
+    """Dynamic: the lowest scale."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One training run, independent of how many ranks carry it out."""
+    """One training run; the same on any number of ranks."""
 
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
@@ -70,31 +70,31 @@ class TrainConfig:
     """Largest gradient norm; larger gradients are scaled down to it; 0: off."""
     activation_checkpointing: ActivationCheckpointing = changeable("none")
     """none; full: keep only each block's input and compute the rest again in the backward pass; attention, mlp: the same
-    for that branch of each block and its norm; k: whole blocks, every k-th. Less memory, more work, the same numbers."""
+    for that branch of each block and its norm; k: full for every k-th block. Less memory, more work, the same numbers."""
     activation_offload: bool = changeable(False)
-    """What activation checkpointing keeps waits in the CPU's memory for the backward pass. Saves memory on GPUs only."""
+    """Keep in the CPU's memory what activation checkpointing keeps for the backward pass. Saves memory on GPUs only."""
     compile: bool = changeable(False)
     """Compile each layer with torch.compile; the first step takes longer, so it pays in long runs only."""
     kernels: Kernels = changeable("torch")
-    """Norms and MLP by torch's kernels, or by Liger's (Triton; GPUs only, needs the extra `gpu`)."""
+    """Kernels of norms and MLP: torch's, or Liger's (Triton; GPUs only, needs the extra `gpu`)."""
     optimizer: OptimizerConfig = field(default_factory=AdamWConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     loss_scale: LossScaleConfig = field(default_factory=LossScaleConfig)
     timeout_minutes: float = changeable(30.0)
-    """Longest wait for another rank, at the start and in every step: when it is over, a rank that hangs or whose host is
-    lost ends the run. Above the slowest save or validation."""
+    """Longest wait for another rank, at the start and in every step; after it, a rank that hangs or whose host is lost ends
+    the run. Make it longer than the slowest save or validation."""
     bind_cores: bool | None = changeable(None)
-    """Bind each rank to its share of the host's cores, unless the launcher has bound it. Nothing: on hosts with several
-    memory nodes (NUMA) and several ranks."""
+    """Bind each rank to its share of the host's cores, unless the launcher has bound it. None (default): only on hosts
+    with several memory nodes (NUMA) and several ranks."""
     validate_every_steps: int = changeable(0)
-    """Validation loss every so many steps; 0: only at the end."""
+    """Measure the validation loss every so many steps; 0: only at the end."""
     validation_sequences: int = changeable(256)
     """At most this many held-out sequences per validation; 0: all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When the run's state is saved, and what is kept."""
+    """When the run's state is saved, and which checkpoints are kept."""
 
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
@@ -105,12 +105,12 @@ class CheckpointConfig:
     keep_last: int = changeable(2)
     """How many of the newest checkpoints to keep."""
     keep_every_steps: int = changeable(0)
-    """Also keep for ever every checkpoint whose step is a multiple of this; 0: none."""
+    """Never remove a checkpoint whose step is a multiple of this; 0: no such exception."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """What is reported on the way."""
+    """What is reported during the run."""
 
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
@@ -119,11 +119,11 @@ class LogConfig:
     tensorboard: bool = changeable(True)
     """Write TensorBoard event files into the run directory."""
     peak_tflops: float | None = changeable(None)
-    """Peak of one device, in TFLOP/s, against which MFU is reported; nothing: the data sheet's for known GPUs,
-    measured at the start on CPU."""
+    """Peak of one device, in TFLOP/s, against which MFU is reported. None (default): from the data sheet on known
+    GPUs, measured at the start on CPUs."""
     breakdown: bool | None = changeable(None)
     """Seconds of data, forward, backward, communication and optimizer in every row of metrics.jsonl, and a table at the
-    end. On GPUs it slows the step: the device is waited for at each part's ends. Nothing: on CPUs only, where it is cheap."""
+    end. Slows the step on GPUs, because every part waits for the device. None (default): on CPUs only, where it is cheap."""
     layer_statistics_every_steps: int = changeable(0)
     """Activations, gradient norm, weight norm and update of every layer, every so many steps, into
     layer_statistics.jsonl; 0: never."""

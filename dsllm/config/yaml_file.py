@@ -1,4 +1,4 @@
-"""Reads YAML as version 1.2 does: 2e6 is a number, yes is a word, and every key remembers its line."""
+"""Reads YAML 1.2, where 2e6 is a number and yes is a word, with the line of every key."""
 
 import re
 from pathlib import Path
@@ -33,13 +33,13 @@ for _tag, _pattern, _first in _CORE_SCHEMA:
 
 
 def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
-    """YAML 1.1 would read 010 as eight and 1:30 as ninety."""
+    """Read an integer. YAML 1.1, and so PyYAML, would read 010 as 8 and 1:30 as 90."""
     text = node.value
     return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
 
 
 def _construct_float(loader: _Loader, node: yaml.ScalarNode) -> float | int:
-    """2e6 is an int where it is whole, so that counts can be written shortly."""
+    """Read a number. One with an exponent is an int if it is whole, so that a count can be written as 2e6."""
     text = node.value.lower().replace(".inf", "inf").replace(".nan", "nan")
     value = float(text)
     return int(value) if "e" in text and value.is_integer() else value
@@ -87,7 +87,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: is not valid YAML: {error}") from error
     if not isinstance(value, dict):
-        raise ConfigError(f"{path}: holds a {type(value).__name__} where a mapping of keys to values is expected")
+        raise ConfigError(f"{path}: contains a {type(value).__name__}, but a mapping of keys to values is expected")
     lines: Lines = {}
     problems: list[str] = []
     if node is not None:
@@ -103,7 +103,7 @@ def write_yaml(value: dict[str, Any]) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper for the loader above: text that YAML 1.2 would take for a number is quoted."""
+    """SafeDumper for the loader above. Quotes text that YAML 1.2 would read as a number."""
 
     yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 

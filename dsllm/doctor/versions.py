@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from dsllm import __version__
 from dsllm.doctor.findings import Finding, Level, Place, differing, where
+from dsllm.version import __version__
 
 PACKAGE = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy", "triton", "liger-kernel")

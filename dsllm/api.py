@@ -1,0 +1,147 @@
+"""What a notebook calls: a run's model and batches, saved models and their tokenizers. `dsllm` exports these names."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from dsllm.checkpoint.find import find_checkpoint
+from dsllm.checkpoint.read import CheckpointReader
+from dsllm.config.run import RunConfig
+from dsllm.config.train import Precision
+from dsllm.data.loader import TrainingBatches, ValidationBatches
+from dsllm.data.manifest import Manifest, check_shards, check_tokenizer, load_manifest
+from dsllm.data.tokenizer import Tokenizer
+from dsllm.engine.processes.device import compute_dtype
+from dsllm.errors import ConfigError
+from dsllm.evaluate import load
+from dsllm.evaluate.generate import Sampling, generate
+from dsllm.evaluate.perplexity import HeldOutLoss, validation_loss
+from dsllm.model.initial import fill_initial
+from dsllm.model.recompute import Recompute
+from dsllm.model.transformer import Transformer
+
+__all__ = [
+    "CheckpointReader",
+    "HeldOutLoss",
+    "Sampling",
+    "Tokenizer",
+    "TrainingBatches",
+    "Transformer",
+    "ValidationBatches",
+    "build_model",
+    "generate",
+    "load_model",
+    "load_tokenizer",
+    "open_checkpoint",
+    "training_batches",
+    "validation_batches",
+    "validation_loss",
+]
+
+
+def build_model(run: RunConfig, precision: Precision = "fp32") -> Transformer:
+    """The run's model with its initial values, on the CPU, in training mode.
+
+    Args:
+        precision: fp32, or fp32_compute_bf16 for bf16 inside the layers. The parameters are fp32 in both.
+
+    Raises:
+        ConfigError: another precision, which only the engine trains in.
+        DataError: the run leaves its vocabulary to the tokenizer, and the data is not prepared yet.
+    """
+    if precision not in ("fp32", "fp32_compute_bf16"):
+        raise ConfigError(f"precision {precision}: only the engine trains in it; use fp32 or fp32_compute_bf16 here")
+    if run.model.vocab_size is None:
+        vocab_size = load_manifest(_data_of(run)).tokenizer.vocab_size
+        run = dataclasses.replace(run, model=dataclasses.replace(run.model, vocab_size=vocab_size))
+    recompute = Recompute(what=run.train.activation_checkpointing, offload=run.train.activation_offload)
+    model = Transformer(run.model, run.context_length, compute_dtype(precision), recompute)
+    fill_initial(model, run.model, run.run.seed)
+    return model
+
+
+def training_batches(run: RunConfig, rank: int = 0, num_ranks: int = 1) -> TrainingBatches:
+    """The run's micro-batches: `training_batches(run).step(0)` gives those of the first step.
+
+    Args:
+        rank: which data-parallel rank of `num_ranks` gets them.
+
+    Raises:
+        ConfigError: the global batch does not divide into micro-batches on so many ranks.
+        DataError: the data is not prepared yet, is damaged, or was prepared from other sources.
+    """
+    train = run.train
+    if train.global_batch_sequences % (train.micro_batch_sequences * num_ranks):
+        raise ConfigError(
+            f"train.global_batch_sequences {train.global_batch_sequences} is not a multiple of "
+            f"{train.micro_batch_sequences} sequences x {num_ranks} ranks: change one of the three"
+        )
+    return TrainingBatches(
+        _data_of(run),
+        _checked_manifest(_data_of(run)),
+        run.data,
+        seed=run.run.seed,
+        global_batch_sequences=train.global_batch_sequences,
+        micro_batch_sequences=train.micro_batch_sequences,
+        rank=rank,
+        num_ranks=num_ranks,
+    )
+
+
+def validation_batches(run: RunConfig, max_sequences: int | None = None) -> ValidationBatches:
+    """One pass over the run's held-out text, in which every token is predicted once.
+
+    Args:
+        max_sequences: use at most this many windows, spread evenly. None (default): all.
+
+    Raises:
+        DataError: the data is not prepared yet or is damaged.
+    """
+    return ValidationBatches(
+        _data_of(run),
+        _checked_manifest(_data_of(run)),
+        sequence_length=run.data.sequence_length,
+        micro_batch_sequences=run.train.micro_batch_sequences,
+        max_sequences=max_sequences,
+        document_mask=run.data.document_mask,
+    )
+
+
+def load_model(path: Path | str, precision: Precision = "fp32", device: torch.device | str = "cpu") -> Transformer:
+    """The model in a run directory (its newest checkpoint), a checkpoint or a Hugging Face folder, in evaluation mode.
+
+    Raises:
+        CheckpointError: the folder has no model, or one that cannot be used.
+    """
+    return load.load_model(load.open_saved(Path(path), print), precision, torch.device(device))
+
+
+def open_checkpoint(path: Path | str) -> CheckpointReader:
+    """The checkpoint in a folder, or the newest one of a run directory; its files are verified first.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    return CheckpointReader(find_checkpoint(Path(path), print))
+
+
+def load_tokenizer(path: Path | str) -> Tokenizer:
+    """The tokenizer of a run directory, in a prepared or a Hugging Face folder, or in a file.
+
+    Raises:
+        DataError: there is none.
+    """
+    folder = Path(path) / "tokenizer"
+    return load.open_tokenizer(folder if folder.is_dir() else Path(path))
+
+
+def _data_of(run: RunConfig) -> Path:
+    return Path(run.data.directory or f"data/{run.run.name}")
+
+
+def _checked_manifest(directory: Path) -> Manifest:
+    manifest = load_manifest(directory)
+    check_shards(directory, manifest)
+    check_tokenizer(directory, manifest)
+    return manifest
