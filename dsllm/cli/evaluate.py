@@ -12,8 +12,8 @@ from dsllm.config.train import PRECISIONS, Precision
 from dsllm.errors import CheckpointError, DataError, OutputError
 
 if TYPE_CHECKING:  # imported when the command runs
-    from dsllm.data.validation import ValidationBatches
     from dsllm.data.manifest import Manifest
+    from dsllm.data.validation import ValidationBatches
     from dsllm.evaluate.load import SavedModel
     from dsllm.evaluate.perplexity import HeldOutLoss
 

@@ -8,7 +8,6 @@ import pytest
 from dsllm.cli import COMMANDS, main
 from dsllm.errors import EXIT_USAGE
 
-
 HEAVY = ("torch", "deepspeed", "numpy", "transformers", "pydantic", "rich", "matplotlib")
 HELP = f"""
 import sys

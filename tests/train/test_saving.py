@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from dsllm.train.progress import Progress
+from dsllm.train.saving import RunRecord, restore, save_checkpoint
 
 from dsllm.checkpoint.find import list_checkpoints
 from dsllm.checkpoint.read import CheckpointReader, damage_in
@@ -17,8 +19,6 @@ from dsllm.config.train import CheckpointConfig
 from dsllm.engine.processes.process_group import World
 from dsllm.engine.state import owned_slices
 from dsllm.slices import WEIGHTS, Region, whole
-from dsllm.train.progress import Progress
-from dsllm.train.saving import RunRecord, restore, save_checkpoint
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import tiny_engine, tiny_run, tiny_step
 
