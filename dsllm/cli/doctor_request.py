@@ -13,9 +13,7 @@ from dsllm.config.run import RunConfig
 from dsllm.doctor.alone import Request
 from dsllm.doctor.disks import Folder
 from dsllm.engine.settings.final_config import read_deepspeed_json
-
-BYTES_PER_PARAMETER = 12
-"""In a checkpoint: fp32 weights and Adam's two moments."""
+from dsllm.parameters import parameter_table
 
 
 def make_request(words: RunWords, timeout_minutes: float) -> Request:
@@ -40,11 +38,10 @@ def make_request(words: RunWords, timeout_minutes: float) -> Request:
 
 def _folders_of(config: RunConfig) -> tuple[Folder, Folder]:
     counted, _ = with_some_vocabulary(config)
-    parameters = counts.parameter_count(counted.model, counted.context_length).total
     run = Folder(
         role="run",
         path=config.run.directory,
-        needed_bytes=BYTES_PER_PARAMETER * parameters,
+        needed_bytes=counts.checkpoint_bytes(parameter_table(counted.model, counted.context_length)),
         num_kept=config.checkpoint.keep_last,
     )
     return run, Folder(role="data", path=config.data.directory or "")

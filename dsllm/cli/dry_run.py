@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,80 +11,123 @@ from dsllm import counts
 from dsllm.config.load import run_to_dict
 from dsllm.config.precision import resolve_precision
 from dsllm.config.run import RunConfig
-from dsllm.config.train import Precision
 from dsllm.config.yaml_file import write_yaml
-from dsllm.data.manifest import load_manifest
-from dsllm.engine.settings.final_config import Layout, final_config
+from dsllm.data.manifest import FILE_NAME, load_manifest
+from dsllm.engine.settings.final_config import final_config
+from dsllm.engine.settings.layout import Layout
 from dsllm.engine.settings.offload import offload_devices, offloaded_bytes
+from dsllm.mesh import make_mesh
 from dsllm.parameters import parameter_table
 
 GIB = 2**30
 
 
-def show(config: RunConfig, given: Mapping[str, Any], world_size: int) -> int:
-    """Print everything that is known of a run before it starts; the exit code."""
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What follows from a run on so many ranks, by formula. Bytes are per rank, FLOPs and tokens of the whole run."""
+
+    parameters: counts.ParameterCount
+    zero_stage: int
+    accumulation: int
+    """Micro-batches per rank and step."""
+    model_state_bytes: int
+    activation_bytes: int
+    offloaded: Mapping[str, int]
+    """Bytes of model states by place (device, host, nvme); empty without offload."""
+    flops_per_token: int
+    total_tokens: int
+    communication: counts.Communication
+    """Of one step."""
+
+
+def show(config: RunConfig, given: Mapping[str, Any], world_size: int) -> dict[str, Any]:
+    """Print everything that is known of a run before it starts; the same as plain values.
+
+    Raises:
+        ConfigError: the run cannot work on so many ranks.
+    """
     config, vocabulary = with_some_vocabulary(config)
-    precision, device = _guess_device(config)
-    final = final_config(config, given, Layout(world_size=world_size, device=device, precision=precision))
+    # the device that this machine would train on, found without importing torch: NVIDIA's driver leaves a file
+    device = "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"
+    precision = resolve_precision(config.train.precision, device)
+    layout = Layout(mesh=make_mesh(config.parallel, world_size), device=device, precision=precision)
+    final = final_config(config, given, layout)
+    expected = _expected(config, final, layout)
     print("# run\n" + write_yaml(run_to_dict(config)))
     print("# final DeepSpeed config\n" + json.dumps(final, indent=2))
-    print("\n# " + "\n# ".join(_summary(config, final, world_size, precision, device, vocabulary)))
-    return 0
+    print("\n# " + "\n# ".join(_summary(config, expected, layout, vocabulary)))
+    return {
+        "run": run_to_dict(config),
+        "deepspeed": final,
+        "device": device,
+        "precision": precision,
+        "mesh": asdict(layout.mesh),
+        "num_steps": config.num_steps,
+        "expected": asdict(expected),
+    }
 
 
-def _summary(
-    config: RunConfig, final: Mapping[str, Any], world_size: int, precision: Precision, device: str, vocabulary: str
-) -> list[str]:
+def _expected(config: RunConfig, final: Mapping[str, Any], layout: Layout) -> Expected:
     count = counts.parameter_count(config.model, config.context_length)
-    stage = final["zero_optimization"]["stage"]
-    fp32_gradients = final.get("data_types", {}).get("grad_accum_dtype") == "fp32"  # asked of 16-bit precisions only
-    accumulation = final["gradient_accumulation_steps"]
-    state = counts.model_states(count.total, stage, precision, world_size, fp32_gradients, accumulation).most
+    zero, precision, accumulation = final["zero_optimization"], layout.precision, final["gradient_accumulation_steps"]
+    fp32_gradients = final.get("data_types", {}).get("grad_accum_dtype") == "fp32"  # set in 16-bit precisions only
+    offloads = offload_devices(zero) != ("none", "none")
+    length = config.data.sequence_length
+    return Expected(
+        parameters=count,
+        zero_stage=zero["stage"],
+        accumulation=accumulation,
+        model_state_bytes=counts.model_states(
+            count.total, zero["stage"], precision, layout.data_size, fp32_gradients, accumulation
+        ).most,
+        activation_bytes=counts.activation_bytes(config.model, length, config.train, precision, layout.device),
+        offloaded=asdict(offloaded_bytes(zero, count.total, precision, layout.data_size)) if offloads else {},
+        flops_per_token=counts.flops_per_token(config.model, length),
+        total_tokens=config.num_steps * config.tokens_per_step,
+        communication=counts.communication_of_step(
+            parameter_table(config.model, config.context_length), final, precision
+        ),
+    )
+
+
+def _summary(config: RunConfig, expected: Expected, layout: Layout, vocabulary: str) -> list[str]:
+    count, per_token, traffic = expected.parameters, expected.flops_per_token, expected.communication
     length, micro = config.data.sequence_length, config.train.micro_batch_sequences
-    activations = counts.activation_bytes(config.model, length, config.train, precision, device)
-    per_token = counts.flops_per_token(config.model, length)
-    total_tokens = config.num_steps * config.tokens_per_step
-    table = parameter_table(config.model, config.context_length)
-    traffic = counts.communication_of_step(table, final, precision)
     return [
         f"parameters   {count.total:,} ({count.embedding + count.head:,} of them embedding and head; {vocabulary})",
-        f"layout       {world_size} ranks on {device}, ZeRO stage {stage}, {precision}",
+        f"layout       {layout.mesh.world_size} ranks on {layout.device}, ZeRO stage {expected.zero_stage}, "
+        f"{layout.precision}",
         f"batch        {config.train.global_batch_sequences} sequences of {length} = {config.tokens_per_step:,} tokens a step: "
-        f"{final['gradient_accumulation_steps']} micro-batches of {micro} on each rank",
-        f"steps        {config.num_steps:,} for {total_tokens:,} tokens",
-        f"compute      {per_token / 1e6:,.1f} MFLOP a token, {per_token * total_tokens:.3g} FLOP in all",
-        f"memory       per rank {state / GIB:.2f} GiB of model states and about {activations / GIB:.2f} GiB of activations",
-        *_offload_lines(final["zero_optimization"], count.total, precision, world_size),
+        f"{expected.accumulation} micro-batches of {micro} on each rank",
+        f"steps        {config.num_steps:,} for {expected.total_tokens:,} tokens",
+        f"compute      {per_token / 1e6:,.1f} MFLOP a token, {per_token * expected.total_tokens:.3g} FLOP in all",
+        f"memory       per rank {expected.model_state_bytes / GIB:.2f} GiB of model states and about "
+        f"{expected.activation_bytes / GIB:.2f} GiB of activations",
+        *_offload_lines(expected.offloaded),
         f"network      per rank and step {traffic.handed / 1e6:,.1f} MB given to collectives, "
-        f"{traffic.on_wire(world_size) / 1e6:,.1f} MB sent",
+        f"{traffic.on_wire(layout.data_size) / 1e6:,.1f} MB sent",
         f"directories  run {config.run.directory}, data {config.data.directory}",
     ]
 
 
-def _offload_lines(zero: Mapping[str, Any], num_parameters: int, precision: Precision, world_size: int) -> list[str]:
+def _offload_lines(offloaded: Mapping[str, int]) -> list[str]:
     """Where offload puts the model states; no line without offload."""
-    if offload_devices(zero) == ("none", "none"):
+    if not offloaded:
         return []
-    where = offloaded_bytes(zero, num_parameters, precision, world_size)
+    device, host, nvme = (offloaded[place] / GIB for place in ("device", "host", "nvme"))
     return [
-        f"offload      per rank {where.device / GIB:.2f} GiB of model states on the device, {where.host / GIB:.2f} GiB "
-        f"in the host's memory, {where.nvme / GIB:.2f} GiB on NVMe"
+        f"offload      per rank {device:.2f} GiB of model states on the device, {host:.2f} GiB in the host's memory, "
+        f"{nvme:.2f} GiB on NVMe"
     ]
 
 
 def with_some_vocabulary(config: RunConfig) -> tuple[RunConfig, str]:
-    """A vocabulary size to count with: the run's, the prepared tokenizer's, or what will be trained."""
+    """A vocabulary size to count with: the run's, the prepared tokenizer's, or what will be trained; and which it is."""
     if config.model.vocab_size is not None:
         return config, "vocabulary as given"
     directory = Path(config.data.directory or "")
-    if (directory / "manifest.json").is_file():
+    if (directory / FILE_NAME).is_file():
         size, origin = load_manifest(directory).tokenizer.vocab_size, f"vocabulary of {directory}"
     else:
         size, origin = config.tokenizer.vocab_size, "vocabulary as it will be trained; the data is not prepared yet"
     return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size)), origin
-
-
-def _guess_device(config: RunConfig) -> tuple[Precision, str]:
-    """The device that this machine would train on, found without importing torch: NVIDIA's driver leaves a file."""
-    device = "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"
-    return resolve_precision(config.train.precision, device), device

@@ -43,6 +43,12 @@ class Engine:
         return self.deepspeed.module
 
     @property
+    def parameter_shapes(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Names and global shapes of the parameters, in the model's order, also where ZeRO-3 has partitioned them."""
+        parameters: list[tuple[str, Any]] = list(self.module.named_parameters())
+        return [(name, tuple(p.ds_shape if self.stage == 3 else p.shape)) for name, p in parameters]
+
+    @property
     def optimizer(self) -> Any:
         """DeepSpeed's wrapper of the optimizer; the optimizer itself in fp32 at ZeRO-0."""
         return self.deepspeed.optimizer

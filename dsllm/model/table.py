@@ -16,9 +16,17 @@ def check_table(model: nn.Module, table: ParameterTable) -> None:
         model: not partitioned by ZeRO-3, which empties the shapes; on any device, "meta" too
 
     Raises:
+        AssertionError: see `check_shapes`.
+    """
+    check_shapes([(name, tuple(parameter.shape)) for name, parameter in model.named_parameters()], table)
+
+
+def check_shapes(found: Shapes, table: ParameterTable) -> None:
+    """Assert that these names and global shapes, in this order, are those of a table.
+
+    Raises:
         AssertionError: names every parameter that is missing, unknown or of another shape, or the first out of order.
     """
-    found = [(name, tuple(parameter.shape)) for name, parameter in model.named_parameters()]
     expected = [(parameter.name, parameter.shape) for parameter in table]
     problems = list(_problems(found, expected))
     assert not problems, "the model and its table of parameters differ: " + "; ".join(problems)

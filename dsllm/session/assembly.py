@@ -13,7 +13,7 @@ from dsllm.engine.state import load_state
 from dsllm.model.initial_state import InitialValues
 from dsllm.model.kernels import Kernels, load_kernels
 from dsllm.model.recompute import Recompute
-from dsllm.model.table import check_table
+from dsllm.model.table import check_shapes
 from dsllm.model.transformer import Transformer
 from dsllm.parameters import parameter_table
 from dsllm.slices import StateReader
@@ -40,7 +40,7 @@ def ready_engine(
     table = parameter_table(config.model, config.context_length)
     make_model = partial(build_model, config, precision, kernels)
     engine = build_engine(make_model, table, config.train, precision, final, world)
-    check_table(engine.module, table)
+    check_shapes(engine.parameter_shapes, table)
     load_state(engine, state or InitialValues(table, config.run.seed))
     return engine
 

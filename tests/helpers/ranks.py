@@ -6,7 +6,7 @@ from typing import Any
 from dsllm.engine.processes.local_ranks import PRELOADED, forkserver, run_on_ranks
 
 context = forkserver
-context.set_forkserver_preload([*PRELOADED, "dsllm.cli.training"])
+context.set_forkserver_preload([*PRELOADED, "dsllm.session.open", "dsllm.train.loop"])
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, timeout_seconds: float = 120) -> Any:
