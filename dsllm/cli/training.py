@@ -82,7 +82,7 @@ def run(
         swap_files(final, count, precision, ranks),
         process_group(ranks, device, timeout) as world,
         lost_ranks_named(world),  # while the directory is taken
-        _run_directory(config, world) as attempt,
+        _run_directory(config, world, tell) as attempt,
         lost_ranks_named(world),  # inside it, so that status.json has the words too
     ):
         directory = Path(config.run.directory)
@@ -134,7 +134,7 @@ def _make_model(config: RunConfig, precision: Precision, kernels: Kernels) -> Tr
 
 
 @contextlib.contextmanager
-def _run_directory(config: RunConfig, world: World) -> Iterator[int]:
+def _run_directory(config: RunConfig, world: World, tell: Tell) -> Iterator[int]:
     """Hold the run's directory: locked by rank 0, seen by all, its status true however the block ends.
 
     Yields the attempt's number, from 1.
@@ -142,7 +142,7 @@ def _run_directory(config: RunConfig, world: World) -> Iterator[int]:
     directory, lock, problem = Path(config.run.directory), None, ""
     if world.rank == 0:
         try:
-            lock = lock_run(directory)
+            lock = lock_run(directory, tell)
         except RunError as error:
             problem = str(error)
     problem = world.gather(problem)[0]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dsllm.errors import RunError
-from dsllm.files import HeldElsewhereError, hold_lock, write_atomically
+from dsllm.files import HeldElsewhereError, LocksUnsupportedError, hold_lock, write_atomically
 
 FORMAT_VERSION = 1
 RUN_FILE, DEEPSPEED_FILE, STATUS_FILE, METRICS_FILE = "run.yaml", "deepspeed.json", "status.json", "metrics.jsonl"
@@ -28,8 +28,11 @@ class RunLock:
         self.file.close()
 
 
-def lock_run(directory: Path) -> RunLock:
+def lock_run(directory: Path, report: Callable[[str], None]) -> RunLock:
     """Take the run's lock; one left by a process that has died is free.
+
+    Args:
+        report: gets a warning where the file system has no locks.
 
     Raises:
         RunError: a run is alive in the directory; names its host and process.
@@ -47,6 +50,8 @@ def lock_run(directory: Path) -> RunLock:
         raise RunError(
             f"{directory}: a run is alive here ({error}); wait for it, stop it, or set another run.directory"
         ) from None
+    except LocksUnsupportedError as error:
+        report(f"{directory}: cannot be locked ({error}): make sure that no other run uses this directory")
     return RunLock(file)
 
 

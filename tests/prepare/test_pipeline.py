@@ -1,13 +1,13 @@
 """Preparing gives the same bytes however it is done, goes on after an interruption, and replaces nothing unasked."""
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import multiprocessing
 import os
 import signal
 import time
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import psutil
@@ -116,6 +116,7 @@ def test_prepared_data_is_left_alone(tmp_path: Path):
 
 def test_other_settings_are_refused_with_the_difference_unless_forced(tmp_path: Path):
     prepare(golden_run(), tmp_path / "data", lambda line: None)
+    before = contents(tmp_path)
     other = with_tokenizer(golden_run(validation_share=0.2), vocab_size=300)
     with pytest.raises(DataError) as caught:
         prepare(other, tmp_path / "data", lambda line: None)
@@ -126,6 +127,7 @@ def test_other_settings_are_refused_with_the_difference_unless_forced(tmp_path: 
         "data.directory",
     ):
         assert part in str(caught.value)
+    assert contents(tmp_path) == before
     manifest = prepare(other, tmp_path / "data", lambda line: None, force=True)
     check_shards(tmp_path / "data", manifest, full=True)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
@@ -134,12 +136,15 @@ def test_other_settings_are_refused_with_the_difference_unless_forced(tmp_path: 
 
 
 def test_a_folder_with_other_files_is_not_touched(tmp_path: Path):
-    (tmp_path / "thesis.txt").write_text("precious")
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("precious")
     for force in (False, True):
-        with pytest.raises(DataError, match="holds other files and no prepared data"):
-            prepare(golden_run(), tmp_path, lambda line: None, force=force)
+        with pytest.raises(DataError, match="contains other files and no prepared data"):
+            prepare(golden_run(), folder, lambda line: None, force=force)
     with pytest.raises(DataError, match="is a file"):
-        prepare(golden_run(), tmp_path / "thesis.txt", lambda line: None)
+        prepare(golden_run(), folder / "thesis.txt", lambda line: None)
+    assert list(tmp_path.rglob("*")) == [folder, folder / "thesis.txt"]
 
 
 def test_an_empty_folder_is_used(tmp_path: Path):
@@ -213,15 +218,36 @@ def test_killed_at_any_moment_it_goes_on_and_leaves_no_process(tmp_path: Path):
     assert contents(tmp_path / "data") == contents(tmp_path / "fresh")
 
 
-def test_two_preparations_of_one_directory_exclude_each_other(tmp_path: Path):
-    (tmp_path / "data.partial").mkdir()
-    with (tmp_path / "data.partial" / "lock").open("w") as file:
-        file.write("process 1 on elsewhere")
-        file.flush()
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match=r"is being prepared already \(process 1 on elsewhere\)"):
-            prepare(golden_run(), tmp_path / "data", lambda line: None)
-    prepare(golden_run(), tmp_path / "data", lambda line: None)
+def prepare_with_a_break(config: RunConfig, directory: Path, reached: Event, resume: Event) -> None:
+    """Prepare, and wait for `resume` once the first shard is written."""
+
+    def progress(what: str, done: float, total: float | None) -> None:
+        if what.startswith("writing") and done > 0 and not reached.is_set():
+            reached.set()
+            assert resume.wait(60)
+
+    prepare(config, directory, lambda line: None, progress)
+
+
+def test_a_second_preparation_is_refused_and_the_first_one_finishes_unharmed(tmp_path: Path):
+    """Some texts of the first one still wait in spool/ when the second one starts."""
+    spawn = multiprocessing.get_context("spawn")
+    reached, resume = spawn.Event(), spawn.Event()
+    arguments = (golden_run(), tmp_path / "data", reached, resume)
+    first = spawn.Process(target=prepare_with_a_break, args=arguments)
+    first.start()
+    assert reached.wait(60)
+    before = contents(tmp_path)
+    assert any("/spool/train-" in name for name in before)
+    for force in (False, True):
+        with pytest.raises(DataError, match=rf"data is being prepared already \(process {first.pid} on"):
+            prepare(golden_run(), tmp_path / "data", lambda line: None, force=force)
+    assert contents(tmp_path) == before
+    resume.set()
+    first.join(60)
+    assert first.exitcode == 0 and [path.name for path in tmp_path.iterdir()] == ["data"]
+    prepare(golden_run(), tmp_path / "fresh", lambda line: None)
+    assert contents(tmp_path / "data") == contents(tmp_path / "fresh")
 
 
 def test_a_failure_before_anything_is_finished_leaves_nothing(tmp_path: Path):
