@@ -94,7 +94,7 @@ class Workspace:
         return self.aside / "tokenizer"
 
     def publish(self, shard_names: set[str]) -> None:
-        """Remove everything that is not part of the result, and rename the folder into place.
+        """Remove everything that is not part of the result, and rename the folder to its final name.
 
         Raises:
             DataError: other files have appeared under the final name.
@@ -121,53 +121,53 @@ def open_workspace(directory: Path, report: Callable[[str], None]) -> Iterator[W
     Raises:
         DataError: another process is preparing the same directory, or the folder cannot be written.
     """
-    place = Workspace(directory, directory.with_name(directory.name + ".partial"))
-    with _locked(place, report):
+    workspace = Workspace(directory, directory.with_name(directory.name + ".partial"))
+    with _locked(workspace, report):
         try:
-            shutil.rmtree(place.spool, ignore_errors=True)  # a killed attempt leaves it behind
-            place.spool.mkdir(parents=True)
-            place.records.mkdir(exist_ok=True)
+            shutil.rmtree(workspace.spool, ignore_errors=True)  # a killed attempt leaves it behind
+            workspace.spool.mkdir(parents=True)
+            workspace.records.mkdir(exist_ok=True)
         except OSError as error:
-            raise _not_writable(place, place.aside, error) from error
+            raise _not_writable(workspace, workspace.aside, error) from error
         try:
-            yield place
+            yield workspace
         finally:
-            shutil.rmtree(place.spool, ignore_errors=True)
-            if place.records.is_dir() and not any(place.records.iterdir()):  # no shard was finished: keep nothing
-                shutil.rmtree(place.aside, ignore_errors=True)
+            shutil.rmtree(workspace.spool, ignore_errors=True)
+            if workspace.records.is_dir() and not any(workspace.records.iterdir()):  # nothing to continue from
+                shutil.rmtree(workspace.aside, ignore_errors=True)
 
 
 @contextmanager
-def _locked(place: Workspace, report: Callable[[str], None]) -> Iterator[None]:
+def _locked(workspace: Workspace, report: Callable[[str], None]) -> Iterator[None]:
     """Hold the workspace's lock until the end of the block, then remove the lock file."""
-    while (file := _lock_file(place, report)) is None:
+    while (file := _lock_file(workspace, report)) is None:
         pass
     with file:
         try:
             yield
         finally:
-            place.lock.unlink(missing_ok=True)  # while we still hold it: see `_lock_file`
+            workspace.lock.unlink(missing_ok=True)  # while we still hold it: see `_lock_file`
 
 
-def _lock_file(place: Workspace, report: Callable[[str], None]) -> IO[str] | None:
+def _lock_file(workspace: Workspace, report: Callable[[str], None]) -> IO[str] | None:
     """The locked file; None if its last holder removed it before we locked it, so that a new one must be opened."""
     try:
-        place.lock.parent.mkdir(parents=True, exist_ok=True)
-        file = open(place.lock, "a+", encoding="utf-8")  # noqa: SIM115 - `_locked` closes it
+        workspace.lock.parent.mkdir(parents=True, exist_ok=True)
+        file = open(workspace.lock, "a+", encoding="utf-8")  # noqa: SIM115 - `_locked` closes it
         files.hold_lock(file)
     except files.HeldElsewhereError as error:
         file.close()
         raise DataError(
-            f"data.directory {place.directory} is being prepared already ({error}): wait for it, "
+            f"data.directory {workspace.directory} is being prepared already ({error}): wait for it, "
             "or set another data.directory"
         ) from None
     except files.LocksUnsupportedError as error:
-        report(f"cannot lock {error}: make sure that no other process prepares {place.directory}")
+        report(f"cannot lock {error}: make sure that no other process prepares {workspace.directory}")
         return file
     except OSError as error:
-        raise _not_writable(place, place.lock, error) from error
+        raise _not_writable(workspace, workspace.lock, error) from error
     try:
-        if os.path.samestat(os.fstat(file.fileno()), place.lock.stat()):
+        if os.path.samestat(os.fstat(file.fileno()), workspace.lock.stat()):
             return file
     except FileNotFoundError:
         pass
@@ -175,5 +175,5 @@ def _lock_file(place: Workspace, report: Callable[[str], None]) -> IO[str] | Non
     return None
 
 
-def _not_writable(place: Workspace, path: Path, error: OSError) -> DataError:
-    return DataError(f"data.directory {place.directory}: {path} cannot be written: {error.strerror}")
+def _not_writable(workspace: Workspace, path: Path, error: OSError) -> DataError:
+    return DataError(f"data.directory {workspace.directory}: {path} cannot be written: {error.strerror}")

@@ -1,4 +1,4 @@
-"""Preparing gives the same bytes however it is done, goes on after an interruption, and replaces nothing unasked."""
+"""Preparing always gives the same bytes, continues after an interruption, and replaces only what it may."""
 
 import dataclasses
 import hashlib
@@ -25,7 +25,7 @@ from tests.helpers.preparing import GOLDEN, golden_run, prepared, tiny_run, with
 
 
 def contents(directory: Path) -> dict[str, str]:
-    """Checksums of everything that was prepared but the data card, which holds the seconds it took."""
+    """Checksums of everything that was prepared, except for the data card, which contains times."""
     files = [path for path in directory.rglob("*") if path.is_file() and path.name != "data_card.json"]
     return {str(path.relative_to(directory)): sha256_of_file(path) for path in files}
 
@@ -59,7 +59,7 @@ def test_the_golden_text_gives_the_golden_shards(tmp_path: Path):
     assert card["splits"]["train"]["tokens"] == train.num_tokens
 
 
-def test_what_was_read_is_what_lies_in_the_shards(tmp_path: Path):
+def test_the_shards_contain_what_was_read(tmp_path: Path):
     manifest, card, _ = prepared(golden_run(), tmp_path / "data")
     speeches = [speech for speech in GOLDEN.read_text().split("\n\n") if speech.strip()]
     speeches = list(dict.fromkeys(speech.rstrip("\n") for speech in speeches))
@@ -154,7 +154,7 @@ def test_an_empty_folder_is_used(tmp_path: Path):
 
 
 def test_a_failed_preparation_leaves_nothing_under_the_name_and_keeps_finished_shards(tmp_path: Path):
-    """The last line is bad; once mended, only what was not finished is written."""
+    """The last line is bad; once it is fixed, only the unfinished shards are written."""
     prepare(golden_run(), tmp_path / "for-tokenizer", lambda line: None)
     speeches = GOLDEN.read_text().split("\n\n")
     path = write_jsonl(tmp_path / "a.jsonl", speeches[:-1])
@@ -198,7 +198,7 @@ def prepare_slowly(config: RunConfig, directory: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_goes_on_and_leaves_no_process(tmp_path: Path):
+def test_killed_at_any_moment_it_continues_and_leaves_no_process(tmp_path: Path):
     config = golden_run(num_workers=2, shard_megabytes=0.01)
     prepare(config, tmp_path / "fresh", lambda line: None)
     process = multiprocessing.get_context("spawn").Process(target=prepare_slowly, args=(config, tmp_path / "data"))
@@ -283,7 +283,7 @@ def test_few_documents_still_hold_one_out(tmp_path: Path):
 def test_one_document_cannot_be_both_trained_on_and_held_out(tmp_path: Path):
     (tmp_path / "a.txt").write_text("one\n\ntwo")
     source = SourceConfig(name="s", paths=(str(tmp_path / "a.txt"),))
-    with pytest.raises(DataError, match=r"one document only.*text_documents: paragraphs.*validation_share: 0"):
+    with pytest.raises(DataError, match=r"only one document.*text_documents: paragraphs.*validation_share: 0"):
         prepare(tiny_run([source]), tmp_path / "data", lambda line: None)
     manifest = prepare(tiny_run([source], validation_share=0.0), tmp_path / "data", lambda line: None)
     assert manifest.sources[0].validation == ()
@@ -300,13 +300,13 @@ def test_all_documents_held_out_is_an_error(tmp_path: Path):
         )
 
 
-def test_a_smaller_vocabulary_than_asked_for_is_told(tmp_path: Path):
+def test_a_smaller_vocabulary_than_requested_is_reported(tmp_path: Path):
     manifest, card, lines = prepared(with_tokenizer(golden_run(), vocab_size=50_000), tmp_path / "data")
     assert manifest.tokenizer.vocab_size == card["tokenizer"]["vocab_size"] < 50_000
     assert any(
         f"{manifest.tokenizer.vocab_size} tokens instead of tokenizer.vocab_size 50000" in line for line in lines
     )
-    with pytest.raises(DataError, match=r"tokenizer\.vocab_size 50000 does not suit the training text: lower it"):
+    with pytest.raises(DataError, match=r"tokenizer\.vocab_size 50000 does not fit the training text: lower it"):
         prepare(with_tokenizer(golden_run(), kind="sentencepiece_bpe", vocab_size=50_000), tmp_path / "sp", print)
 
 
@@ -320,7 +320,7 @@ def test_two_sources_keep_their_order_and_names(tmp_path: Path):
     assert card["baselines"]["num_documents"] == len(held_out)
 
 
-def test_the_card_tells_what_was_skipped(tmp_path: Path):
+def test_the_card_lists_what_was_skipped(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n{"text": "y"}\n{"body": 1}\n')
     source = SourceConfig(name="s", paths=(str(tmp_path / "a.jsonl"),), on_bad_input="skip")
     _, card, _ = prepared(tiny_run([source], validation_share=0.0), tmp_path / "data")
