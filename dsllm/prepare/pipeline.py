@@ -103,8 +103,7 @@ class _Preparation:
                 with self._timed("reading"):
                     reading, units = self._read(list)
                 with self._timed("tokenizer"):
-                    tokenizer = self._train_or_load(reading.sample)
-                destination = self._save(tokenizer)
+                    tokenizer, destination = self._train_or_load(reading.sample)
                 with self._timed("writing"):
                     records = list(self._write(units, destination))
             records.sort(key=lambda record: (record.source, record.split, record.number))
@@ -154,36 +153,41 @@ class _Preparation:
         finished = _megatron(self.config)
         return {source.name: adopt_shards(source, tokenizer, share, self.report) for source in finished}
 
-    def _train_or_load(self, sample: TrainingSample) -> Tokenizer:
+    def _train_or_load(self, sample: TrainingSample) -> tuple[Tokenizer, Destination]:
         """Train a tokenizer from the sample, or load the one that an interrupted preparation trained from it."""
         inputs = {
             "config": asdict(self.config.tokenizer),
             "sample_sha256": sample.sha256(),
             "libraries": {name: metadata.version(name) for name in ("tokenizers", "sentencepiece")},
         }
-        note = self.workspace.records / "tokenizer.json"
-        if note.is_file() and json.loads(note.read_text()) == inputs:
-            self.report("tokenizer: kept from the interrupted preparation")
-            return load_tokenizer(self.workspace.tokenizer)
-        note.unlink(missing_ok=True)
+        record = self.workspace.records / "tokenizer.json"
+        if record.is_file() and self.workspace.tokenizer.is_dir():
+            destination = self._destination()
+            # The checksum too: another preparation may have put its own tokenizer here, and been interrupted.
+            if json.loads(record.read_text()) == inputs | {"sha256": destination.tokenizer_sha256}:
+                self.report("tokenizer: kept from the interrupted preparation")
+                return load_tokenizer(self.workspace.tokenizer), destination
         self.report(
             f"tokenizer: training {self.config.tokenizer.kind} from {sample.num_bytes / MEGABYTE:.1f} MB of text"
         )
         tokenizer = train_tokenizer(sample.texts(), self.config.tokenizer, self.report)
-        self._save(tokenizer)
-        files.write_atomically(note, json.dumps(inputs))
-        return tokenizer
+        destination = self._save(tokenizer)
+        files.write_atomically(record, json.dumps(inputs | {"sha256": destination.tokenizer_sha256}))
+        return tokenizer, destination
 
     def _save(self, tokenizer: Tokenizer) -> Destination:
-        """Save the tokenizer for the workers, and say where they write the shards."""
+        """Save the tokenizer where the workers load it."""
         shutil.rmtree(self.workspace.tokenizer, ignore_errors=True)
         tokenizer.save(self.workspace.tokenizer)
-        sha256 = files.sha256_of_folder(self.workspace.tokenizer)
+        return self._destination()
+
+    def _destination(self) -> Destination:
+        """Where the workers write shards, with the tokenizer that was saved."""
         return Destination(
             shards=self.workspace.aside,
             records=self.workspace.records,
             tokenizer=self.workspace.tokenizer,
-            tokenizer_sha256=sha256,
+            tokenizer_sha256=files.sha256_of_folder(self.workspace.tokenizer),
         )
 
     def _write(self, units: Iterable[Unit], destination: Destination) -> Iterator[UnitRecord]:

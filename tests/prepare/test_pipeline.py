@@ -5,6 +5,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from multiprocessing.synchronize import Event
@@ -186,6 +187,31 @@ def test_finished_shards_of_other_text_or_another_tokenizer_are_not_used(tmp_pat
     (tmp_path / "data" / "records").mkdir()  # as if this one had been interrupted just before the end
     (tmp_path / "data").rename(tmp_path / "data.partial")
     prepare(config, tmp_path / "data", lambda line: None)
+    assert contents(tmp_path / "data") == contents(tmp_path / "fresh")
+
+
+def interrupt_writing(what: str, done: float, total: float | None) -> None:
+    if what.startswith("writing"):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("damage", ["replaced", "damaged", "removed"])
+def test_the_tokenizer_of_an_interrupted_preparation_is_used_only_if_it_is_unchanged(damage: str, tmp_path: Path):
+    prepare(golden_run(), tmp_path / "fresh", lambda line: None)
+    prepare(with_tokenizer(golden_run(), vocab_size=300), tmp_path / "other", lambda line: None)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(golden_run(), tmp_path / "data", lambda line: None, interrupt_writing)
+    folder = tmp_path / "data.partial" / "tokenizer"
+    if damage == "replaced":  # by another interrupted preparation in the same folder
+        config = with_tokenizer(golden_run(), kind="pretrained", path=str(tmp_path / "other" / "tokenizer"))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config, tmp_path / "data", lambda line: None, interrupt_writing)
+    elif damage == "damaged":
+        (folder / "tokenizer.json").write_text("")
+    else:
+        shutil.rmtree(folder)
+    _, _, lines = prepared(golden_run(), tmp_path / "data")
+    assert not any("tokenizer: kept" in line for line in lines)
     assert contents(tmp_path / "data") == contents(tmp_path / "fresh")
 
 
