@@ -88,4 +88,4 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
     """The texts in parts that are short enough for SentencePiece."""
     for text in texts:
         for part in cut(text, _SENTENCE_CHARACTERS):
-            yield part.replace("\0", " ")  # SentencePiece cannot train on NUL
+            yield part.replace("\0", " ")  # some releases of SentencePiece skip text with a NUL
