@@ -6,7 +6,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from dsllm.config.model import ModelConfig
-from dsllm.config.sizes import PUBLISHED, SIZES
+from dsllm.config.sizes import SIZES
 from dsllm.config.train import TrainConfig
 from dsllm.counts import (
     Communication,
@@ -19,6 +19,7 @@ from dsllm.counts import (
     parameter_sizes,
 )
 from dsllm.model.transformer import parameter_shapes
+from tests.helpers.sizes import PUBLISHED
 
 # From the models' papers, cards and Hugging Face checkpoints: facts that do not come from this code.
 PUBLISHED_PARAMETERS = {
