@@ -1,4 +1,4 @@
-"""Files that are either there whole or not there at all: written aside, flushed to the disk, renamed."""
+"""Writes files so that they are either complete or absent, computes checksums, and takes locks."""
 
 import errno
 import fcntl
@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import IO
 
 READ_BYTES = 2**20
-_NO_LOCKS_HERE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # some network file systems
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # NFS without a lock daemon, Lustre mounted without -o flock
 
 
 def partial(path: Path) -> Path:
-    """Where a file is written before it is published: beside its place, on the same file system."""
+    """The temporary name of a file that is still being written: same folder, so that a rename can publish it."""
     return path.with_name(path.name + ".partial")
 
 
 def publish(path: Path) -> None:
-    """Give a file that was written to `partial(path)` its name; it survives a power cut from here on."""
+    """Rename a file from `partial(path)` to `path`, flushed to the disk so that it survives a power cut."""
     aside = partial(path)
     descriptor = os.open(aside, os.O_RDONLY)
     try:
@@ -31,7 +31,7 @@ def publish(path: Path) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Flush the names in a directory to the disk: without it a rename may be lost in a power cut."""
+    """Flush the names in a directory to the disk; without this, a power cut can undo a rename."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -40,10 +40,10 @@ def sync_directory(directory: Path) -> None:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a small file: a reader sees the old content or the new, never a part of it.
+    """Write a small file in one step: a reader sees either the old content or the new.
 
     Raises:
-        OSError: the file could not be written; the old one is untouched and nothing is left aside.
+        OSError: the file could not be written; the old one is unchanged and no temporary file is left.
     """
     aside = partial(path)
     try:
@@ -55,10 +55,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def publish_directory(aside: Path, final: Path) -> None:
-    """Rename a finished folder into place. Its files must be flushed already; `final` must not exist.
+    """Rename a finished folder from `aside` to `final`.
+
+    The files in it must be flushed already, and `final` must not exist or be empty.
 
     Raises:
-        OSError: the disk refuses.
+        OSError: the rename or the flush failed.
     """
     sync_directory(aside)
     os.rename(aside, final)
@@ -66,7 +68,7 @@ def publish_directory(aside: Path, final: Path) -> None:
 
 
 def sha256_of_file(path: Path) -> str:
-    """Checksum of a whole file, in hexadecimal."""
+    """SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while part := file.read(READ_BYTES):
@@ -75,7 +77,7 @@ def sha256_of_file(path: Path) -> str:
 
 
 def sha256_of_folder(directory: Path) -> str:
-    """Checksum of the files directly in a folder: their names and contents, in the order of the names."""
+    """SHA-256 over the names and contents of the files directly in a folder, sorted by name."""
     digest = hashlib.sha256()
     for path in sorted(directory.iterdir()):
         if path.is_file():
@@ -84,16 +86,21 @@ def sha256_of_folder(directory: Path) -> str:
 
 
 class HeldElsewhereError(Exception):
-    """Another process holds the lock; the message says which."""
+    """Another process holds the lock; the message names the process."""
 
 
-def hold_lock(file: IO[str]) -> bool:
-    """Lock a file, opened with "a+", until it is closed; the kernel lets go when the process ends, however it ends.
+class LocksUnsupportedError(Exception):
+    """This file system has no locks, so we cannot know whether another process is using the same files."""
 
-    The holder writes its name into the file. Returns False where the file system has no locks.
+
+def hold_lock(file: IO[str]) -> None:
+    """Lock a file that was opened with "a+", until it is closed. The kernel also unlocks it when the process dies.
+
+    Writes the holder's process, host and time into the file.
 
     Raises:
-        HeldElsewhereError: with the name of the holder.
+        HeldElsewhereError: another process holds the lock.
+        LocksUnsupportedError: the file is not locked; the caller must warn the user or stop.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -101,10 +108,11 @@ def hold_lock(file: IO[str]) -> bool:
         file.seek(0)
         raise HeldElsewhereError(file.read().strip() or "an unknown process") from None
     except OSError as error:
-        if error.errno not in _NO_LOCKS_HERE:
-            raise
-        return False
+        # A lock made by creating a file would work here, but it outlives a killed process, and another host cannot
+        # check whether its holder is alive: a killed job that restarts on another host would lock itself out.
+        if error.errno in _NO_LOCKS:
+            raise LocksUnsupportedError(f"{file.name}: {error.strerror}") from None
+        raise
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
     file.flush()
-    return True

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dsllm.errors import RunError
-from dsllm.files import HeldElsewhereError, hold_lock, write_atomically
+from dsllm.files import HeldElsewhereError, LocksUnsupportedError, hold_lock, write_atomically
 
 FORMAT_VERSION = 1
 
@@ -52,8 +52,11 @@ class RunLock:
         self.file.close()
 
 
-def lock_run(directory: Path) -> RunLock:
+def lock_run(directory: Path, report: Callable[[str], None]) -> RunLock:
     """Take the run's lock, and make the directory if there is none. The lock of a process that has died is free.
+
+    Args:
+        report: called with a warning where the file system has no locks.
 
     Raises:
         RunError: a run is alive in the directory; names its host and process.
@@ -68,6 +71,8 @@ def lock_run(directory: Path) -> RunLock:
     except HeldElsewhereError as error:
         file.close()
         raise RunError(_alive(directory, str(error))) from None
+    except LocksUnsupportedError as error:
+        report(f"{directory}: cannot be locked ({error}): make sure that no other run uses this directory")
     return RunLock(file)
 
 

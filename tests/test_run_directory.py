@@ -5,30 +5,30 @@ import subprocess
 import sys
 
 import pytest
-from dsllm.train.run_directory import check_shared, lock_run, read_status, write_status
+from dsllm.run_directory import check_shared, lock_run, read_status, write_status
 
 from dsllm.errors import RunError
 from dsllm.train.picture import draw_loss_curve, read_metrics
 
 
 def test_a_live_run_keeps_others_out_and_a_dead_one_does_not(tmp_path):
-    hold = f"from pathlib import Path; from dsllm.train.run_directory import lock_run; lock = lock_run(Path({str(tmp_path)!r}))"
-    code = f"{hold}; print('held', flush=True); input()"
+    imports = "from pathlib import Path; from dsllm.run_directory import lock_run"
+    code = f"{imports}; lock = lock_run(Path({str(tmp_path)!r}), print); print('held', flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as holder:
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(RunError, match=f"a run is alive here .process {holder.pid} on"):
-            lock_run(tmp_path)
+            lock_run(tmp_path, print)
         holder.kill()
         holder.wait()
-    lock_run(tmp_path).release()
+    lock_run(tmp_path, print).release()
 
 
 def test_a_directory_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot be used"):
-        lock_run(tmp_path / "file" / "run")
+        lock_run(tmp_path / "file" / "run", print)
 
 
 def test_status_is_read_back_and_other_versions_are_refused(tmp_path):

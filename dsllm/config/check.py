@@ -1,29 +1,46 @@
-"""Checks the fields of a run against each other; each problem names its field."""
+"""Checks the values of a run's fields and whether they fit together; each problem names its field."""
 
+import dataclasses
+import math
 import re
 from collections.abc import Iterator
 
 from dsllm.config.data import DataConfig, SourceConfig, TokenizerConfig
 from dsllm.config.model import ModelConfig
 from dsllm.config.run import RunConfig
-from dsllm.config.train import ScheduleConfig, TrainConfig
+from dsllm.config.train import CheckpointConfig, ScheduleConfig, TrainConfig
 
 Problem = tuple[str, str]
-"""(dotted field, what is wrong and what to do)"""
+"""(dotted field, what is wrong with it and what to do)"""
 
 
 def problems_in(config: RunConfig) -> list[Problem]:
-    """Everything about the run that cannot work, whatever the machine."""
+    """Everything in a run that cannot work on any machine."""
     return [
+        *_check_finite("", config),
         *_check_data(config.data),
         *_check_tokenizer(config.tokenizer),
         *_check_model(config.model, config.data.sequence_length),
         *_check_train(config.train),
         *_check_kernels(config),
         *_check_schedule(config.train.schedule),
-        *_check_rest(config),
+        *_check_run_name(config.run.name),
+        *_check_checkpoint(config.checkpoint),
+        *_check_log(config),
         *_check_shards_have_a_tokenizer(config),
     ]
+
+
+def _check_finite(field: str, value: object) -> Iterator[Problem]:
+    """Find numbers that are NaN or infinite: NaN passes every comparison with a limit below."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield field, f"must be a finite number, but it is {value}"
+    elif isinstance(value, tuple):
+        for i, item in enumerate(value):
+            yield from _check_finite(f"{field}.{i}", item)
+    elif dataclasses.is_dataclass(value):
+        for child in dataclasses.fields(value):
+            yield from _check_finite(f"{field}.{child.name}".lstrip("."), getattr(value, child.name))
 
 
 def _positive(section: str, branch: object, *names: str) -> Iterator[Problem]:
@@ -56,7 +73,7 @@ def _check_data(data: DataConfig) -> Iterator[Problem]:
     weighted = [s.name for s in data.sources if s.weight is not None]
     if weighted and len(weighted) < len(names):
         missing = [n for n in names if n not in weighted]
-        yield "data.sources", f"weight is given to {weighted} but not to {missing}; give it to all sources or to none"
+        yield "data.sources", f"{weighted} have a weight and {missing} have none; set it for all sources or for none"
 
 
 def _check_shards_have_a_tokenizer(config: RunConfig) -> Iterator[Problem]:
@@ -64,7 +81,7 @@ def _check_shards_have_a_tokenizer(config: RunConfig) -> Iterator[Problem]:
     if adopted and config.tokenizer.kind != "pretrained":
         yield (
             "tokenizer.kind",
-            f"must be pretrained: the shards of {adopted} were made with a tokenizer already; give its path",
+            f"must be pretrained: the sources {adopted} are token shards; set tokenizer.path to the tokenizer that made them",
         )
 
 
@@ -72,17 +89,17 @@ def _check_source(where: str, source: SourceConfig) -> Iterator[Problem]:
     if not re.fullmatch(r"[A-Za-z0-9_-]+", source.name):
         yield f"{where}.name", f"'{source.name}' becomes part of file names: use letters, digits, '-' and '_'"
     if source.kind in ("files", "megatron") and not source.paths:
-        yield f"{where}.paths", f"is needed by kind {source.kind}"
+        yield f"{where}.paths", f"must be set for kind {source.kind}"
     if source.kind == "dataset" and not source.dataset:
-        yield f"{where}.dataset", "is needed by kind dataset: a name on the hub or a local folder"
+        yield f"{where}.dataset", "must be set for kind dataset: a name on the hub or a local folder"
     yield from _positive(where, source, "weight", "max_megabytes")
 
 
 def _check_tokenizer(tokenizer: TokenizerConfig) -> Iterator[Problem]:
     if tokenizer.kind == "pretrained" and not tokenizer.path:
-        yield "tokenizer.path", "is needed by kind pretrained: a tokenizer.json, a folder, or a .model file"
+        yield "tokenizer.path", "must be set for kind pretrained: a tokenizer.json, a folder, or a .model file"
     if tokenizer.kind != "pretrained" and tokenizer.path:
-        yield "tokenizer.path", f"is only read by kind pretrained, but kind is {tokenizer.kind}"
+        yield "tokenizer.path", f"is used by kind pretrained only, but kind is {tokenizer.kind}"
     if tokenizer.kind != "pretrained" and tokenizer.vocab_size < 257:
         yield (
             "tokenizer.vocab_size",
@@ -108,11 +125,11 @@ def _check_model(model: ModelConfig, sequence_length: int) -> Iterator[Problem]:
     yield from too_small
     yield from _not_negative("model", model, "initial_std")
     if too_small:
-        return  # what follows divides by these
+        return  # the checks below divide by these
     if model.head_size is None and model.hidden_size % model.num_heads:
         yield (
             "model.num_heads",
-            f"hidden_size {model.hidden_size} is not divisible by {model.num_heads}; or give head_size",
+            f"hidden_size {model.hidden_size} is not divisible by {model.num_heads}: change one of them, or set head_size",
         )
     if model.num_heads % model.kv_heads:
         yield "model.num_kv_heads", f"num_heads {model.num_heads} is not divisible by {model.kv_heads}"
@@ -120,15 +137,31 @@ def _check_model(model: ModelConfig, sequence_length: int) -> Iterator[Problem]:
         yield "model.context_length", f"{model.context_length} is shorter than data.sequence_length {sequence_length}"
     if not 0 <= model.dropout < 1:
         yield "model.dropout", f"must be in [0, 1), but it is {model.dropout}"
-    if model.positions == "rope":
-        rotated = int(model.head_width * model.rope_fraction)
-        if not 0 < model.rope_fraction <= 1 or rotated % 2 or rotated == 0:
-            yield (
-                "model.rope_fraction",
-                f"rotates {rotated} of {model.head_width} head dimensions; it must be an even number above 0",
-            )
-    elif model.rope_scaling is not None:
-        yield "model.rope_scaling", "needs positions: rope"
+    yield from _check_rotary(model)
+
+
+def _check_rotary(model: ModelConfig) -> Iterator[Problem]:
+    scaling = model.rope_scaling
+    if model.positions != "rope":
+        if scaling is not None:
+            yield "model.rope_scaling", "needs positions: rope"
+        return
+    if not 0 < model.rope_fraction <= 1:
+        yield "model.rope_fraction", f"must be in (0, 1], but it is {model.rope_fraction}"
+    elif (rotated := int(model.head_width * model.rope_fraction)) % 2 or rotated == 0:
+        yield (
+            "model.rope_fraction",
+            f"rotates {rotated} of {model.head_width} head dimensions; it must be an even number above 0",
+        )
+    if scaling is None:
+        return
+    yield from _positive("model.rope_scaling", scaling, "factor", "low_frequency_factor", "original_context_length")
+    if scaling.high_frequency_factor <= scaling.low_frequency_factor:
+        yield (
+            "model.rope_scaling.high_frequency_factor",
+            f"must be above low_frequency_factor {scaling.low_frequency_factor}, "
+            f"but it is {scaling.high_frequency_factor}",
+        )
 
 
 def _check_train(train: TrainConfig) -> Iterator[Problem]:
@@ -150,7 +183,7 @@ def _check_train(train: TrainConfig) -> Iterator[Problem]:
     if train.activation_offload and train.activation_checkpointing == "none":
         yield (
             "train.activation_offload",
-            "moves what train.activation_checkpointing keeps, which is none: set that to full, attention, mlp or a number",
+            "has no effect while train.activation_checkpointing is none: set that to full, attention, mlp or a number",
         )
     optimizer = train.optimizer
     yield from _not_negative("train.optimizer", optimizer, "learning_rate", "weight_decay")
@@ -167,31 +200,43 @@ def _check_kernels(config: RunConfig) -> Iterator[Problem]:
     if train.kernels == "torch":
         return
     if model.norm != "rmsnorm" and not model.qk_norm and model.mlp != "swiglu":
-        yield "train.kernels", f"{train.kernels} has RMSNorm and SwiGLU, and this model neither: use torch"
+        yield (
+            "train.kernels",
+            f"{train.kernels} speeds up RMSNorm and SwiGLU, and this model uses neither: set it to torch",
+        )
     if train.compile:
-        yield "train.kernels", f"{train.kernels} and train.compile: the compiler fuses these kernels itself; choose one"
+        yield (
+            "train.kernels",
+            f"{train.kernels} and train.compile cannot be combined, because the compiler fuses these layers itself",
+        )
 
 
 def _check_schedule(schedule: ScheduleConfig) -> Iterator[Problem]:
     yield from _not_negative("train.schedule", schedule, "warmup_steps", "warmup_tokens", "decay_steps", "decay_tokens")
     for kind in ("warmup", "decay"):
         if getattr(schedule, f"{kind}_steps") is not None and getattr(schedule, f"{kind}_tokens") is not None:
-            yield f"train.schedule.{kind}_tokens", f"{kind}_steps is given too; give one of them"
+            yield f"train.schedule.{kind}_tokens", f"{kind}_steps is set too; set only one of them"
     if schedule.shape != "wsd" and (schedule.decay_steps is not None or schedule.decay_tokens is not None):
-        yield "train.schedule.shape", f"decay_steps and decay_tokens belong to wsd, but shape is {schedule.shape}"
+        yield "train.schedule.shape", f"must be wsd for decay_steps and decay_tokens, but it is {schedule.shape}"
     if not 0 <= schedule.end_ratio <= 1:
         yield "train.schedule.end_ratio", f"must be in [0, 1], but it is {schedule.end_ratio}"
 
 
-def _check_rest(config: RunConfig) -> Iterator[Problem]:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.run.name):
-        yield "run.name", f"'{config.run.name}' becomes a folder's name: use letters, digits, '.', '-' and '_'"
-    yield from _not_negative("checkpoint", config.checkpoint, "every_steps", "every_minutes", "keep_every_steps")
-    yield from _positive("checkpoint", config.checkpoint, "keep_last")
+def _check_run_name(name: str) -> Iterator[Problem]:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        yield "run.name", f"'{name}' becomes a folder's name: use letters, digits, '.', '-' and '_'"
+
+
+def _check_checkpoint(checkpoint: CheckpointConfig) -> Iterator[Problem]:
+    yield from _not_negative("checkpoint", checkpoint, "every_steps", "every_minutes", "keep_every_steps")
+    yield from _positive("checkpoint", checkpoint, "keep_last")
+
+
+def _check_log(config: RunConfig) -> Iterator[Problem]:
     yield from _positive("log", config.log, "every_steps", "peak_tflops")
     yield from _not_negative("log", config.log, "layer_statistics_every_steps")
     if config.log.layer_statistics_every_steps and config.train.compile:
         yield (
             "log.layer_statistics_every_steps",
-            "cannot look into compiled layers: set train.compile to false for as long as the statistics are needed",
+            "cannot see inside compiled layers: set train.compile to false while you need the statistics",
         )

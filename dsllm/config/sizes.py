@@ -1,4 +1,4 @@
-"""Named model sizes: the fields of ModelConfig that make each, and the vocabulary and context it was published with."""
+"""Named model sizes: the fields of ModelConfig for each."""
 
 import difflib
 from typing import Any
@@ -11,7 +11,7 @@ def _llama(num_layers: int, hidden_size: int, num_heads: int, mlp_size: int, **m
 
 
 def _llama3(num_layers: int, hidden_size: int, num_heads: int, mlp_size: int, factor: float) -> dict[str, Any]:
-    """Llama 3.1 and 3.2: 8 key and value heads, a larger rotary base, stretched to 128 k tokens (Llama team 2024)."""
+    """Llama 3.1 and 3.2: 8 key and value heads, a larger rotary base, scaled to 128 k tokens (Llama team 2024)."""
     scaling = {
         "factor": factor,
         "low_frequency_factor": 1.0,
@@ -63,40 +63,20 @@ SIZES: dict[str, dict[str, Any]] = {
     "pythia-6.9b": _pythia(32, 4096, 32),
     "pythia-12b": _pythia(36, 5120, 40),
 }
-"""Fields per size. None sets the vocabulary or the context: those belong to the tokenizer and the data."""
-
-PUBLISHED: dict[str, tuple[int, int]] = {
-    "llama-300k": (1024, 512),
-    "llama-5m": (4096, 512),
-    "llama-20m": (8192, 1024),
-    "llama-125m": (50304, 1024),
-    "llama-350m": (50304, 2048),
-    "llama-1b": (128256, 131072),
-    "llama-3b": (128256, 131072),
-    "llama-7b": (32000, 4096),
-    "llama-8b": (128256, 131072),
-    "llama-13b": (32000, 4096),
-    "llama-70b": (32000, 4096),
-    **{name: (50257, 1024) for name in SIZES if name.startswith("gpt2-")},
-    **{name: (50304, 2048) for name in SIZES if name.startswith("pythia-")},
-    "pythia-6.9b": (50432, 2048),
-    "pythia-12b": (50688, 2048),
-}
-"""Vocabulary and context length with which each size has the parameter count of its name. The Llama shapes below 1 B
-are ours; llama-1b and -3b are Llama 3.2, -7b, -13b and -70b Llama 2, -8b Llama 3.1."""
+"""Fields per size. The vocabulary and the context are not among them: they come from the tokenizer and the data."""
 
 
 def resolve_size(model: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
-    """The model section with the fields of its named size put under those that were given.
+    """Fill in the fields of the named size that the model section does not set itself.
 
     Returns:
-        the section, and what is wrong with its `size`; None: it is right
+        the section, and the problem with its `size`; None: no problem
     """
     size = model.get("size")
     if not isinstance(size, str):
-        return model, None  # none given, or a type error that validation reports
+        return model, None  # no size, or one of a wrong type, which validation reports
     if size in SIZES:
         return SIZES[size] | model, None
     close = difflib.get_close_matches(size, SIZES, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else ""
-    return model, f"unknown size '{size}'{hint} There are: {', '.join(SIZES)}"
+    return model, f"unknown size '{size}'{hint}; the sizes are {', '.join(SIZES)}"

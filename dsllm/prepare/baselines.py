@@ -1,4 +1,4 @@
-"""How well compressors and a byte-level unigram predict the held-out text: what a model's bits per byte must beat."""
+"""Measures bits per byte of the held-out text for compressors and a byte unigram: a model must do better."""
 
 import gzip
 import io
@@ -13,7 +13,7 @@ import numpy as np
 from dsllm.prepare.units import spooled_documents
 
 CAP_BYTES = 64_000_000
-"""Held-out text beyond this is not compressed: xz -9 takes a minute for it, and its window ends at 64 MiB anyway."""
+"""Compress at most this much held-out text: it takes xz -9 a minute, and its window is 64 MiB anyway."""
 
 
 def measure_baselines(
@@ -22,17 +22,17 @@ def measure_baselines(
     """Bits per byte of the held-out documents, joined without separators in the order of the shards.
 
     Args:
-        spools: the held-out units, in order.
+        spools: spool files of the held-out units, in order.
         train_byte_counts: [256] how often each byte occurs in the training text.
 
     Returns:
-        num_documents and num_bytes measured, whether that is all of it, and xz, gzip and unigram in bits per byte; an
-        empty mapping where nothing is held out.
+        documents and bytes measured, whether these are all, and bits per byte of xz, gzip and the unigram; empty if
+        nothing is held out.
     """
     text, num_documents, complete = _joined(spools, cap_bytes)
     if not text:
         return {}
-    with ThreadPoolExecutor(2) as pool:  # both release the interpreter while they compress
+    with ThreadPoolExecutor(2) as pool:  # both release the GIL while they compress
         compressors: dict[str, Callable[[bytes], bytes]] = {"xz": _xz, "gzip": _gzip}
         lengths = {name: pool.submit(compress, text) for name, compress in compressors.items()}
         bits = {name: 8 * len(future.result()) / len(text) for name, future in lengths.items()}
@@ -47,14 +47,14 @@ def measure_baselines(
 
 
 def unigram_bits_per_byte(text: bytes, train_byte_counts: np.ndarray) -> float:
-    """Cross-entropy of a text under the training text's byte frequencies, each count plus one."""
+    """Cross-entropy of a text under the byte frequencies of the training text, with one added to each count."""
     log2_probability = np.log2((train_byte_counts + 1) / (train_byte_counts.sum() + 256))
     counts = np.bincount(np.frombuffer(text, dtype=np.uint8), minlength=256)
     return float(-(counts * log2_probability).sum() / len(text))
 
 
 def _joined(spools: Iterable[Path], cap_bytes: int) -> tuple[bytes, int, bool]:
-    """Whole documents up to the cap (the first one always), how many, and whether these are all."""
+    """Joins documents up to the cap, at least one; returns the text, their number, and whether these are all."""
     joined = io.BytesIO()
     num_documents = 0
     for spool in spools:

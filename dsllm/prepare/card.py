@@ -1,4 +1,4 @@
-"""The data card, as plain values: what became of every source, how good the tokenizer is, what a model must beat."""
+"""Makes the data card as plain values: what was read and dropped, the splits, and the tokenizer's figures."""
 
 import platform
 from collections.abc import Iterable
@@ -22,11 +22,11 @@ def make_card(
     counts: dict[str, SourceCount],
     records: Iterable[UnitRecord],
 ) -> dict[str, Any]:
-    """Everything but the baselines and the times, which the pipeline adds.
+    """The data card without baselines and times, which the pipeline adds.
 
     Args:
-        counts: by source; sources of finished shards have none.
-        records: of the shards that were written.
+        counts: what was read, by source; sources of finished shards have no entry.
+        records: of the shards written here.
     """
     records = list(records)
     sources = [_source(record, counts.get(record.name), records) for record in manifest.sources]
@@ -55,7 +55,7 @@ def make_card(
 
 
 def _source(record: SourceRecord, count: SourceCount | None, records: list[UnitRecord]) -> dict[str, Any]:
-    """One source: what was read, what was dropped and why, and its splits."""
+    """One source: documents read and dropped by reason, and its splits."""
     source: dict[str, Any] = {"name": record.name}
     if count is not None:
         source["read"] = {
@@ -85,7 +85,7 @@ def _source(record: SourceRecord, count: SourceCount | None, records: list[UnitR
 
 
 def _sum(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """One split over all sources; bytes are unknown where those of one source are."""
+    """Totals of one split over all sources; bytes are None if one source does not know its bytes."""
     parts = list(parts)
     total: dict[str, Any] = {key: sum(part[key] for part in parts) for key in ("documents", "tokens", "shards")}
     sizes = [part["bytes"] for part in parts]
@@ -94,7 +94,7 @@ def _sum(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _with_ratio(part: dict[str, Any]) -> dict[str, Any]:
-    """Add bytes per token, the end-of-text tokens left out: they stand for no text."""
+    """Add bytes per token, without the end-of-text tokens, which stand for no text."""
     tokens = part["tokens"] - part["documents"]
     part["bytes_per_token"] = part["bytes"] / tokens if part["bytes"] and tokens > 0 else None
     return part

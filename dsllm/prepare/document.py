@@ -1,4 +1,4 @@
-"""What a source yields: a document, or an input that could not be read and why."""
+"""What a source yields: documents, and inputs that could not be read."""
 
 from dataclasses import dataclass
 
@@ -10,19 +10,19 @@ class Document:
     text: str
     """The text, exactly as read."""
     origin: str
-    """Where it came from, for people: a file and line, a row, a module."""
+    """Where it came from, to show to people: a file and line, a row, a module."""
 
 
 @dataclass(frozen=True, slots=True)
 class BadInput:
-    """Something that should have been a document and could not be read."""
+    """An input that should have been a document but could not be read."""
 
     origin: str
-    """Where: a file, a line or row of it."""
+    """A file, or a line or row in it."""
     reason: str
-    """What is wrong, in a few words that are the same for all such cases: they are counted by it."""
+    """What is wrong, in the same few words for all such cases, because they are counted by reason."""
     detail: str = ""
-    """What is special about this case."""
+    """More about this one case."""
 
     def __str__(self) -> str:
         return f"{self.origin}: {self.reason}" + (f" ({self.detail})" if self.detail else "")

@@ -1,15 +1,15 @@
-"""The embedded corpus: text that every Python installation has, read from files and never imported.
+"""Reads the embedded corpus: text that every Python installation has. Modules are read as files, never imported.
 
-Three parts: `topics` are the help texts behind `help('for')`; `sources` are the modules of the standard library, one
-document each; `docstrings` are the documentation in them. A docstring stands in its module's source, so where the
-sources are read the docstrings are not repeated: text that appears twice would be both trained on and held out.
+It has three parts: `topics` are the help texts behind `help('for')`; `sources` are the modules of the standard library,
+one document each; `docstrings` are the docstrings in those modules, one document per module. The sources contain the
+docstrings, so `docstrings` are skipped when `sources` are read: text that appears twice could be both trained on and
+held out.
 """
 
 import ast
 import inspect
 import io
 import os
-import platform
 import sysconfig
 import tokenize
 from collections.abc import Iterator
@@ -20,55 +20,50 @@ from dsllm.prepare.document import BadInput, Document
 
 PARTS = ("topics", "docstrings", "sources")
 _TOPICS_FILE = Path("pydoc_data", "topics.py")
-_LEFT_OUT_FOLDERS = frozenset(
+_SKIPPED_FOLDERS = frozenset(
     [
         *("test", "tests", "idle_test"),
-        *("site-packages", "dist-packages", "_bundled"),  # what others made
-        *("encodings", "pydoc_data"),  # tables that a program wrote
+        *("site-packages", "dist-packages", "_bundled"),  # not part of Python
+        *("encodings", "pydoc_data"),  # generated tables
         *("__pycache__", "lib-dynload", "__phello__"),
     ]
 )
-_LEFT_OUT_FILES = frozenset(  # tables that a program wrote, and a text in cipher
+_SKIPPED_FILES = frozenset(  # generated tables, and an enciphered text
     ["stringprep.py", "html/entities.py", "msilib/schema.py", "msilib/sequence.py", "this.py"]
 )
 
 
 def embedded_documents(parts: tuple[str, ...], root: Path | None = None) -> Iterator[Document | BadInput]:
-    """The documents of some parts (none named: all), in the order of their names.
+    """The documents of some parts of the embedded corpus, each part sorted by name.
 
     Args:
-        parts: of `PARTS`.
-        root: folder of the standard library; nothing: this Python's.
+        parts: some of `PARTS`; empty: all of them.
+        root: folder of a standard library. None (default): that of this Python.
 
     Raises:
-        DataError: an unknown part, or this Python has no such files.
+        DataError: a part is unknown, or the folder contains no Python sources.
     """
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
         raise DataError(
             f"embedded corpus: no part named {', '.join(map(repr, unknown))}; its parts are {', '.join(PARTS)}"
         )
-    wanted = set(parts or PARTS)
+    parts = parts or PARTS
     root = root or Path(sysconfig.get_path("stdlib"))
     if not (root / "argparse.py").is_file():
-        raise DataError(f"embedded corpus: {root} holds no Python sources: name files of your own in data.sources")
-    if "topics" in wanted:
+        raise DataError(f"embedded corpus: {root} contains no Python sources: name your own files in data.sources")
+    if "topics" in parts:
         yield from _topics(root)
-    if "sources" in wanted:
+    if "sources" in parts:
         yield from _sources(root)
-    elif "docstrings" in wanted:
+    elif "docstrings" in parts:
         yield from _docstrings(root)
 
 
-def python_version() -> str:
-    """The Python build that decides what the embedded corpus is."""
-    return f"{platform.python_implementation()} {platform.python_version()}"
-
-
 def _topics(root: Path) -> Iterator[Document | BadInput]:
-    """The dictionary in pydoc_data/topics.py, read as a literal."""
+    """The entries of the dictionary in pydoc_data/topics.py, which is parsed as a literal."""
     path = root / _TOPICS_FILE
-    if not path.is_file():  # some distributions ship the documentation apart
+    if not path.is_file():  # some distributions package the documentation separately
         yield BadInput(str(path), "no such file", "this Python has no pydoc topics")
         return
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -85,7 +80,7 @@ def _sources(root: Path) -> Iterator[Document | BadInput]:
 
 
 def _docstrings(root: Path) -> Iterator[Document | BadInput]:
-    """One document per module: each docstring under the name of what it describes."""
+    """One document per module: each docstring below the name of its module, class or function."""
     for module, path in _modules(root):
         text = _read(path)
         if isinstance(text, BadInput):
@@ -97,7 +92,7 @@ def _docstrings(root: Path) -> Iterator[Document | BadInput]:
 
 
 def _described(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
-    """Names and docstrings of a module, class or function and of what it defines, in their order."""
+    """Names and docstrings of a module, class or function and of everything defined in it, in order."""
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         docstring = ast.get_docstring(node, clean=False)
         if docstring and docstring.strip():
@@ -108,18 +103,16 @@ def _described(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
 
 
 def _modules(root: Path) -> list[tuple[str, Path]]:
-    """Names and files of the modules people wrote, sorted by name."""
+    """Names and files of the hand-written modules, sorted by name."""
     found = []
     for folder, subfolders, names in os.walk(root):
-        subfolders[:] = [
-            name for name in subfolders if name not in _LEFT_OUT_FOLDERS and not name.startswith("config-")
-        ]
+        subfolders[:] = [name for name in subfolders if name not in _SKIPPED_FOLDERS and not name.startswith("config-")]
         for name in names:
             relative = Path(folder, name).relative_to(root)
             if (
                 name.endswith(".py")
                 and not name.startswith("_sysconfigdata")
-                and relative.as_posix() not in _LEFT_OUT_FILES
+                and relative.as_posix() not in _SKIPPED_FILES
             ):
                 module = ".".join(relative.with_suffix("").parts).removesuffix(".__init__")
                 found.append((module, Path(folder, name)))
@@ -127,7 +120,7 @@ def _modules(root: Path) -> list[tuple[str, Path]]:
 
 
 def _read(path: Path) -> str | BadInput:
-    """A source file's text, decoded as Python would."""
+    """The text of a source file, decoded as Python does."""
     try:
         content = path.read_bytes()
         encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)

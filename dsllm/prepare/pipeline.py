@@ -1,4 +1,4 @@
-"""Prepares a run's data: reads sources, trains or loads the tokenizer, writes token shards and data card, publishes."""
+"""Prepares a run's data: reads the sources, trains or loads the tokenizer, writes token shards and the data card."""
 
 import errno
 import json
@@ -27,38 +27,38 @@ from dsllm.prepare.baselines import measure_baselines
 from dsllm.prepare.card import make_card
 from dsllm.prepare.reading import MEGABYTE, Progress, Reading, TrainingSample
 from dsllm.prepare.train_tokenizer import train_tokenizer
-from dsllm.prepare.units import Unit
+from dsllm.prepare.units import Unit, spool_path
 from dsllm.prepare.workspace import CARD_FILE, Workspace, check_replaceable, open_workspace, prepared_before
-from dsllm.prepare.write_shards import UnitRecord, Workplace, finished_record, write_shards
+from dsllm.prepare.write_shards import Destination, UnitRecord, finished_record, write_shards
 
 T = TypeVar("T")
 Report = Callable[[str], None]
 
 
 def no_progress(what: str, done: float, total: float | None) -> None:
-    """Tells nobody."""
+    """Ignores progress."""
 
 
 def prepare(
     config: RunConfig, directory: Path, report: Report, progress: Progress = no_progress, force: bool = False
 ) -> Manifest:
-    """Make `directory` hold the token shards of a run, and return their manifest.
+    """Prepare the token shards of a run in `directory`, and return their manifest.
 
-    A directory that was prepared with the same settings is left as it is. An interrupted preparation goes on: shards
-    that were finished with the same text and tokenizer are used again.
+    Leaves a directory alone that was prepared with the same settings. Continues an interrupted preparation: shards
+    finished with the same text and tokenizer are used again.
 
     Args:
-        report: gets a line of text whenever something is done or noteworthy.
-        progress: told often how far the work has come, in megabytes.
-        force: prepare again what is there already, with the same or other settings.
+        report: called with a line of text for each step and warning.
+        progress: called often with the activity and the megabytes done.
+        force: prepare again even if the directory is prepared, with the same or other settings.
 
     Raises:
-        DataError: a source or the tokenizer cannot be used, the directory holds something else or is being prepared by
-            another process, or the disk is full.
+        DataError: a source or the tokenizer cannot be used, the directory contains other files, another process is
+            preparing it, or the disk is full.
     """
     if _megatron(config) and config.tokenizer.kind != "pretrained":
         raise DataError(
-            f"source '{_megatron(config)[0].name}' brings finished token ids: set tokenizer.kind: pretrained and "
+            f"source '{_megatron(config)[0].name}' consists of finished token ids: set tokenizer.kind: pretrained and "
             "tokenizer.path to the tokenizer that made them"
         )
     settings = manifests.settings_of(config)
@@ -66,60 +66,59 @@ def prepare(
         report(f"{directory} is prepared already with these settings: nothing to do (--force reads the sources again)")
         return ready
     check_replaceable(directory)
-    with open_workspace(directory, report) as place:
+    with open_workspace(directory, report) as workspace:
         if not force and (ready := prepared_before(directory, settings)) is not None:
-            return ready  # another process was faster, between the look above and the lock
+            return ready  # another process prepared it before we got the lock
         try:
-            return _Preparation(config, place, report, progress).run(settings)
+            return _Preparation(config, workspace, report, progress).run(settings)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise DataError(
-                f"{place.aside}: the disk is full; free some space and start again: finished shards are kept"
+                f"{workspace.aside}: the disk is full; free some space and start again: finished shards are kept"
             ) from error
 
 
 @dataclass
 class _Preparation:
-    """One preparation under its lock."""
+    """One preparation, while it holds the lock."""
 
     config: RunConfig
-    place: Workspace
+    workspace: Workspace
     report: Report
     progress: Progress
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self, settings: dict[str, Any]) -> Manifest:
-        """All that happens in a preparation, in this order."""
+        """Run all steps of the preparation in order, and publish the result."""
         with self._timed("total"):
             adopted: dict[str, SourceRecord] = {}
             if self.config.tokenizer.kind == "pretrained":
                 tokenizer = load_tokenizer(self.config.tokenizer.path or "", self.config.tokenizer.end_of_text)
                 adopted = self._adopt(tokenizer)
-                workplace = self._settle(tokenizer)
+                destination = self._save(tokenizer)
                 with self._timed("reading_and_writing"):
-                    reading, records = self._read(lambda units: list(self._write(units, workplace)))
+                    reading, records = self._read(lambda units: list(self._write(units, destination)))
             else:
                 with self._timed("reading"):
                     reading, units = self._read(list)
                 with self._timed("tokenizer"):
-                    tokenizer = self._trained(reading.sample)
-                workplace = self._settle(tokenizer)
+                    tokenizer, destination = self._train_or_load(reading.sample)
                 with self._timed("writing"):
-                    records = list(self._write(units, workplace))
+                    records = list(self._write(units, destination))
             records.sort(key=lambda record: (record.source, record.split, record.number))
             with self._timed("baselines"):
                 baselines = self._baselines(records)
-        manifest = _manifest(self.config, settings, tokenizer, workplace, records, adopted)
+        manifest = _manifest(self.config, settings, tokenizer, destination, records, adopted)
         card = make_card(self.config, manifest, tokenizer, reading.counts, records)
         card |= {"baselines": baselines, "seconds": {key: round(value, 2) for key, value in self.seconds.items()}}
-        files.write_atomically(self.place.aside / CARD_FILE, json.dumps(card, indent=1, ensure_ascii=False) + "\n")
-        manifests.write_manifest(self.place.aside, manifest)
-        self.place.publish({record.name for record in records})
+        files.write_atomically(self.workspace.aside / CARD_FILE, json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+        manifests.write_manifest(self.workspace.aside, manifest)
+        self.workspace.publish({record.name for record in records})
         return manifest
 
     def _read(self, use: Callable[[Iterator[Unit]], T]) -> tuple[Reading, T]:
-        """Read all sources and hand their units on; once more where chance held out nothing.
+        """Read all sources and pass their units to `use`; a second time if the first holds out no document.
 
         Raises:
             DataError: there are too few documents to both train and validate.
@@ -128,20 +127,20 @@ class _Preparation:
         sample_bytes = (
             0 if self.config.tokenizer.kind == "pretrained" else round(self.config.tokenizer.train_megabytes * MEGABYTE)
         )
-        reading = Reading(data, self.place.spool, self.progress, sample_bytes)
+        reading = Reading(data, self.workspace.spool, self.progress, sample_bytes)
         result = use(reading.units())
         num_train, num_held_out = reading.total("train"), reading.total("validation")
         if data.validation_share > 0 and num_held_out == 0 and num_train > 1:
             self.report(
-                f"validation: by its hash none of the {num_train} documents falls into data.validation_share "
-                f"{data.validation_share}; the one with the smallest hash is held out"
+                f"validation: data.validation_share {data.validation_share} selects none of the {num_train} documents; "
+                "the one with the smallest hash is held out"
             )
             reading = reading.hold_out_one()
             result = use(reading.units())
         elif data.validation_share > 0 and num_train + num_held_out == 1:
             raise DataError(
-                "the sources hold one document only, so none can be held out: cut it into documents (text_documents: "
-                "paragraphs, for a .txt file), add text, or set data.validation_share: 0"
+                "the sources have only one document, so none can be held out: split it (text_documents: paragraphs, for a "
+                ".txt file), add text, or set data.validation_share: 0"
             )
         elif num_train == 0 and num_held_out > 0:
             raise DataError(
@@ -154,64 +153,72 @@ class _Preparation:
         finished = _megatron(self.config)
         return {source.name: adopt_shards(source, tokenizer, share, self.report) for source in finished}
 
-    def _trained(self, sample: TrainingSample) -> Tokenizer:
-        """A tokenizer trained from the sample; the one of an interrupted preparation, where it was the same sample."""
-        wanted = {
+    def _train_or_load(self, sample: TrainingSample) -> tuple[Tokenizer, Destination]:
+        """Train a tokenizer from the sample, or load the one that an interrupted preparation trained from it."""
+        inputs = {
             "config": asdict(self.config.tokenizer),
             "sample_sha256": sample.sha256(),
             "libraries": {name: metadata.version(name) for name in ("tokenizers", "sentencepiece")},
         }
-        note = self.place.records / "tokenizer.json"
-        if note.is_file() and json.loads(note.read_text()) == wanted:
-            self.report("tokenizer: kept from the interrupted preparation")
-            return load_tokenizer(self.place.tokenizer)
-        note.unlink(missing_ok=True)
+        record = self.workspace.records / "tokenizer.json"
+        if record.is_file() and self.workspace.tokenizer.is_dir():
+            destination = self._destination()
+            # The checksum too: another preparation may have put its own tokenizer here, and been interrupted.
+            if json.loads(record.read_text()) == inputs | {"sha256": destination.tokenizer_sha256}:
+                self.report("tokenizer: kept from the interrupted preparation")
+                return load_tokenizer(self.workspace.tokenizer), destination
         self.report(
             f"tokenizer: training {self.config.tokenizer.kind} from {sample.num_bytes / MEGABYTE:.1f} MB of text"
         )
         tokenizer = train_tokenizer(sample.texts(), self.config.tokenizer, self.report)
-        self._settle(tokenizer)
-        files.write_atomically(note, json.dumps(wanted))
-        return tokenizer
+        destination = self._save(tokenizer)
+        files.write_atomically(record, json.dumps(inputs | {"sha256": destination.tokenizer_sha256}))
+        return tokenizer, destination
 
-    def _settle(self, tokenizer: Tokenizer) -> Workplace:
-        """Put the tokenizer where the workers find it."""
-        shutil.rmtree(self.place.tokenizer, ignore_errors=True)
-        tokenizer.save(self.place.tokenizer)
-        sha256 = files.sha256_of_folder(self.place.tokenizer)
-        return Workplace(
-            shards=self.place.aside, records=self.place.records, tokenizer=self.place.tokenizer, tokenizer_sha256=sha256
+    def _save(self, tokenizer: Tokenizer) -> Destination:
+        """Save the tokenizer where the workers load it."""
+        shutil.rmtree(self.workspace.tokenizer, ignore_errors=True)
+        tokenizer.save(self.workspace.tokenizer)
+        return self._destination()
+
+    def _destination(self) -> Destination:
+        """Where the workers write shards, with the tokenizer that was saved."""
+        return Destination(
+            shards=self.workspace.aside,
+            records=self.workspace.records,
+            tokenizer=self.workspace.tokenizer,
+            tokenizer_sha256=files.sha256_of_folder(self.workspace.tokenizer),
         )
 
-    def _write(self, units: Iterable[Unit], workplace: Workplace) -> Iterator[UnitRecord]:
-        """The records of all units: of those that were finished before, and of those written now."""
+    def _write(self, units: Iterable[Unit], destination: Destination) -> Iterator[UnitRecord]:
+        """Write the shards that are not finished yet; yields the records of all."""
         finished: list[UnitRecord] = []
         total_megabytes = sum(unit.text_bytes for unit in units) / MEGABYTE if isinstance(units, list) else None
 
         def unfinished() -> Iterator[Unit]:
             for unit in units:
-                record = finished_record(unit, workplace)
+                record = finished_record(unit, destination)
                 if record is None:
                     yield unit
                     continue
                 finished.append(record)
-                if unit.split == "train":  # held-out text is still needed for the baselines
+                if unit.split == "train":  # the baselines still read the held-out text
                     unit.spool.unlink()
 
         done = 0.0
         if total_megabytes is not None:
             self.progress("writing token shards", done, total_megabytes)
-        for record in write_shards(unfinished(), workplace, self.config.data.num_workers or num_cores()):
+        for record in write_shards(unfinished(), destination, self.config.data.num_workers or num_cores()):
             yield record
             done += record.text_bytes / MEGABYTE
-            known = sum(r.text_bytes for r in finished) / MEGABYTE
-            self.progress("writing token shards", done + known, total_megabytes)
+            kept = sum(r.text_bytes for r in finished) / MEGABYTE
+            self.progress("writing token shards", done + kept, total_megabytes)
         if finished:
             self.report(f"shards: {len(finished)} kept from the interrupted preparation")
         yield from finished
 
     def _baselines(self, records: list[UnitRecord]) -> dict[str, Any]:
-        """Compressors on the held-out text, in the order in which the manifest lists it."""
+        """Measure the baselines on the held-out text, in the order of the manifest."""
         counts = np.sum([r.byte_counts for r in records if r.split == "train"], axis=0)
         held_out = [
             r
@@ -219,7 +226,7 @@ class _Preparation:
             for r in records
             if (r.source, r.split) == (source.name, "validation")
         ]
-        return measure_baselines([self.place.spool / f"{r.name}.spool" for r in held_out], counts)
+        return measure_baselines([spool_path(self.workspace.spool, r.name) for r in held_out], counts)
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:
@@ -233,7 +240,7 @@ def _megatron(config: RunConfig) -> list[SourceConfig]:
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
+    """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -241,7 +248,7 @@ def _manifest(
     config: RunConfig,
     settings: dict[str, Any],
     tokenizer: Tokenizer,
-    workplace: Workplace,
+    destination: Destination,
     records: list[UnitRecord],
     adopted: dict[str, SourceRecord],
 ) -> Manifest:
@@ -252,8 +259,8 @@ def _manifest(
         settings=settings,
         settings_sha256=manifests.hash_of(settings),
         tokenizer=TokenizerRecord(
-            directory=workplace.tokenizer.name,
-            sha256=workplace.tokenizer_sha256,
+            directory=destination.tokenizer.name,
+            sha256=destination.tokenizer_sha256,
             vocab_size=tokenizer.vocab_size,
             end_of_text_id=tokenizer.end_of_text_id,
         ),

@@ -1,4 +1,4 @@
-"""Reads all sources once: counts, drops duplicates, holds documents out, samples for the tokenizer, and cuts units."""
+"""Reads all sources once: drops duplicates, holds documents out, samples for the tokenizer, cuts units, and counts."""
 
 import hashlib
 import heapq
@@ -18,43 +18,45 @@ from dsllm.prepare.units import Unit, UnitCutter
 SPLITS = ("train", "validation")
 MEGABYTE = 1_000_000
 HASH_RANGE = 2**64
-_NUM_EXAMPLES = 5  # bad inputs kept by name, per reason
+_NUM_EXAMPLES = 5  # bad inputs listed per reason
 
 Progress = Callable[[str, float, float | None], None]
-"""(what is being done, megabytes done, megabytes in all if known)"""
+"""Called with (activity, megabytes done, total megabytes or None if unknown)."""
 
 
 @dataclass
 class SourceCount:
-    """What became of one source: read = kept + duplicates + empty + bad, and nothing is lost in silence."""
+    """Counts what was read from one source: read = kept + duplicates + empty + bad."""
 
     read: int = 0
-    """Documents, and inputs that should have been one."""
+    """Documents and bad inputs."""
     kept: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     """Documents by split."""
     kept_bytes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     """UTF-8 bytes by split."""
     duplicates: int = 0
+    """Documents whose text was read before, from any source."""
     empty: int = 0
-    """Documents of nothing but white space."""
+    """Documents with only white space."""
     bad: Counter[str] = field(default_factory=Counter)
-    """Skipped inputs by reason."""
+    """Bad inputs by reason."""
     bad_examples: dict[str, list[str]] = field(default_factory=dict)
     """The first few of them by reason."""
     num_files: int = 0
+    """Files that were read."""
     ignored_files: Counter[str] = field(default_factory=Counter)
-    """Files of other types that lay in the source's folders, by suffix."""
+    """Files of other types in the source's folders, by suffix."""
     cut_at_megabytes: float | None = None
-    """max_megabytes, where it ended the reading."""
+    """max_megabytes, if reading stopped there."""
 
     @property
     def total_bytes(self) -> int:
-        """UTF-8 bytes of what is kept."""
+        """UTF-8 bytes kept, over both splits."""
         return sum(self.kept_bytes.values())
 
 
 class TrainingSample:
-    """The documents with the smallest hashes, up to a budget of bytes: an even sample, in one pass, in any order."""
+    """Collects the documents with the smallest hashes: an even sample in one pass, whatever the order of the documents."""
 
     def __init__(self, budget_bytes: int):
         self._budget = budget_bytes
@@ -62,7 +64,7 @@ class TrainingSample:
         self.num_bytes = 0
 
     def offer(self, hash_value: int, content: bytes) -> None:
-        """Take a document in, and let the ones with the largest hashes go while enough remains without them."""
+        """Add a document, then drop those with the largest hashes as long as the rest fill the budget."""
         if self.num_bytes >= self._budget and -self._heap[0][0] < hash_value:
             return
         heapq.heappush(self._heap, (-hash_value, content))
@@ -71,12 +73,12 @@ class TrainingSample:
             self.num_bytes -= len(heapq.heappop(self._heap)[1])
 
     def texts(self) -> Iterator[str]:
-        """The sample in the order of the hashes."""
+        """The texts of the sample, sorted by hash."""
         for _, content in sorted(self._heap, reverse=True):
             yield content.decode()
 
     def sha256(self) -> str:
-        """What the sample is, to tell whether a tokenizer was trained from it."""
+        """Identifies the sample, so that a tokenizer trained from it is recognised."""
         digest = hashlib.sha256()
         for _, content in sorted(self._heap, reverse=True):
             digest.update(hashlib.sha256(content).digest())
@@ -84,10 +86,15 @@ class TrainingSample:
 
 
 class Reading:
-    """One pass over all sources; iterate `units`, then look at the counts."""
+    """One pass over all sources: iterate over `units` to the end, then read `counts` and `sample`."""
 
     def __init__(self, config: DataConfig, spool: Path, progress: Progress, sample_bytes: int = 0):
-        """Spool to a folder, and collect a sample of so many bytes of training text."""
+        """Prepare to read.
+
+        Args:
+            spool: folder for the units.
+            sample_bytes: training text to collect in `sample`; 0 (default): none.
+        """
         self._config = config
         self._spool = spool
         self._progress = progress
@@ -100,10 +107,10 @@ class Reading:
         self.megabytes_read = 0.0
 
     def units(self) -> Iterator[Unit]:
-        """Spooled units, as soon as each is complete; those of a source in order.
+        """Read the sources and yield each unit when it is complete, the units of a source and split in order.
 
         Raises:
-            DataError: an input is bad and its source does not skip, or a source is missing or yields nothing.
+            DataError: a source is missing or yields no document, or an input is bad and on_bad_input is error.
         """
         for source in self._config.sources:
             if source.kind == "megatron":
@@ -120,11 +127,11 @@ class Reading:
             self._check_not_empty(source)
 
     def total(self, split: str) -> int:
-        """Documents kept in a split, over all sources."""
+        """Number of documents in a split, over all sources."""
         return sum(count.kept[split] for count in self.counts.values())
 
     def hold_out_one(self) -> "Reading":
-        """The same reading again, holding out the one document with the smallest hash."""
+        """A new reading of the same sources that holds out one document, the one with the smallest hash."""
         again = Reading(self._config, self._spool, self._progress, self._sample_bytes)
         again._held_out_below = self._smallest + 1
         return again
@@ -137,7 +144,7 @@ class Reading:
             if content is None:
                 continue
             if source.max_megabytes is not None and count.total_bytes + len(content) > source.max_megabytes * MEGABYTE:
-                count.read -= 1
+                count.read -= 1  # this document is not used, so it does not count as read
                 count.cut_at_megabytes = source.max_megabytes
                 break
             unit = self._keep(content, count, cutters)
@@ -146,11 +153,11 @@ class Reading:
         yield from (unit for cutter in cutters.values() if (unit := cutter.finish()) is not None)
 
     def _accept(self, item: Document | BadInput, source: SourceConfig, count: SourceCount) -> bytes | None:
-        """The UTF-8 of a usable document; else counts why not."""
+        """A usable document in UTF-8; None for one that is counted as empty or bad."""
         if isinstance(item, Document):
             try:
                 content = item.text.encode()
-            except UnicodeEncodeError as error:  # JSON can spell half a character: "\ud83d"
+            except UnicodeEncodeError as error:  # JSON can contain half a character: "\ud83d"
                 item = BadInput(item.origin, "not Unicode text", f"a lone surrogate at character {error.start}")
             else:
                 if content.strip():
@@ -159,8 +166,8 @@ class Reading:
                 return None
         if source.on_bad_input == "error":
             raise DataError(
-                f"source '{source.name}': {item}. Mend or remove it, or set on_bad_input: skip for this source "
-                "to skip such inputs, counted and reported"
+                f"source '{source.name}': {item}. Fix or remove it, or set on_bad_input: skip for this source: "
+                "then such inputs are skipped, counted and reported"
             )
         count.bad[item.reason] += 1
         examples = count.bad_examples.setdefault(item.reason, [])
@@ -169,7 +176,8 @@ class Reading:
         return None
 
     def _keep(self, content: bytes, count: SourceCount, cutters: dict[str, UnitCutter]) -> Unit | None:
-        """Put a document where it belongs, by independent parts of its hash; returns a unit that this completes."""
+        """Add a document to its split and to the sample; returns a unit if this completes one."""
+        # Each decision reads another part of the hash, so that they are independent of each other.
         digest = hashlib.sha256(content).digest()
         if self._config.deduplicate:
             if digest[:16] in self._seen:
@@ -187,7 +195,7 @@ class Reading:
         return cutters[split].add(content, digest)
 
     def _items(self, source: SourceConfig, count: SourceCount) -> Iterator[Document | BadInput]:
-        """What a source yields, telling how far reading has come."""
+        """What a source yields, while reporting progress."""
         if source.kind == "files":
             yield from self._items_of_files(source, count)
             return
@@ -200,25 +208,27 @@ class Reading:
         paths, count.ignored_files = find_files(source)
         sizes = [size_of(path) for path in paths]
         total = sum(sizes)
-        before = 0
+        done_bytes = 0
         for path, size in zip(paths, sizes, strict=True):
             count.num_files += 1
             position = Position()
             for item in read_documents(path, source, position):
                 yield item
-                self._progress(f"reading {source.name}", (before + position.file_bytes) / MEGABYTE, total / MEGABYTE)
-            before += size
-            self._progress(f"reading {source.name}", before / MEGABYTE, total / MEGABYTE)
+                self._progress(
+                    f"reading {source.name}", (done_bytes + position.file_bytes) / MEGABYTE, total / MEGABYTE
+                )
+            done_bytes += size
+            self._progress(f"reading {source.name}", done_bytes / MEGABYTE, total / MEGABYTE)
 
     def _check_not_empty(self, source: SourceConfig) -> None:
         count = self.counts[source.name]
         if sum(count.kept.values()) == 0:
-            why = [f"{count.duplicates} duplicates", f"{count.empty} empty", f"{count.bad.total()} bad"]
+            reasons = [f"{count.duplicates} duplicates", f"{count.empty} empty", f"{count.bad.total()} bad"]
             limit = (
                 f"; its first document is larger than max_megabytes {count.cut_at_megabytes}"
                 if count.cut_at_megabytes
                 else ""
             )
             raise DataError(
-                f"source '{source.name}' yields no document: {count.read} read, of which {', '.join(why)}{limit}"
+                f"source '{source.name}' yields no document: {count.read} read, of which {', '.join(reasons)}{limit}"
             )

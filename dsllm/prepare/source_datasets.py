@@ -14,11 +14,11 @@ def dataset_documents(source: SourceConfig) -> Iterator[Document | BadInput]:
     """The rows of one split of a dataset, in its order.
 
     Raises:
-        DataError: the dataset, subset or split does not exist or cannot be reached, or it breaks off on the way. A
-            broken connection is never skipped: what it would have delivered cannot be counted.
+        DataError: the dataset, subset or split does not exist or cannot be reached, or reading it fails half-way. This
+            is never skipped: we could not count the documents that are missing.
     """
     datasets = require("datasets", "prepare")
-    assert source.dataset is not None, "the config is checked before"
+    assert source.dataset is not None, "checked when the config was loaded"
     failures = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
     row = 0
     try:
@@ -40,11 +40,11 @@ def dataset_documents(source: SourceConfig) -> Iterator[Document | BadInput]:
 
 
 def _open(datasets: Any, source: SourceConfig) -> Any:
-    """The split, opened without reading it."""
+    """Open the split without reading it."""
     folder = Path(source.dataset or "").expanduser()
-    if (folder / "state.json").is_file():  # one Dataset, as save_to_disk writes it
+    if (folder / "state.json").is_file():  # a Dataset, written by save_to_disk
         return datasets.load_from_disk(str(folder))
-    if (folder / "dataset_dict.json").is_file():
+    if (folder / "dataset_dict.json").is_file():  # a DatasetDict, written by save_to_disk
         splits = datasets.load_from_disk(str(folder))
         if source.dataset_split not in splits:
             raise ValueError(f"no such split; it has {', '.join(splits)}")

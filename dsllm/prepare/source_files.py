@@ -1,4 +1,4 @@
-"""Finds a source's files and reads documents from .txt, .jsonl (also .gz, .zst) and .parquet, few at a time."""
+"""Finds a source's files and reads documents from .txt, .jsonl (.gz, .zst) and .parquet, a few at a time."""
 
 import glob
 import gzip
@@ -27,38 +27,39 @@ _DAMAGED = "cannot be read to its end: truncated or damaged"
 
 @dataclass
 class Position:
-    """How far reading has come within the current file."""
+    """How much of the current file has been read."""
 
     file_bytes: int = 0
-    """Bytes of the file on the disk that were consumed."""
+    """Bytes of the file on the disk, compressed if it is."""
 
 
 def find_files(source: SourceConfig) -> tuple[list[Path], Counter[str]]:
-    """The files that a source's paths mean, in order, each once; and how many others lay beside them, by suffix.
+    """The files named by a source's paths, in order, each once; and the number of files of other types, by suffix.
 
-    Folders are searched to the bottom, in the order of names; what begins with a dot is passed over.
+    Folders are searched recursively, sorted by name; names that begin with a dot are skipped.
 
     Raises:
-        DataError: a path, folder or glob that matches nothing, or a file of a type that is not read.
+        DataError: a path does not exist, a glob matches nothing, or there is no file of a type that we read.
     """
     found: list[Path] = []
     ignored: Counter[str] = Counter()
     for pattern in source.paths:
         candidates = _candidates(pattern, source.name)
         read = [path for path in candidates if path.name.endswith(SUFFIXES)]
-        ignored.update(path.suffix or path.name for path in candidates if not path.name.endswith(SUFFIXES))
+        others = Counter(path.suffix or path.name for path in candidates if not path.name.endswith(SUFFIXES))
+        ignored += others
         if not read:
-            beside = ", ".join(f"{count} {suffix}" for suffix, count in ignored.most_common())
+            other_types = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common())
             raise DataError(
-                f"source '{source.name}': {pattern} holds no file that is read ({', '.join(SUFFIXES)})"
-                + (f", but {beside}: convert them, or name other files" if beside else "")
+                f"source '{source.name}': {pattern} has no file of a type that dsllm reads ({', '.join(SUFFIXES)})"
+                + (f", but {other_types}: convert them, or name other files" if other_types else "")
             )
         found += read
     return list(dict.fromkeys(found)), ignored
 
 
 def read_documents(path: Path, source: SourceConfig, position: Position) -> Iterator[Document | BadInput]:
-    """The documents of one file; `position` is kept up to date. Problems are yielded, not raised."""
+    """Read the documents of one file, updating `position`; a problem is yielded as `BadInput`."""
     num_items = 0
     try:
         if path.stat().st_size > 0:
@@ -72,7 +73,7 @@ def read_documents(path: Path, source: SourceConfig, position: Position) -> Iter
 
 
 def size_of(path: Path) -> int:
-    """Size of a file in bytes; 0 where it cannot be told, which reading it will report."""
+    """Size of a file in bytes; 0 if it cannot be found out (reading the file will report that)."""
     try:
         return path.stat().st_size
     except OSError:
@@ -80,7 +81,7 @@ def size_of(path: Path) -> int:
 
 
 def document_in(record: Any, text_field: str, origin: str) -> Document | BadInput:
-    """The document in a record: a mapping with a string under `text_field`."""
+    """The document in a record, which must be a dict with a string under `text_field`."""
     if not isinstance(record, dict):
         return BadInput(origin, "not a JSON object", f"it is {_type_name(record)}")
     if text_field not in record:
@@ -106,11 +107,11 @@ def _read_text(path: Path) -> Iterator[Document | BadInput]:
 
 
 def _read_text_parts(path: Path, unit: str, position: Position) -> Iterator[Document | BadInput]:
-    """Lines, or runs of lines between empty ones; without the line ends around them."""
+    """Each line, or each run of lines between empty lines, without the line end after it."""
     parts: list[bytes] = []
     start = 0
     for number, line in _lines(path, position):
-        assert isinstance(line, bytes), "a plain file has no damaged end"
+        assert isinstance(line, bytes), "only compressed files yield BadInput"
         if line.strip():
             start = start if parts else number
             parts.append(line)
@@ -127,7 +128,7 @@ def _read_json_lines(path: Path, text_field: str, position: Position) -> Iterato
         if isinstance(line, BadInput):
             yield line
         elif not line.strip():
-            yield Document("", origin)  # counted as empty
+            yield Document("", origin)  # will be counted as empty
         else:
             yield _parsed(line, text_field, origin, first=number == 1)
 
@@ -140,13 +141,13 @@ def _parsed(line: bytes, text_field: str, origin: str, first: bool) -> Document 
     except (ValueError, RecursionError) as error:
         if not line.endswith(b"\n"):
             return BadInput(origin, "the file ends in the middle of a line")
-        hint = "; a JSON array is not read: write one object per line" if line.lstrip().startswith(b"[") else ""
+        hint = "; a JSON array cannot be read: write one object per line" if line.lstrip().startswith(b"[") else ""
         return BadInput(origin, "not valid JSON", f"{error}{hint}")
     return document_in(record, text_field, origin)
 
 
 def _lines(path: Path, position: Position) -> Iterator[tuple[int, bytes | BadInput]]:
-    """Numbered lines with their ends, decompressed; a damaged file's last item says so."""
+    """Numbered lines, decompressed, with their line ends; the last item of a damaged file is a `BadInput`."""
     number = 0
     with path.open("rb") as raw, _decompressed(path, raw) as stream:
         try:
@@ -162,7 +163,7 @@ def _decompressed(path: Path, raw: IO[bytes]) -> IO[bytes]:
     if path.name.endswith(".gz"):
         return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
     if path.name.endswith(".zst"):
-        # pyarrow, because it reads many frames as one stream and reports a cut one; zstandard's reader just ends.
+        # pyarrow reads many frames as one stream and reports a truncated one; the reader of zstandard just ends.
         return io.BufferedReader(pyarrow.CompressedInputStream(raw, "zstd"))
     return raw
 
@@ -185,7 +186,7 @@ def _read_parquet(path: Path, text_field: str, position: Position) -> Iterator[D
 
 
 def _values(file: pyarrow.parquet.ParquetFile, text_field: str) -> Iterator[bytes | None]:
-    """A string column's values undecoded: one value that is not UTF-8 must not spoil its batch."""
+    """The values of a string column as bytes, so that one value that is not UTF-8 does not fail its whole batch."""
     for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[text_field]):
         column = batch.column(0)
         if pyarrow.types.is_dictionary(column.type):
@@ -211,7 +212,7 @@ def _row(content: bytes | None, text_field: str, origin: str) -> Document | BadI
 
 
 def _decoded(content: bytes, origin: str, first: bool = False) -> Document | BadInput:
-    """A text; at the beginning of a file a byte order mark is dropped, and nothing else is changed."""
+    """Decode a text unchanged, except that a byte order mark at the beginning of a file is dropped."""
     try:
         return Document(content.decode("utf-8-sig" if first else "utf-8"), origin)
     except UnicodeDecodeError as error:
@@ -219,7 +220,7 @@ def _decoded(content: bytes, origin: str, first: bool = False) -> Document | Bad
 
 
 def _candidates(pattern: str, source: str) -> list[Path]:
-    """The files that a path or glob means, of any type."""
+    """The files of any type that a path or glob names."""
     path = Path(pattern).expanduser()
     if path.exists():
         places = [path]
@@ -234,12 +235,15 @@ def _candidates(pattern: str, source: str) -> list[Path]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Files below a folder in the order of their names; links are followed, each folder once."""
+    """Files below a folder, sorted by name; follows links, but visits each folder once."""
     seen: set[str] = set()
     for place, subfolders, names in os.walk(folder, onerror=_not_listed, followlinks=True):
-        seen.add(os.path.realpath(place))
-        links = [name for name in subfolders if os.path.realpath(os.path.join(place, name)) in seen]
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name not in links)
+        real = os.path.realpath(place)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         yield from (Path(place, name) for name in sorted(names) if not name.startswith("."))
 
 

@@ -11,15 +11,17 @@ from dsllm.data.tokenizer import JsonTokenizer, SentencePieceTokenizer, Tokenize
 from dsllm.errors import DataError
 from dsllm.prepare.write_shards import cut
 
-_SENTENCE_CHARACTERS = 4000  # SentencePiece drops longer "sentences" than max_sentence_length without a word
+_SENTENCE_CHARACTERS = 4000  # SentencePiece silently drops "sentences" longer than max_sentence_length
 _SENTENCE_BYTES = 4 * _SENTENCE_CHARACTERS
 
 
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig, report: Callable[[str], None]) -> Tokenizer:
-    """A tokenizer of `config.vocab_size` tokens, the end-of-text token included; the same for the same texts.
+    """Train a tokenizer of `config.vocab_size` tokens, including the end-of-text token; deterministic.
+
+    Byte-level BPE makes a smaller vocabulary and reports it where the texts are too few.
 
     Raises:
-        DataError: the texts are too few or too plain for such a vocabulary.
+        DataError: SentencePiece cannot make a vocabulary of this size from the texts.
     """
     if config.kind == "byte_bpe":
         return _train_byte_bpe(texts, config, report)
@@ -30,7 +32,7 @@ def _train_byte_bpe(texts: Iterable[str], config: TokenizerConfig, report: Calla
     tokenizer = byte_level_tokenizer(tokenizers.models.BPE())
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=config.vocab_size,
-        min_frequency=2,  # a pair seen once tells nothing
+        min_frequency=2,  # a pair that occurs once is no evidence
         special_tokens=[config.end_of_text],
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -41,13 +43,13 @@ def _train_byte_bpe(texts: Iterable[str], config: TokenizerConfig, report: Calla
     if trained.vocab_size < config.vocab_size:
         report(
             f"tokenizer: {trained.vocab_size} tokens instead of tokenizer.vocab_size {config.vocab_size}: "
-            "no further pair of tokens occurs twice in the training text"
+            "no other pair of tokens occurs twice in the training text"
         )
     return trained
 
 
 def _train_sentencepiece(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
-    """Settings under which decoding gives back any text: nothing is normalised, unknown characters are bytes."""
+    """SentencePiece set so that decoding returns any text unchanged: no normalisation, and byte fallback."""
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.Train(
@@ -68,7 +70,7 @@ def _train_sentencepiece(texts: Iterable[str], config: TokenizerConfig) -> Token
             bos_id=-1,
             pad_id=-1,
             max_sentence_length=_SENTENCE_BYTES,
-            num_threads=8,  # fixed: sums over threads decide the last bit of the scores
+            num_threads=8,  # fixed, because the scores' last bits depend on it
             minloglevel=2,
         )
     except RuntimeError as error:
@@ -76,14 +78,14 @@ def _train_sentencepiece(texts: Iterable[str], config: TokenizerConfig) -> Token
         too_many = "too high" in reason
         advice = "lower it, or give it more text (data.sources, tokenizer.train_megabytes)" if too_many else "raise it"
         raise DataError(
-            f"tokenizer.vocab_size {config.vocab_size} does not suit the training text: {advice}. "
+            f"tokenizer.vocab_size {config.vocab_size} does not fit the training text: {advice}. "
             f"SentencePiece: {reason}"
         ) from error
     return SentencePieceTokenizer(model.getvalue(), config.end_of_text, "the trained tokenizer")
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:
-    """Pieces of text short enough for SentencePiece, which cannot hold NUL."""
+    """The texts in parts that are short enough for SentencePiece."""
     for text in texts:
         for part in cut(text, _SENTENCE_CHARACTERS):
-            yield part.replace("\0", " ")
+            yield part.replace("\0", " ")  # some releases of SentencePiece skip text with a NUL

@@ -1,4 +1,4 @@
-"""Cuts the stream of documents into units of work: spooled texts, each to become one token shard."""
+"""Cuts the stream of documents into units of work: each is spooled to a file and becomes one token shard."""
 
 import hashlib
 import struct
@@ -12,7 +12,7 @@ _LENGTH = struct.Struct("<Q")
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
-    """Consecutive documents of one source and split, spooled to a file until they are tokenised."""
+    """Consecutive documents of one source and split, kept in a spool file until they are tokenised."""
 
     source: str
     split: str
@@ -22,21 +22,26 @@ class Unit:
     num_documents: int
     text_bytes: int
     documents_sha256: str
-    """Over the hashes of the documents, in order: what the unit holds, whatever file it came from."""
+    """SHA-256 over the hashes of the documents in order: equal for equal documents, whatever file they came from."""
 
     @property
     def name(self) -> str:
         """Name of its token shard, without .bin or .idx."""
-        return f"{self.split}-{self.source}-{self.number:05d}"
+        return unit_name(self.source, self.split, self.number)
 
-    @property
-    def order(self) -> tuple[str, int]:
-        """Place within its source."""
-        return self.split, self.number
+
+def unit_name(source: str, split: str, number: int) -> str:
+    """Name of a unit's token shard, without .bin or .idx."""
+    return f"{split}-{source}-{number:05d}"
+
+
+def spool_path(folder: Path, name: str) -> Path:
+    """The spool file of the unit of this name."""
+    return folder / f"{name}.spool"
 
 
 class UnitCutter:
-    """Collects the documents of one source and split, and cuts a unit whenever enough text has come together."""
+    """Spools the documents of one source and split, and completes a unit as soon as it has enough text."""
 
     def __init__(self, folder: Path, source: str, split: str, unit_bytes: int):
         self._folder, self._source, self._split, self._unit_bytes = folder, source, split, unit_bytes
@@ -45,7 +50,7 @@ class UnitCutter:
         self._start()
 
     def add(self, content: bytes, digest: bytes) -> Unit | None:
-        """Append a document (UTF-8) with its SHA-256; returns a unit where this completes one."""
+        """Append a document (UTF-8) and its SHA-256; returns a unit if this completes one."""
         if self._file is None:
             self._file = self._path.open("wb")
         self._file.write(_LENGTH.pack(len(content)))
@@ -56,7 +61,7 @@ class UnitCutter:
         return self._cut() if self._text_bytes >= self._unit_bytes else None
 
     def finish(self) -> Unit | None:
-        """The last unit, if there is text left."""
+        """The last unit, if any documents remain."""
         return self._cut() if self._num_documents else None
 
     def close(self) -> None:
@@ -66,7 +71,7 @@ class UnitCutter:
 
     @property
     def _path(self) -> Path:
-        return self._folder / f"{self._split}-{self._source}-{self._number:05d}.spool"
+        return spool_path(self._folder, unit_name(self._source, self._split, self._number))
 
     def _start(self) -> None:
         self._file = None
@@ -91,7 +96,7 @@ class UnitCutter:
 
 
 def spooled_documents(spool: Path) -> Iterator[bytes]:
-    """The documents of a spool file, as UTF-8, in order."""
+    """Read the documents of a spool file, as UTF-8, in order."""
     with spool.open("rb") as file:
         while header := file.read(_LENGTH.size):
             yield file.read(_LENGTH.unpack(header)[0])

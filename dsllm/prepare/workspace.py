@@ -1,4 +1,4 @@
-"""The folder beside a prepared directory in which the work is done: one process at a time, published by one rename."""
+"""The folder in which a directory is prepared: used by one process at a time, then published by one rename."""
 
 import os
 import shutil
@@ -17,17 +17,17 @@ CARD_FILE = "data_card.json"
 
 
 def prepared_before(directory: Path, settings: dict[str, Any]) -> Manifest | None:
-    """The manifest of a directory that was prepared with the same settings; nothing if it was not prepared.
+    """The manifest of a directory that was prepared with the same settings; None if it has not been prepared.
 
     Raises:
-        DataError: it was prepared with other settings, or its manifest is damaged.
+        DataError: the directory was prepared with other settings, or its manifest is damaged.
     """
     if not (directory / manifests.FILE_NAME).exists():
         return None
-    found = manifests.load_manifest(directory)
-    if found.settings_sha256 == manifests.hash_of(settings):
-        return found
-    before, now = dict(_flat(found.settings)), dict(_flat(settings))
+    manifest = manifests.load_manifest(directory)
+    if manifest.settings_sha256 == manifests.hash_of(settings):
+        return manifest
+    before, now = dict(_flat(manifest.settings)), dict(_flat(settings))
     keys = [key for key in before | now if before.get(key) != now.get(key)]
     changes = "\n".join(f"  {key}: was {before.get(key)!r}, now {now.get(key)!r}" for key in keys)
     raise DataError(
@@ -37,20 +37,20 @@ def prepared_before(directory: Path, settings: dict[str, Any]) -> Manifest | Non
 
 
 def check_replaceable(directory: Path) -> None:
-    """Refuse to put prepared data where something else lies.
+    """Check that prepared data can be published under this name without overwriting anything else.
 
     Raises:
-        DataError: the directory is a file, a mount point, or holds what was not prepared.
+        DataError: the directory is a file or a mount point, or it contains files that `prepare` did not write.
     """
     if directory.is_mount():
         raise DataError(
-            f"data.directory {directory} is a mount point, which cannot be published by a rename: name a folder in it"
+            f"data.directory {directory} is a mount point, and a rename cannot replace it: name a folder inside it"
         )
     if directory.exists() and not directory.is_dir():
         raise DataError(f"data.directory {directory} is a file: name a folder that does not exist yet")
     if directory.is_dir() and any(directory.iterdir()) and not (directory / manifests.FILE_NAME).exists():
         raise DataError(
-            f"data.directory {directory} holds other files and no prepared data: name a folder that does not exist yet"
+            f"data.directory {directory} contains other files and no prepared data: name a folder that does not exist yet"
         )
 
 
@@ -65,12 +65,18 @@ def _flat(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 @dataclass(frozen=True)
 class Workspace:
-    """Where one preparation keeps what it has; survives an interruption."""
+    """The folders of one preparation. They survive an interruption, so that the next attempt can continue."""
 
     directory: Path
-    """What will be published."""
+    """The folder to publish."""
     aside: Path
-    """What will become it: shards, tokenizer/, and while working spool/ and records/."""
+    """The folder to work in, renamed to `directory` at the end: shards and tokenizer/, until then also spool/ and
+    records/."""
+
+    @property
+    def lock(self) -> Path:
+        """The lock file. It is outside `aside`, so that an attempt that is refused changes nothing in there."""
+        return self.aside.with_name(self.aside.name + ".lock")
 
     @property
     def spool(self) -> Path:
@@ -79,7 +85,7 @@ class Workspace:
 
     @property
     def records(self) -> Path:
-        """What is finished, in JSON."""
+        """One JSON file for each finished shard and for the trained tokenizer."""
         return self.aside / "records"
 
     @property
@@ -88,11 +94,13 @@ class Workspace:
         return self.aside / "tokenizer"
 
     def publish(self, shard_names: set[str]) -> None:
-        """Remove all that is not part of the result, and rename the folder into place.
+        """Remove everything that is not part of the result, and rename the folder to its final name.
 
         Raises:
-            OSError: the disk refuses.
+            DataError: other files have appeared under the final name.
+            OSError: the disk is full, or a rename failed.
         """
+        check_replaceable(self.directory)  # again: reading the sources may have taken hours
         keep = {f"{name}{suffix}" for name in shard_names for suffix in (".bin", ".idx")}
         keep |= {self.tokenizer.name, manifests.FILE_NAME, CARD_FILE}
         for path in list(self.aside.iterdir()):
@@ -113,36 +121,59 @@ def open_workspace(directory: Path, report: Callable[[str], None]) -> Iterator[W
     Raises:
         DataError: another process is preparing the same directory, or the folder cannot be written.
     """
-    place = Workspace(directory, directory.with_name(directory.name + ".partial"))
-    try:
-        place.records.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(place.spool, ignore_errors=True)
-        file = open(place.aside / "lock", "a+", encoding="utf-8")  # noqa: SIM115 - held open as long as the lock
-    except OSError as error:
-        raise DataError(f"data.directory {directory}: {place.aside} cannot be written: {error.strerror}") from error
-    with file:
-        _lock(file, place, report)
-        place.spool.mkdir(exist_ok=True)
+    workspace = Workspace(directory, directory.with_name(directory.name + ".partial"))
+    with _locked(workspace, report):
         try:
-            yield place
+            shutil.rmtree(workspace.spool, ignore_errors=True)  # a killed attempt leaves it behind
+            workspace.spool.mkdir(parents=True)
+            workspace.records.mkdir(exist_ok=True)
+        except OSError as error:
+            raise _not_writable(workspace, workspace.aside, error) from error
+        try:
+            yield workspace
         finally:
-            shutil.rmtree(place.spool, ignore_errors=True)
-            if place.records.is_dir() and not any(place.records.iterdir()):  # nothing was finished, nothing is kept
-                shutil.rmtree(place.aside, ignore_errors=True)
+            shutil.rmtree(workspace.spool, ignore_errors=True)
+            if workspace.records.is_dir() and not any(workspace.records.iterdir()):  # nothing to continue from
+                shutil.rmtree(workspace.aside, ignore_errors=True)
 
 
-def _lock(file: IO[str], place: Workspace, report: Callable[[str], None]) -> None:
-    """Hold the lock until the file is closed."""
+@contextmanager
+def _locked(workspace: Workspace, report: Callable[[str], None]) -> Iterator[None]:
+    """Hold the workspace's lock until the end of the block, then remove the lock file."""
+    while (file := _lock_file(workspace, report)) is None:
+        pass
+    with file:
+        try:
+            yield
+        finally:
+            workspace.lock.unlink(missing_ok=True)  # while we still hold it: see `_lock_file`
+
+
+def _lock_file(workspace: Workspace, report: Callable[[str], None]) -> IO[str] | None:
+    """The locked file; None if its last holder removed it before we locked it, so that a new one must be opened."""
     try:
-        if not files.hold_lock(file):
-            report(
-                f"{place.aside}: this file system has no locks; make sure that nothing else prepares {place.directory}"
-            )
+        workspace.lock.parent.mkdir(parents=True, exist_ok=True)
+        file = open(workspace.lock, "a+", encoding="utf-8")  # noqa: SIM115 - `_locked` closes it
+        files.hold_lock(file)
     except files.HeldElsewhereError as error:
+        file.close()
         raise DataError(
-            f"data.directory {place.directory} is being prepared already ({error}): wait for it, "
+            f"data.directory {workspace.directory} is being prepared already ({error}): wait for it, "
             "or set another data.directory"
         ) from None
-    path = place.aside / "lock"
-    if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-        raise DataError(f"data.directory {place.directory} was being prepared until this moment: start again")
+    except files.LocksUnsupportedError as error:
+        report(f"cannot lock {error}: make sure that no other process prepares {workspace.directory}")
+        return file
+    except OSError as error:
+        raise _not_writable(workspace, workspace.lock, error) from error
+    try:
+        if os.path.samestat(os.fstat(file.fileno()), workspace.lock.stat()):
+            return file
+    except FileNotFoundError:
+        pass
+    file.close()
+    return None
+
+
+def _not_writable(workspace: Workspace, path: Path, error: OSError) -> DataError:
+    return DataError(f"data.directory {workspace.directory}: {path} cannot be written: {error.strerror}")

@@ -1,4 +1,4 @@
-"""Turns units of text into token shards, in worker processes; what is written does not depend on how many there are."""
+"""Tokenises units of text into token shards, in worker processes; their number does not change the result."""
 
 import functools
 import json
@@ -19,25 +19,29 @@ from dsllm import files
 from dsllm.data.shards import ShardWriter, bin_path, idx_path, shard_dtype
 from dsllm.data.tokenizer import Tokenizer, load_tokenizer
 from dsllm.errors import DataError
-from dsllm.prepare.units import Unit, spooled_documents
+from dsllm.prepare.units import Unit, spooled_documents, unit_name
 
 BATCH_CHARACTERS = 1_000_000
-"""Text handed to the tokenizer at once: 30 MB would cost 1 GB of memory (references: data.md, section 3)."""
+"""Text handed to the tokenizer at once; with 30 MB it would need 1 GB of memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workplace:
-    """Where the shards of one preparation are written, and with which tokenizer; the same for all units."""
+class Destination:
+    """Where to write the shards of a preparation, and the tokenizer to use."""
 
     shards: Path
+    """Folder of the shards."""
     records: Path
+    """Folder of the `UnitRecord`s, in JSON."""
     tokenizer: Path
+    """Folder of the tokenizer."""
     tokenizer_sha256: str
+    """`files.sha256_of_folder` of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnitRecord:
-    """A finished shard; kept beside it as JSON, so that an interrupted preparation need not write it again."""
+    """A finished shard, saved as JSON, so that a preparation that was interrupted can use the shard again."""
 
     source: str
     split: str
@@ -53,32 +57,32 @@ class UnitRecord:
     byte_counts: tuple[int, ...]
     """How often each of the 256 bytes occurs in the text."""
     num_not_round_trip: int
-    """Held-out documents whose text decoding does not give back exactly."""
+    """Held-out documents whose text changes when it is encoded and decoded."""
 
     @property
     def name(self) -> str:
         """Name of the shard, without .bin or .idx."""
-        return f"{self.split}-{self.source}-{self.number:05d}"
+        return unit_name(self.source, self.split, self.number)
 
 
-def write_shards(units: Iterable[Unit], workplace: Workplace, num_workers: int) -> Iterator[UnitRecord]:
-    """Tokenise and write units, in this process or in several; yields records as they are finished, in any order.
+def write_shards(units: Iterable[Unit], destination: Destination, num_workers: int) -> Iterator[UnitRecord]:
+    """Tokenise units and write their shards, in this process or in several; yields the records in any order.
 
-    Takes units only as fast as they are worked off, so that few of them wait on the disk.
+    Takes the next unit only when a worker needs it soon, so that few spool files are on the disk at a time.
 
     Raises:
         DataError: a shard could not be written, or a worker process died.
     """
     if num_workers == 1:
         for unit in units:
-            yield write_shard(unit, workplace)
+            yield write_shard(unit, destination)
         return
-    context = multiprocessing.get_context("spawn")  # threads of tokenizers and of torch do not survive a fork
+    context = multiprocessing.get_context("spawn")  # a fork would lose the threads of tokenizers and torch
     pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker)
     pending: set[Future[UnitRecord]] = set()
     try:
         for unit in units:
-            pending.add(pool.submit(write_shard, unit, workplace))
+            pending.add(pool.submit(write_shard, unit, destination))
             if len(pending) >= 2 * num_workers:
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
@@ -87,23 +91,23 @@ def write_shards(units: Iterable[Unit], workplace: Workplace, num_workers: int) 
             yield from (future.result() for future in done)
     except BrokenProcessPool as error:
         raise DataError(
-            "a preparing process died, most likely for want of memory: lower data.num_workers and start again; "
+            "a worker process died, probably because memory ran out: lower data.num_workers and start again; "
             "finished shards are kept"
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def write_shard(unit: Unit, workplace: Workplace) -> UnitRecord:
-    """Tokenise one unit and write its shard and record; the spooled text of training units is removed.
+def write_shard(unit: Unit, destination: Destination) -> UnitRecord:
+    """Tokenise one unit and write its shard and record; removes the spool file of a training unit.
 
     Raises:
         DataError: the shard could not be written.
     """
-    tokenizer = _loaded(workplace.tokenizer, workplace.tokenizer_sha256)
+    tokenizer = _loaded(destination.tokenizer, destination.tokenizer_sha256)
     counts = np.zeros(256, dtype=np.int64)
     num_not_round_trip = 0
-    with ShardWriter(workplace.shards / unit.name, shard_dtype(tokenizer.vocab_size)) as writer:
+    with ShardWriter(destination.shards / unit.name, shard_dtype(tokenizer.vocab_size)) as writer:
         for text, ids in _encoded(unit, tokenizer):
             writer.add_document([*ids, tokenizer.end_of_text_id])
             counts += np.bincount(np.frombuffer(text.encode(), dtype=np.uint8), minlength=256)
@@ -115,43 +119,43 @@ def write_shard(unit: Unit, workplace: Workplace) -> UnitRecord:
         split=unit.split,
         number=unit.number,
         documents_sha256=unit.documents_sha256,
-        tokenizer_sha256=workplace.tokenizer_sha256,
+        tokenizer_sha256=destination.tokenizer_sha256,
         text_bytes=unit.text_bytes,
         byte_counts=tuple(int(c) for c in counts),
         num_not_round_trip=num_not_round_trip,
         **asdict(info),
     )
-    files.write_atomically(workplace.records / f"{unit.name}.json", json.dumps(asdict(record)))
-    if unit.split == "train":
+    files.write_atomically(destination.records / f"{unit.name}.json", json.dumps(asdict(record)))
+    if unit.split == "train":  # the baselines still read the held-out text
         unit.spool.unlink()
     return record
 
 
-def finished_record(unit: Unit, workplace: Workplace) -> UnitRecord | None:
-    """The record of a unit that an earlier, interrupted preparation finished with the same text and tokenizer."""
+def finished_record(unit: Unit, destination: Destination) -> UnitRecord | None:
+    """The record of a unit whose shard an interrupted preparation has finished with the same text and tokenizer."""
     try:
-        raw = json.loads((workplace.records / f"{unit.name}.json").read_text())
+        raw = json.loads((destination.records / f"{unit.name}.json").read_text())
         record = UnitRecord(**{**raw, "byte_counts": tuple(raw["byte_counts"])})
-        shard = workplace.shards / unit.name
+        shard = destination.shards / unit.name
         sizes = (bin_path(shard).stat().st_size, idx_path(shard).stat().st_size)
     except (OSError, ValueError, TypeError, KeyError):
-        return None  # none, or of another version: written again
-    same = (record.documents_sha256, record.tokenizer_sha256) == (unit.documents_sha256, workplace.tokenizer_sha256)
+        return None  # no record, or one of another version: write the shard again
+    same = (record.documents_sha256, record.tokenizer_sha256) == (unit.documents_sha256, destination.tokenizer_sha256)
     return record if same and sizes == (record.bin_bytes, record.idx_bytes) else None
 
 
 def encode_documents(tokenizer: Tokenizer, texts: Sequence[str], limit: int = BATCH_CHARACTERS) -> list[list[int]]:
-    """The ids of texts. A text above `limit` characters is encoded in parts, so that memory stays small."""
+    """The token ids of each text; one of more than `limit` characters is encoded in parts, to save memory."""
     parts = [list(cut(text, limit)) for text in texts]
     encoded = iter(tokenizer.encode_batch([part for text in parts for part in text]))
     return [[i for _ in text for i in next(encoded)] for text in parts]
 
 
 def cut(text: str, limit: int = BATCH_CHARACTERS) -> Iterator[str]:
-    """Parts of at most `limit` characters, cut where a line begins if one does.
+    """Cut a text into parts of at most `limit` characters, at a line end if possible.
 
-    Best is a line end between visible characters: there GPT-2's word pattern ends a word anyway, so that the tokens are
-    the same as without the cut.
+    A line end between visible characters is best: GPT-2's word pattern ends a word there anyway, so that the cut does
+    not change the tokens.
     """
     start = 0
     while len(text) - start > limit:
@@ -165,13 +169,13 @@ def cut(text: str, limit: int = BATCH_CHARACTERS) -> Iterator[str]:
 
 
 def _encoded(unit: Unit, tokenizer: Tokenizer) -> Iterator[tuple[str, list[int]]]:
-    """Texts of a unit and their ids, in order."""
+    """The texts of a unit with their token ids, in order."""
     for batch in batches(spooled_documents(unit.spool)):
         yield from zip(batch, encode_documents(tokenizer, batch), strict=True)
 
 
 def batches(documents: Iterable[bytes], limit: int = BATCH_CHARACTERS) -> Iterator[list[str]]:
-    """Consecutive documents of at most `limit` characters together, or one that is longer."""
+    """Lists of consecutive documents with at most `limit` characters in total; a longer document is a list of its own."""
     batch: list[str] = []
     size = 0
     for content in documents:
@@ -188,20 +192,20 @@ def batches(documents: Iterable[bytes], limit: int = BATCH_CHARACTERS) -> Iterat
 @functools.lru_cache(maxsize=1)
 def _loaded(folder: Path, sha256: str) -> Tokenizer:
     """The tokenizer, read once per process."""
-    assert sha256, "names the version of the folder"
+    assert sha256, "part of the cache key: the folder can be rewritten with another tokenizer"
     return load_tokenizer(folder)
 
 
 def _start_worker() -> None:
-    """Set up a worker process: one thread, a silent end at ctrl-C, and no life after the parent's death."""
+    """Set up a worker process: one thread, no traceback at Ctrl-C, and exit when the parent dies."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    os.environ["RAYON_NUM_THREADS"] = "1"  # read when tokenizers first starts its threads
+    os.environ["RAYON_NUM_THREADS"] = "1"  # tokenizers reads it when it starts its threads
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A killed parent cannot stop its workers, which would wait for work for ever."""
+    """Exit when the parent process has died: a killed parent cannot stop its workers, and they would wait forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "runs in a worker process"
     wait_for([parent.sentinel])

@@ -1,7 +1,7 @@
 """Holds a run's directory for an attempt: locked by rank 0, seen by all ranks, its status true however the attempt ends."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ class HeldDirectory:
 
 
 @contextlib.contextmanager
-def held_directory(path: Path, world: World) -> Iterator[HeldDirectory]:
+def held_directory(path: Path, world: World, report: Callable[[str], None]) -> Iterator[HeldDirectory]:
     """Hold a run's directory for the duration of the block; a collective call.
 
     The status is `running` in the block, and `failed` with the reason if the block raises.
@@ -34,7 +34,7 @@ def held_directory(path: Path, world: World) -> Iterator[HeldDirectory]:
     Raises:
         RunError: on all ranks: a run is alive there, or not every rank sees the directory.
     """
-    with _locked(path, world):
+    with _locked(path, world, report):
         check_shared(path, world.rank, world.gather)
         previous = world.send_from_rank_0(int(read_status(path).get("attempt", 0)) if world.rank == 0 else None)
         held = HeldDirectory(path, previous + 1, world)
@@ -47,12 +47,12 @@ def held_directory(path: Path, world: World) -> Iterator[HeldDirectory]:
 
 
 @contextlib.contextmanager
-def _locked(path: Path, world: World) -> Iterator[None]:
+def _locked(path: Path, world: World, report: Callable[[str], None]) -> Iterator[None]:
     lock: RunLock | None = None
     problem = ""
     if world.rank == 0:
         try:
-            lock = lock_run(path)
+            lock = lock_run(path, report)
         except RunError as error:
             problem = str(error)
     try:

@@ -113,13 +113,13 @@ def open_session(
         preflight(start.progress)
         if start.progress.step >= config.num_steps:
             if world.send_from_rank_0(read_status(directory).get("state")) != "finished":  # killed before it said so
-                with held_directory(directory, world) as held:
+                with held_directory(directory, world, report) as held:
                     held.write_status("finished", step=start.progress.step, tokens=start.progress.tokens)
             yield FinishedRun(directory=directory, progress=start.progress)
             return
         with (
             swap_files(final, count, prepared.precision, ranks),
-            held_directory(directory, world) as held,
+            held_directory(directory, world, report) as held,
             lost_ranks_named(world),  # inside, so that status.json gets its message too
         ):
             engine = ready_engine(config, final, prepared.precision, world, start.state)

@@ -105,15 +105,18 @@ def test_a_union_is_one_problem(file):
         ("train.micro_batch_sequences=0", "must be above 0"),
         ("train.micro_batch_sequences=9", "is more than global_batch_sequences 8"),
         ("train.activation_checkpointing=0", "every k-th block with k >= 1, but it is 0"),
-        ("train={kernels: liger, compile: true}", "liger and train.compile: the compiler fuses these kernels itself"),
-        ("train.activation_offload=true", "moves what train.activation_checkpointing keeps, which is none"),
-        ("train.schedule.decay_steps=5", "belong to wsd, but shape is cosine"),
+        (
+            "train={kernels: liger, compile: true}",
+            "liger and train.compile cannot be combined, because the compiler fuses",
+        ),
+        ("train.activation_offload=true", "has no effect while train.activation_checkpointing is none"),
+        ("train.schedule.decay_steps=5", "must be wsd for decay_steps and decay_tokens, but it is cosine"),
         ("data.validation_share=1.5", "must be in [0, 1)"),
         ("data.sources.1.name=books", "is already the name of source 0"),
         ("data.sources.0.name=a/b", "becomes part of file names"),
-        ("data.sources.0.paths=[]", "is needed by kind files"),
+        ("data.sources.0.paths=[]", "must be set for kind files"),
         ("data.sources=[]", "needs at least one source"),
-        ("tokenizer.kind=pretrained", "tokenizer.path: is needed by kind pretrained"),
+        ("tokenizer.kind=pretrained", "tokenizer.path: must be set for kind pretrained"),
         ("tokenizer.vocab_size=100", "must be at least 257"),
         ("run.name=a b", "becomes a folder's name"),
         ("train.total_tokens=2.5", "valid integer"),
@@ -127,7 +130,7 @@ def test_what_cannot_work_is_refused(file, override, says):
 
 def test_weights_for_some_sources_only(file):
     file.write_text(GOOD.replace(", weight: 1", ""))
-    assert "weight is given to ['books'] but not to ['web']" in problems(file)[0]
+    assert "['books'] have a weight and ['web'] have none" in problems(file)[0]
 
 
 def test_a_missing_file_says_where_it_was_looked_for(tmp_path, monkeypatch):

@@ -8,7 +8,8 @@ import torch
 from pydantic import TypeAdapter
 
 from dsllm.config.model import ModelConfig
-from dsllm.config.sizes import PUBLISHED, SIZES
+from dsllm.config.sizes import SIZES
+from tests.helpers.sizes import PUBLISHED
 from dsllm.counts import flops_per_token, largest_parameter, matmul_parameters, parameter_count
 from dsllm.model.transformer import Transformer
 

@@ -8,7 +8,8 @@ import torch
 from pydantic import TypeAdapter
 
 from dsllm.config.model import ModelConfig
-from dsllm.config.sizes import PUBLISHED, SIZES
+from dsllm.config.sizes import SIZES
+from tests.helpers.sizes import PUBLISHED
 from dsllm.model.table import check_table
 from dsllm.model.transformer import Transformer
 from dsllm.parameters import Constant, Initial, Normal, parameter_table

@@ -1,4 +1,4 @@
-"""Finished Megatron shards are used where they lie, split by document; those of another tokenizer are refused."""
+"""Finished Megatron shards are used without a copy, split by document; those of another tokenizer are refused."""
 
 import os
 from pathlib import Path
@@ -70,29 +70,29 @@ def test_shards_and_text_can_be_mixed(tokenizer_folder: Path, tmp_path: Path):
 def test_ids_that_the_tokenizer_does_not_have_are_refused(tokenizer_folder: Path, tmp_path: Path):
     write(tmp_path / "a", [[1, 2, 0], [5, 300, 0]])
     with pytest.raises(
-        DataError, match=r"a\.bin holds token id 300, but the tokenizer has 300 ids: set tokenizer\.path"
+        DataError, match=r"a\.bin contains token id 300, but the tokenizer has 300 ids: set tokenizer\.path"
     ):
         prepared(run(tokenizer_folder, f"{tmp_path}/a"), tmp_path / "data")
 
 
-def test_documents_without_an_end_are_told(tokenizer_folder: Path, tmp_path: Path):
+def test_documents_without_an_end_are_reported(tokenizer_folder: Path, tmp_path: Path):
     write(tmp_path / "a", [[1, 2], [3, 4]])
     _, _, lines = prepared(run(tokenizer_folder, f"{tmp_path}/a"), tmp_path / "data")
     assert any(
-        "ends without <|endoftext|>, id 0; in training its documents run into each other" in line for line in lines
+        "ends without <|endoftext|>, id 0; training cannot see where its documents end" in line for line in lines
     )
 
 
 def test_what_cannot_be_adopted_is_named(tokenizer_folder: Path, tmp_path: Path):
     write(tmp_path / "one", [[1, 0]])
-    with pytest.raises(DataError, match=r"one document only, so none can be held out: set data\.validation_share: 0"):
+    with pytest.raises(DataError, match=r"only one document, so none can be held out: set data\.validation_share: 0"):
         prepared(run(tokenizer_folder, f"{tmp_path}/one"), tmp_path / "data")
     with pytest.raises(DataError, match=r"none\.idx"):
         prepared(run(tokenizer_folder, f"{tmp_path}/none"), tmp_path / "data")
     with pytest.raises(DataError, match=r"x\*\.idx matches nothing"):
         prepared(run(tokenizer_folder, f"{tmp_path}/x*"), tmp_path / "data")
     untrained = tiny_run(run(tokenizer_folder, f"{tmp_path}/one").data.sources)
-    with pytest.raises(DataError, match=r"source 'm' brings finished token ids: set tokenizer\.kind: pretrained"):
+    with pytest.raises(DataError, match=r"source 'm' consists of finished token ids: set tokenizer\.kind: pretrained"):
         prepared(untrained, tmp_path / "data")
 
 

@@ -1,4 +1,4 @@
-"""The baselines are what the programs xz and gzip reach on the held-out text, and the entropy of its bytes."""
+"""The baselines equal what xz and gzip reach on the held-out text, and the cross-entropy of its bytes."""
 
 import gzip
 import lzma

@@ -1,4 +1,4 @@
-"""The embedded corpus is what people wrote of the standard library, read without importing it."""
+"""The embedded corpus is the hand-written part of the standard library, read without importing it."""
 
 import sys
 from pathlib import Path
@@ -33,18 +33,21 @@ def library(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def told(items: list[Document | BadInput]) -> list[tuple[str, str]]:
+def as_pairs(items: list[Document | BadInput]) -> list[tuple[str, str]]:
     return [
         (item.origin, item.text) if isinstance(item, Document) else ("bad", Path(item.origin).name) for item in items
     ]
 
 
 def test_topics_are_read_in_the_order_of_their_names(library: Path):
-    assert told(list(embedded_documents(("topics",), library))) == [("topic a", "about a"), ("topic b", "about b\n")]
+    assert as_pairs(list(embedded_documents(("topics",), library))) == [
+        ("topic a", "about a"),
+        ("topic b", "about b\n"),
+    ]
 
 
 def test_sources_are_whole_modules_with_plain_newlines(library: Path):
-    items = told(list(embedded_documents(("sources",), library)))
+    items = as_pairs(list(embedded_documents(("sources",), library)))
     names = [name for name, _ in items]
     assert names == [
         "module argparse",
@@ -61,7 +64,7 @@ def test_sources_are_whole_modules_with_plain_newlines(library: Path):
 
 
 def test_docstrings_stand_under_the_names_of_what_they_describe(library: Path):
-    items = dict(told([i for i in embedded_documents(("docstrings",), library) if isinstance(i, Document)]))
+    items = dict(as_pairs([i for i in embedded_documents(("docstrings",), library) if isinstance(i, Document)]))
     assert items == {
         "docstrings of argparse": "argparse\n\nParse\narguments.\n\nargparse.f\n\nDo f.\n\nMore.\n\n"
         "argparse.f.inner\n\nHelp.\n",
@@ -70,8 +73,8 @@ def test_docstrings_stand_under_the_names_of_what_they_describe(library: Path):
 
 
 def test_docstrings_are_not_read_twice(library: Path):
-    assert told(list(embedded_documents((), library))) == told(list(embedded_documents(PARTS, library)))
-    assert told(list(embedded_documents(PARTS, library))) == told(
+    assert as_pairs(list(embedded_documents((), library))) == as_pairs(list(embedded_documents(PARTS, library)))
+    assert as_pairs(list(embedded_documents(PARTS, library))) == as_pairs(
         list(embedded_documents(("topics", "sources"), library))
     )
 
@@ -92,5 +95,5 @@ def test_this_python_has_megabytes_of_it():
 def test_unknown_parts_and_pythons_without_sources_are_named(tmp_path: Path):
     with pytest.raises(DataError, match="no part named 'topic'; its parts are topics, docstrings, sources"):
         list(embedded_documents(("topic",)))
-    with pytest.raises(DataError, match="holds no Python sources"):
+    with pytest.raises(DataError, match="contains no Python sources"):
         list(embedded_documents((), tmp_path))

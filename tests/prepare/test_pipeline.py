@@ -1,13 +1,14 @@
-"""Preparing gives the same bytes however it is done, goes on after an interruption, and replaces nothing unasked."""
+"""Preparing always gives the same bytes, continues after an interruption, and replaces only what it may."""
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import psutil
@@ -25,7 +26,7 @@ from tests.helpers.preparing import GOLDEN, golden_run, prepared, tiny_run, with
 
 
 def contents(directory: Path) -> dict[str, str]:
-    """Checksums of everything that was prepared but the data card, which holds the seconds it took."""
+    """Checksums of everything that was prepared, except for the data card, which contains times."""
     files = [path for path in directory.rglob("*") if path.is_file() and path.name != "data_card.json"]
     return {str(path.relative_to(directory)): sha256_of_file(path) for path in files}
 
@@ -59,7 +60,7 @@ def test_the_golden_text_gives_the_golden_shards(tmp_path: Path):
     assert card["splits"]["train"]["tokens"] == train.num_tokens
 
 
-def test_what_was_read_is_what_lies_in_the_shards(tmp_path: Path):
+def test_the_shards_contain_what_was_read(tmp_path: Path):
     manifest, card, _ = prepared(golden_run(), tmp_path / "data")
     speeches = [speech for speech in GOLDEN.read_text().split("\n\n") if speech.strip()]
     speeches = list(dict.fromkeys(speech.rstrip("\n") for speech in speeches))
@@ -116,6 +117,7 @@ def test_prepared_data_is_left_alone(tmp_path: Path):
 
 def test_other_settings_are_refused_with_the_difference_unless_forced(tmp_path: Path):
     prepare(golden_run(), tmp_path / "data", lambda line: None)
+    before = contents(tmp_path)
     other = with_tokenizer(golden_run(validation_share=0.2), vocab_size=300)
     with pytest.raises(DataError) as caught:
         prepare(other, tmp_path / "data", lambda line: None)
@@ -126,6 +128,7 @@ def test_other_settings_are_refused_with_the_difference_unless_forced(tmp_path: 
         "data.directory",
     ):
         assert part in str(caught.value)
+    assert contents(tmp_path) == before
     manifest = prepare(other, tmp_path / "data", lambda line: None, force=True)
     check_shards(tmp_path / "data", manifest, full=True)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
@@ -134,12 +137,15 @@ def test_other_settings_are_refused_with_the_difference_unless_forced(tmp_path: 
 
 
 def test_a_folder_with_other_files_is_not_touched(tmp_path: Path):
-    (tmp_path / "thesis.txt").write_text("precious")
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("precious")
     for force in (False, True):
-        with pytest.raises(DataError, match="holds other files and no prepared data"):
-            prepare(golden_run(), tmp_path, lambda line: None, force=force)
+        with pytest.raises(DataError, match="contains other files and no prepared data"):
+            prepare(golden_run(), folder, lambda line: None, force=force)
     with pytest.raises(DataError, match="is a file"):
-        prepare(golden_run(), tmp_path / "thesis.txt", lambda line: None)
+        prepare(golden_run(), folder / "thesis.txt", lambda line: None)
+    assert list(tmp_path.rglob("*")) == [folder, folder / "thesis.txt"]
 
 
 def test_an_empty_folder_is_used(tmp_path: Path):
@@ -149,7 +155,7 @@ def test_an_empty_folder_is_used(tmp_path: Path):
 
 
 def test_a_failed_preparation_leaves_nothing_under_the_name_and_keeps_finished_shards(tmp_path: Path):
-    """The last line is bad; once mended, only what was not finished is written."""
+    """The last line is bad; once it is fixed, only the unfinished shards are written."""
     prepare(golden_run(), tmp_path / "for-tokenizer", lambda line: None)
     speeches = GOLDEN.read_text().split("\n\n")
     path = write_jsonl(tmp_path / "a.jsonl", speeches[:-1])
@@ -184,6 +190,31 @@ def test_finished_shards_of_other_text_or_another_tokenizer_are_not_used(tmp_pat
     assert contents(tmp_path / "data") == contents(tmp_path / "fresh")
 
 
+def interrupt_writing(what: str, done: float, total: float | None) -> None:
+    if what.startswith("writing"):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("damage", ["replaced", "damaged", "removed"])
+def test_the_tokenizer_of_an_interrupted_preparation_is_used_only_if_it_is_unchanged(damage: str, tmp_path: Path):
+    prepare(golden_run(), tmp_path / "fresh", lambda line: None)
+    prepare(with_tokenizer(golden_run(), vocab_size=300), tmp_path / "other", lambda line: None)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(golden_run(), tmp_path / "data", lambda line: None, interrupt_writing)
+    folder = tmp_path / "data.partial" / "tokenizer"
+    if damage == "replaced":  # by another interrupted preparation in the same folder
+        config = with_tokenizer(golden_run(), kind="pretrained", path=str(tmp_path / "other" / "tokenizer"))
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config, tmp_path / "data", lambda line: None, interrupt_writing)
+    elif damage == "damaged":
+        (folder / "tokenizer.json").write_text("")
+    else:
+        shutil.rmtree(folder)
+    _, _, lines = prepared(golden_run(), tmp_path / "data")
+    assert not any("tokenizer: kept" in line for line in lines)
+    assert contents(tmp_path / "data") == contents(tmp_path / "fresh")
+
+
 def sleep_after_each_shard(what: str, done: float, total: float | None) -> None:
     time.sleep(0.2 if what.startswith("writing") else 0)
 
@@ -193,7 +224,7 @@ def prepare_slowly(config: RunConfig, directory: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_goes_on_and_leaves_no_process(tmp_path: Path):
+def test_killed_at_any_moment_it_continues_and_leaves_no_process(tmp_path: Path):
     config = golden_run(num_workers=2, shard_megabytes=0.01)
     prepare(config, tmp_path / "fresh", lambda line: None)
     process = multiprocessing.get_context("spawn").Process(target=prepare_slowly, args=(config, tmp_path / "data"))
@@ -213,15 +244,36 @@ def test_killed_at_any_moment_it_goes_on_and_leaves_no_process(tmp_path: Path):
     assert contents(tmp_path / "data") == contents(tmp_path / "fresh")
 
 
-def test_two_preparations_of_one_directory_exclude_each_other(tmp_path: Path):
-    (tmp_path / "data.partial").mkdir()
-    with (tmp_path / "data.partial" / "lock").open("w") as file:
-        file.write("process 1 on elsewhere")
-        file.flush()
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match=r"is being prepared already \(process 1 on elsewhere\)"):
-            prepare(golden_run(), tmp_path / "data", lambda line: None)
-    prepare(golden_run(), tmp_path / "data", lambda line: None)
+def prepare_with_a_break(config: RunConfig, directory: Path, reached: Event, resume: Event) -> None:
+    """Prepare, and wait for `resume` once the first shard is written."""
+
+    def progress(what: str, done: float, total: float | None) -> None:
+        if what.startswith("writing") and done > 0 and not reached.is_set():
+            reached.set()
+            assert resume.wait(60)
+
+    prepare(config, directory, lambda line: None, progress)
+
+
+def test_a_second_preparation_is_refused_and_the_first_one_finishes_unharmed(tmp_path: Path):
+    """Some texts of the first one still wait in spool/ when the second one starts."""
+    spawn = multiprocessing.get_context("spawn")
+    reached, resume = spawn.Event(), spawn.Event()
+    arguments = (golden_run(), tmp_path / "data", reached, resume)
+    first = spawn.Process(target=prepare_with_a_break, args=arguments)
+    first.start()
+    assert reached.wait(60)
+    before = contents(tmp_path)
+    assert any("/spool/train-" in name for name in before)
+    for force in (False, True):
+        with pytest.raises(DataError, match=rf"data is being prepared already \(process {first.pid} on"):
+            prepare(golden_run(), tmp_path / "data", lambda line: None, force=force)
+    assert contents(tmp_path) == before
+    resume.set()
+    first.join(60)
+    assert first.exitcode == 0 and [path.name for path in tmp_path.iterdir()] == ["data"]
+    prepare(golden_run(), tmp_path / "fresh", lambda line: None)
+    assert contents(tmp_path / "data") == contents(tmp_path / "fresh")
 
 
 def test_a_failure_before_anything_is_finished_leaves_nothing(tmp_path: Path):
@@ -257,7 +309,7 @@ def test_few_documents_still_hold_one_out(tmp_path: Path):
 def test_one_document_cannot_be_both_trained_on_and_held_out(tmp_path: Path):
     (tmp_path / "a.txt").write_text("one\n\ntwo")
     source = SourceConfig(name="s", paths=(str(tmp_path / "a.txt"),))
-    with pytest.raises(DataError, match=r"one document only.*text_documents: paragraphs.*validation_share: 0"):
+    with pytest.raises(DataError, match=r"only one document.*text_documents: paragraphs.*validation_share: 0"):
         prepare(tiny_run([source]), tmp_path / "data", lambda line: None)
     manifest = prepare(tiny_run([source], validation_share=0.0), tmp_path / "data", lambda line: None)
     assert manifest.sources[0].validation == ()
@@ -274,13 +326,13 @@ def test_all_documents_held_out_is_an_error(tmp_path: Path):
         )
 
 
-def test_a_smaller_vocabulary_than_asked_for_is_told(tmp_path: Path):
+def test_a_smaller_vocabulary_than_requested_is_reported(tmp_path: Path):
     manifest, card, lines = prepared(with_tokenizer(golden_run(), vocab_size=50_000), tmp_path / "data")
     assert manifest.tokenizer.vocab_size == card["tokenizer"]["vocab_size"] < 50_000
     assert any(
         f"{manifest.tokenizer.vocab_size} tokens instead of tokenizer.vocab_size 50000" in line for line in lines
     )
-    with pytest.raises(DataError, match=r"tokenizer\.vocab_size 50000 does not suit the training text: lower it"):
+    with pytest.raises(DataError, match=r"tokenizer\.vocab_size 50000 does not fit the training text: lower it"):
         prepare(with_tokenizer(golden_run(), kind="sentencepiece_bpe", vocab_size=50_000), tmp_path / "sp", print)
 
 
@@ -294,7 +346,7 @@ def test_two_sources_keep_their_order_and_names(tmp_path: Path):
     assert card["baselines"]["num_documents"] == len(held_out)
 
 
-def test_the_card_tells_what_was_skipped(tmp_path: Path):
+def test_the_card_lists_what_was_skipped(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n{"text": "y"}\n{"body": 1}\n')
     source = SourceConfig(name="s", paths=(str(tmp_path / "a.jsonl"),), on_bad_input="skip")
     _, card, _ = prepared(tiny_run([source], validation_share=0.0), tmp_path / "data")

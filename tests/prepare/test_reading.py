@@ -1,4 +1,4 @@
-"""Reading accounts for every input, and what becomes of a document depends on its text alone."""
+"""Reading counts every input, and a document's split depends only on its text."""
 
 import random
 from pathlib import Path
@@ -28,8 +28,8 @@ def texts_of(units: list[Unit], split: str) -> list[str]:
     return [content.decode() for unit in units if unit.split == split for content in spooled_documents(unit.spool)]
 
 
-def test_nothing_is_lost_in_silence(tmp_path: Path):
-    """read = kept + duplicates + empty + bad, each told by reason, over two sources that share documents."""
+def test_every_input_is_counted(tmp_path: Path):
+    """read = kept + duplicates + empty + bad, with the reason of each, over two sources that share documents."""
     first = write_jsonl(tmp_path / "first.jsonl", [*TEXTS[:50], "", " \n", *TEXTS[:5]])
     second = tmp_path / "second.jsonl"
     second.write_bytes(b'{"text": "new"}\n{"text": "document number 0"}\nbad\n{"text": 5}\n\n{"text": "\\ud83d"}\n{"te')
@@ -52,7 +52,7 @@ def test_nothing_is_lost_in_silence(tmp_path: Path):
         )
 
 
-def test_a_bad_input_is_an_error_with_its_place_and_the_way_on(tmp_path: Path):
+def test_a_bad_input_is_an_error_with_its_place_and_what_to_do(tmp_path: Path):
     path = write_jsonl(tmp_path / "a.jsonl", TEXTS[:3])
     path.write_bytes(path.read_bytes() + b"{bad\n")
     with pytest.raises(DataError, match=r"source 's0': .*a\.jsonl, line 4: not valid JSON .*on_bad_input: skip"):
@@ -77,7 +77,7 @@ def test_a_source_without_a_document_is_an_error(content: bytes, tmp_path: Path)
         read(tmp_path, tmp_path / "a.jsonl")
 
 
-def test_duplicates_stay_where_they_are_wanted_and_fall_into_one_split(tmp_path: Path):
+def test_duplicates_are_kept_on_request_and_go_to_one_split(tmp_path: Path):
     path = write_jsonl(tmp_path / "a.jsonl", TEXTS * 2)
     reading, units = read(tmp_path, path, deduplicate=False, validation_share=0.3)
     assert reading.counts["s0"].duplicates == 0 and reading.counts["s0"].read == 400

@@ -1,4 +1,4 @@
-"""Datasets are read from local folders as from the hub: a split of theirs, row by row."""
+"""Datasets in local folders are read as those on the hub are: one split, row by row."""
 
 from pathlib import Path
 

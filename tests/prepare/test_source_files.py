@@ -1,4 +1,4 @@
-"""Every format gives the same documents, and whatever cannot be read is told by name and place."""
+"""Every format gives the same documents, and each input that cannot be read is reported with its place."""
 
 import gzip
 import hashlib
@@ -103,7 +103,7 @@ def test_a_text_file_can_hold_many_documents(tmp_path: Path):
         ("a.parquet", b"no parquet", "cannot be read to its end: truncated or damaged"),
     ],
 )
-def test_bad_inputs_are_told_by_reason(name: str, content: bytes, reason: str, tmp_path: Path):
+def test_bad_inputs_are_reported_by_reason(name: str, content: bytes, reason: str, tmp_path: Path):
     item = only(read(write(tmp_path / name, content)))
     assert item.reason == reason
     assert str(tmp_path / name) in item.origin
@@ -173,10 +173,20 @@ def test_folders_are_searched_in_order_and_others_files_counted(tmp_path: Path):
     assert dict(ignored) == {".md": 1, ".csv": 1}
 
 
-def test_a_folder_that_links_to_itself_is_read_once(tmp_path: Path):
-    (tmp_path / "a.txt").write_text("x")
-    (tmp_path / "again").symlink_to(tmp_path)
-    assert names([tmp_path]) == ["a.txt"]
+def test_a_folder_is_read_once_whatever_links_lead_to_it(tmp_path: Path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "b.txt").write_text("x")
+    (tmp_path / "b" / "up").symlink_to(tmp_path)
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    assert names([tmp_path]) == ["b.txt"]
+
+
+def test_an_error_counts_the_other_files_of_its_own_path_only(tmp_path: Path):
+    for name in ("first/a.txt", "first/b.md", "second/c.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    with pytest.raises(DataError, match=r"second has no file .*, but 1 \.csv: convert"):
+        names([tmp_path / "first", tmp_path / "second"])
 
 
 def test_globs_match_files_and_each_file_counts_once(tmp_path: Path):
@@ -197,7 +207,7 @@ def test_globs_match_files_and_each_file_counts_once(tmp_path: Path):
     [
         ("none.txt", "no such file or folder"),
         ("none/*.txt", "matches nothing"),
-        ("empty", "holds no file that is read"),
+        ("empty", "has no file of a type that dsllm reads"),
         ("table.csv", ".parquet), but 1 .csv: convert them"),
     ],
 )

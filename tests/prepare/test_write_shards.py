@@ -1,12 +1,19 @@
-"""Long texts are cut without changing what is encoded."""
+"""Cutting long texts does not change their tokens, finished shards are recognised, and a killed worker is reported."""
 
+import dataclasses
+import hashlib
+import multiprocessing
 import random
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from dsllm.config.data import TokenizerConfig
+from dsllm.errors import DataError
 from dsllm.prepare import write_shards
 from dsllm.prepare.train_tokenizer import train_tokenizer
+from dsllm.prepare.units import Unit, UnitCutter
 from tests.helpers.preparing import GOLDEN
 
 
@@ -33,3 +40,45 @@ def test_documents_are_batched_in_order_and_within_bounds():
     texts = ["aaaa", "bbbb", "cccc", "d" * 30, "e"]
     found = list(write_shards.batches((text.encode() for text in texts), limit=10))
     assert found == [["aaaa", "bbbb"], ["cccc"], ["d" * 30], ["e"]]
+
+
+def units_and_destination(folder: Path) -> tuple[list[Unit], write_shards.Destination]:
+    """Units of a few speeches each, and a tokenizer to write them with."""
+    speeches = GOLDEN.read_text().split("\n\n")
+    destination = write_shards.Destination(
+        shards=folder, records=folder / "records", tokenizer=folder / "tokenizer", tokenizer_sha256="1"
+    )
+    destination.records.mkdir()
+    train_tokenizer(speeches[:50], TokenizerConfig(vocab_size=300), print).save(destination.tokenizer)
+    cutter = UnitCutter(folder, "s", "train", 1000)
+    units = [cutter.add(text.encode(), hashlib.sha256(text.encode()).digest()) for text in speeches[:100]]
+    cutter.close()
+    return [unit for unit in units if unit is not None], destination
+
+
+def test_a_finished_shard_is_recognised_unless_text_tokenizer_or_files_differ(tmp_path: Path):
+    (unit, other, *_), destination = units_and_destination(tmp_path)
+    assert write_shards.finished_record(unit, destination) is None
+    record = write_shards.write_shard(unit, destination)
+    assert write_shards.finished_record(unit, destination) == record
+    changed = dataclasses.replace(unit, documents_sha256=other.documents_sha256)
+    assert write_shards.finished_record(changed, destination) is None
+    assert write_shards.finished_record(unit, dataclasses.replace(destination, tokenizer_sha256="2")) is None
+    with (tmp_path / f"{unit.name}.bin").open("ab") as file:
+        file.write(b"x")
+    assert write_shards.finished_record(unit, destination) is None
+    (destination.records / f"{unit.name}.json").write_text('{"from": "another version"}')
+    assert write_shards.finished_record(unit, destination) is None
+
+
+def test_a_killed_worker_is_an_error_in_words(tmp_path: Path):
+    units, destination = units_and_destination(tmp_path)
+
+    def units_until_a_worker_is_killed() -> Iterator[Unit]:
+        yield units[0]
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        yield from units[1:]
+
+    with pytest.raises(DataError, match=r"a worker process died.*lower data\.num_workers"):
+        list(write_shards.write_shards(units_until_a_worker_is_killed(), destination, num_workers=2))

@@ -1,0 +1,104 @@
+"""One process at a time works in a workspace; the others are refused and change nothing in it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from dsllm.errors import DataError
+from dsllm.prepare.workspace import Workspace, check_replaceable, open_workspace
+from tests.helpers.flock import REMOVED_FIRST, UNSUPPORTED, run_with_flock
+
+
+def files_in(folder: Path) -> dict[str, tuple[int, int]]:
+    """Every path below a folder, with its inode and time of change."""
+    return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.rglob("*")}
+
+
+def test_a_second_process_is_refused_and_changes_nothing(tmp_path: Path):
+    with open_workspace(tmp_path / "data", print) as place:
+        (place.spool / "train-a-00000.spool").write_text("still needed")
+        (place.records / "train-b-00000.json").write_text("finished")
+        before = files_in(tmp_path)
+        with (
+            pytest.raises(DataError, match=rf"data is being prepared already \(process {os.getpid()} on"),
+            open_workspace(tmp_path / "data", print),
+        ):
+            pytest.fail("the lock was given twice")
+        assert files_in(tmp_path) == before
+    assert not place.lock.exists() and not place.spool.exists() and place.records.is_dir()
+
+
+def test_a_lock_file_that_its_last_holder_has_just_removed_is_not_enough(tmp_path: Path):
+    """A third process would open a new file and lock that: two would be inside."""
+    code = f"""
+import os
+from pathlib import Path
+from dsllm.prepare.workspace import open_workspace
+with open_workspace(Path("{tmp_path}/data"), print) as place:
+    print(f"process {{os.getpid()}} on" in place.lock.read_text())
+"""
+    assert run_with_flock(REMOVED_FIRST, code, tmp_path) == "True\n"
+
+
+def test_the_lock_file_of_a_killed_process_is_taken_over(tmp_path: Path):
+    place = Workspace(tmp_path / "data", tmp_path / "data.partial")
+    place.spool.mkdir(parents=True)
+    (place.spool / "train-a-00000.spool").write_text("left behind")
+    place.lock.write_text("process 1 on elsewhere")
+    with open_workspace(tmp_path / "data", print) as opened:
+        assert opened == place
+        assert f"process {os.getpid()} on" in place.lock.read_text()
+        assert list(place.spool.iterdir()) == []
+
+
+def test_without_locks_it_warns_and_works(tmp_path: Path):
+    code = f"""
+from pathlib import Path
+from dsllm.prepare.workspace import open_workspace
+with open_workspace(Path("{tmp_path}/data"), print) as place:
+    print(place.spool.is_dir())
+"""
+    first, second = run_with_flock(UNSUPPORTED, code, tmp_path).splitlines()
+    assert first == (
+        f"cannot lock {tmp_path}/data.partial.lock: Function not implemented: "
+        f"make sure that no other process prepares {tmp_path}/data"
+    )
+    assert second == "True"
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(DataError, match=r"data\.directory .*file/data: .* cannot be written"),
+        open_workspace(tmp_path / "file" / "data", print),
+    ):
+        pytest.fail("there is no such folder")
+
+
+def test_publishing_keeps_the_result_only_and_replaces_prepared_data_only(tmp_path: Path):
+    directory = tmp_path / "data"
+    for _ in range(2):  # the second one replaces the first
+        with open_workspace(directory, print) as place:
+            place.tokenizer.mkdir()
+            for name in (
+                "manifest.json",
+                "data_card.json",
+                "train-a-00000.bin",
+                "train-a-00000.idx",
+                "train-a-00001.bin",
+            ):
+                (place.aside / name).write_text("x")
+            place.publish({"train-a-00000"})
+        published = ["data_card.json", "manifest.json", "tokenizer", "train-a-00000.bin", "train-a-00000.idx"]
+        assert sorted(path.name for path in directory.iterdir()) == published
+        assert list(tmp_path.iterdir()) == [directory]
+    (directory / "manifest.json").unlink()
+    with open_workspace(directory, print) as place, pytest.raises(DataError, match="contains other files"):
+        place.publish(set())
+    assert (directory / "train-a-00000.bin").read_text() == "x"
+
+
+def test_a_mount_point_cannot_be_replaced():
+    with pytest.raises(DataError, match="is a mount point"):
+        check_replaceable(Path("/proc"))
