@@ -16,9 +16,16 @@ from dsllm.cli.doctor_report import alone_as_json, as_json, show, verdict
 from dsllm.cli.dry_run import with_some_vocabulary
 from dsllm.config.load import load_run
 from dsllm.config.run import RunConfig
-from dsllm.doctor.alone import Alone, Request, cannot_import, cannot_join, judge_alone, look_alone
 from dsllm.doctor.disks import Folder
 from dsllm.doctor.findings import Finding
+from dsllm.doctor.local_checks import (
+    LocalFacts,
+    Request,
+    cannot_import,
+    cannot_join,
+    check_locally,
+    collect_local_facts,
+)
 from dsllm.doctor.network import why_unreachable
 from dsllm.engine.processes.ranks import discover_ranks
 from dsllm.engine.settings.final_config import read_deepspeed_json
@@ -39,14 +46,14 @@ def main(arguments: Sequence[str]) -> int:
     ranks = discover_ranks()
     request = _request(options)
     console = _console(ranks.rank, options.json)
-    alone = look_alone(ranks)
+    alone = collect_local_facts(ranks)
     with console.status("importing torch and DeepSpeed") as status:
         try:  # takes seconds, and fails where something is broken: then what is known without it is told
-            together = importlib.import_module("dsllm.doctor.together")
+            together = importlib.import_module("dsllm.doctor.collective_checks")
         except (ImportError, OSError, RuntimeError, AttributeError) as error:
             return _tell_alone(alone, cannot_import(alone.place, error), options.json)
         try:
-            examination = together.examine_together(ranks, alone, request, status.update)
+            examination = together.examine_all_ranks(ranks, alone, request, status.update)
         except LaunchError as error:
             reason = why_unreachable(ranks.master_address, ranks.master_port) if ranks.rank else ""
             return _tell_alone(alone, cannot_join(alone.place, reason, error), options.json)
@@ -147,9 +154,9 @@ def _console(rank: int, json_file: str | None) -> Console:
     return console if console.is_terminal else Console(stderr=json_file == "-", quiet=rank != 0, width=WIDTH_IN_FILES)
 
 
-def _tell_alone(alone: Alone, problem: Finding, json_file: str | None) -> int:
+def _tell_alone(alone: LocalFacts, problem: Finding, json_file: str | None) -> int:
     """What one rank knows, where it could not talk to the others; the exit code."""
-    findings = [problem, *judge_alone(alone)]
+    findings = [problem, *check_locally(alone)]
     for finding in findings:
         print(f"dsllm doctor: {finding}", file=sys.stderr, flush=True)
     if alone.place.rank == 0:

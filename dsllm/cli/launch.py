@@ -18,10 +18,10 @@ from dsllm.config.paths import find_file
 from dsllm.errors import EXIT_INTERRUPTED, ConfigError, LaunchError
 from dsllm.files import write_atomically
 from dsllm.launch.batch import follow_batch, submit
-from dsllm.launch.follow import Asked, Waits, asked_to_stop, follow
-from dsllm.launch.job import Job, Plan, quoted
-from dsllm.launch.plan import make_plan
-from dsllm.launch.verdict import is_over, judge
+from dsllm.launch.commands import make_launch
+from dsllm.launch.exit_code import is_over, outcome_of
+from dsllm.launch.follow import StopRequest, Waits, follow, stop_signals
+from dsllm.launch.job import Job, Launch, quoted
 from dsllm.train.run_directory import read_status
 
 OUTPUT_FILE = "output.log"
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     options = _parse(arguments)
     cluster = load_cluster(options.cluster, options.hostfile, options.launcher)
     job = _make_job(options, cluster)
-    plan = make_plan(job, cluster)
+    plan = make_launch(job, cluster)
     if options.dry_run:
         _show(plan)
         return 0
@@ -85,33 +85,33 @@ def _make_job(options: argparse.Namespace, cluster: ClusterConfig) -> Job:
     )
 
 
-def _show(plan: Plan) -> None:
+def _show(plan: Launch) -> None:
     for path, text in plan.files.items():
         print(f"# file {path}\n{text}")
     for host, words in plan.commands.items():
         print(f"# command for {host}\n{quoted(words)}")
 
 
-def _check_programs(plan: Plan) -> None:
+def _check_programs(plan: Launch) -> None:
     for program in {words[0] for words in plan.commands.values()}:
         if shutil.which(program) is None:
             raise LaunchError(f"{program}: no such program here; it starts this job")
 
 
-def _run(job: Job, cluster: ClusterConfig, plan: Plan) -> int:
+def _run(job: Job, cluster: ClusterConfig, plan: Launch) -> int:
     """Start, follow, judge."""
     waits = Waits(save=cluster.timeouts.save_seconds, end=cluster.timeouts.end_seconds)
     before = read_status(job.run_directory)
     print(f"job {job.name}: files and output in {job.folder}", flush=True)
-    with asked_to_stop() as asked, (job.folder / OUTPUT_FILE).open("wb") as log:
+    with stop_signals() as asked, (job.folder / OUTPUT_FILE).open("wb") as log:
         write = partial(_write, log)
         if cluster.chosen_launcher == "slurm":
             codes = [_run_batch(job, plan, waits, asked, write)]
         else:
             codes = list(follow(plan.commands, waits, asked, partial(_over, job, before), write).values())
-        verdict = judge(before, read_status(job.run_directory), codes, asked.by)
+        verdict = outcome_of(before, read_status(job.run_directory), codes, asked.by)
         if plan.sweeps and verdict.code not in (0, EXIT_INTERRUPTED):
-            follow(plan.sweeps, waits, Asked(), _yes, write)
+            follow(plan.sweeps, waits, StopRequest(), _yes, write)
     with contextlib.suppress(BrokenPipeError):
         print(f"dsllm launch: {verdict.reason}", file=sys.stderr, flush=True)
     return verdict.code
@@ -122,7 +122,7 @@ def _yes() -> bool:
     return True
 
 
-def _run_batch(job: Job, plan: Plan, waits: Waits, asked: Asked, write: Callable[[bytes], None]) -> int:
+def _run_batch(job: Job, plan: Launch, waits: Waits, asked: StopRequest, write: Callable[[bytes], None]) -> int:
     (command,) = plan.commands.values()
     number = submit(command)
     print(f"job {number} is with SLURM", flush=True)

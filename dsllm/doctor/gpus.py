@@ -16,7 +16,7 @@ def driver_is_there() -> bool:
     return Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidiactl").exists()
 
 
-def judge_gpus(gpus: Mapping[Place, Gpu | None], drivers: Mapping[Place, bool]) -> Iterator[Finding]:
+def check_gpus(gpus: Mapping[Place, Gpu | None], drivers: Mapping[Place, bool]) -> Iterator[Finding]:
     """What is wrong with the ranks' GPUs.
 
     Args:

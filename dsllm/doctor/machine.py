@@ -113,7 +113,7 @@ def _memory_limit(root: Path, total: int) -> int | None:
     return None
 
 
-def judge_machines(seen: Mapping[Place, Machine], device: str) -> Iterator[Finding]:
+def check_machines(seen: Mapping[Place, Machine], device: str) -> Iterator[Finding]:
     """What of the hosts will stand in a run's way.
 
     Args:

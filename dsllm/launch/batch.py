@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsllm.errors import LaunchError
-from dsllm.launch.follow import Asked, Waits
+from dsllm.launch.follow import StopRequest, Waits
 
 _POLL_SECONDS = 2.0
 _FORGOTTEN = "FORGOTTEN"
@@ -53,7 +53,7 @@ def follow_batch(
     number: str,
     output: Path,
     waits: Waits,
-    asked: Asked,
+    stop: StopRequest,
     write: Callable[[bytes], None],
 ) -> JobState:
     """Wait for the job's end, passing its output on. A wish to stop lets the ranks save, and keeps SLURM from starting
@@ -67,7 +67,7 @@ def follow_batch(
             last = now.state
         if now.state in _OVER:
             return now
-        if asked.by and not stopping:
+        if stop.by and not stopping:
             stopping, deadline = True, time.monotonic() + waits.save
             _call(("scontrol", "update", f"JobId={number}", "Requeue=0"))
             # a job that has not begun has nothing to save; SIGUSR1 goes to the ranks, not to the script

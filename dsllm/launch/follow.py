@@ -24,23 +24,23 @@ Tell = Callable[[str], None]
 
 
 @dataclass
-class Asked:
+class StopRequest:
     """The signal that asked us to stop, if one came."""
 
     by: signal.Signals | None = None
 
 
 @contextlib.contextmanager
-def asked_to_stop() -> Iterator[Asked]:
+def stop_signals() -> Iterator[StopRequest]:
     """Note the signals that mean stop, instead of dying of them, until the block ends."""
-    asked = Asked()
+    stop = StopRequest()
 
     def note(number: int, frame: FrameType | None) -> None:
-        asked.by = signal.Signals(number)
+        stop.by = signal.Signals(number)
 
     before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
     try:
-        yield asked
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -115,7 +115,7 @@ def _of(pipe: IO[bytes] | None) -> IO[bytes]:
 def follow(
     commands: Mapping[str, tuple[str, ...]],
     waits: Waits,
-    asked: Asked,
+    stop: StopRequest,
     is_over: Callable[[], bool],
     write: Callable[[bytes], None],
 ) -> dict[str, int]:
@@ -137,7 +137,7 @@ def follow(
         job = _Job(started=started, selector=selector, write=write, waits=waits)
         while alive := job.alive():
             job.read(_POLL_SECONDS)
-            if asked.by:
+            if stop.by:
                 job.tell(STOP)
             if len(job.alive()) < len(commands) or is_over():
                 job.tell(END)

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from dsllm.config.cluster import ClusterConfig
 from dsllm.config.hostfile import hostfile_text
-from dsllm.launch.job import Job, Plan, derived_port, in_container, python_of, quoted, script
+from dsllm.launch.job import Job, Launch, derived_port, in_container, python_of, quoted, script
 
 THIS_MACHINE = "localhost"
 SILENT_PROBES = 3
 """So many unanswered probes of ssh's, one every connect_seconds, and a host counts as lost."""
 
 
-def plan_on_hosts(job: Job, cluster: ClusterConfig, with_torchrun: bool) -> Plan:
+def ssh_launch(job: Job, cluster: ClusterConfig, with_torchrun: bool) -> Launch:
     """A script for all hosts, and an ssh command for each.
 
     DeepSpeed's own way (pdsh) is left aside: it mangles arguments, and its stop command ends every job on the hosts.
@@ -38,10 +38,10 @@ def plan_on_hosts(job: Job, cluster: ClusterConfig, with_torchrun: bool) -> Plan
     about = f"Starts one host's ranks of the job {job.name}."
     text = script(about, job, cluster, _watched(job, cluster, start, port))
     commands = {host.name: ssh_command(cluster, host.name, node, str(i)) for i, host in enumerate(cluster.hosts)}
-    return Plan(files={hostfile: hostfile_text(cluster.hosts), node: text}, commands=commands)
+    return Launch(files={hostfile: hostfile_text(cluster.hosts), node: text}, commands=commands)
 
 
-def plan_here(job: Job, cluster: ClusterConfig, with_torchrun: bool) -> Plan:
+def local_launch(job: Job, cluster: ClusterConfig, with_torchrun: bool) -> Launch:
     """A script for this machine alone."""
     node, port = job.folder / "node.sh", cluster.port or free_port()
     if with_torchrun:
@@ -55,7 +55,7 @@ def plan_here(job: Job, cluster: ClusterConfig, with_torchrun: bool) -> Plan:
             *("--master_addr", "127.0.0.1", "--master_port", str(port), "--no_local_rank", "--module"),
         ]
     text = script(f"Starts the ranks of the job {job.name}.", job, cluster, _watched(job, cluster, start, port))
-    return Plan(files={node: text}, commands={THIS_MACHINE: ("bash", str(node), "0")})
+    return Launch(files={node: text}, commands={THIS_MACHINE: ("bash", str(node), "0")})
 
 
 def _watched(job: Job, cluster: ClusterConfig, start: list[str], port: int) -> str:

@@ -34,7 +34,7 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Launch:
     """Everything that a start writes and runs, before anything is written or run."""
 
     files: dict[Path, str]

@@ -6,10 +6,10 @@ from pathlib import Path
 from dsllm.config.cluster import ClusterConfig
 from dsllm.config.hostfile import hostfile_text
 from dsllm.launch.hosts import THIS_MACHINE, free_port, local_slots, ssh_command, watch
-from dsllm.launch.job import Job, Plan, derived_port, in_container, python_of, quoted, script
+from dsllm.launch.job import Job, Launch, derived_port, in_container, python_of, quoted, script
 
 
-def plan_mpi(job: Job, cluster: ClusterConfig) -> Plan:
+def mpi_launch(job: Job, cluster: ClusterConfig) -> Launch:
     """The hostfile, both scripts, and the command.
 
     Ranks are told the address of rank 0's store, so that mpi4py is not needed. Variables go into the rank's script,
@@ -29,11 +29,11 @@ def plan_mpi(job: Job, cluster: ClusterConfig) -> Plan:
     }
     commands: dict[str, tuple[str, ...]] = {THIS_MACHINE: ("bash", str(node), "0")}
     if not cluster.hosts:
-        return Plan(files=files, commands=commands)
+        return Launch(files=files, commands=commands)
     files[hostfile] = hostfile_text(cluster.hosts)
     sweep = job.folder / "sweep.sh"
     files[sweep] = script(f"Ends what is left of the job {job.name} on a host.", job, cluster, f"{own} -- true")
-    return Plan(
+    return Launch(
         files=files,
         commands=commands,
         sweeps={host.name: ssh_command(cluster, host.name, sweep, "0") for host in cluster.hosts},

@@ -17,7 +17,7 @@ from typing import IO
 
 from dsllm.errors import EXIT_FAILED
 from dsllm.launch.job import JOB_VARIABLE
-from dsllm.launch.marked import end_marked, marked, ranks_among, send
+from dsllm.launch.processes import end_processes, processes_of, ranks_among, send
 
 STOP, END = "stop", "end"
 """The words that come over standard input: save and leave; the others have ended, so leave soon. Its end means stop, too:
@@ -28,23 +28,23 @@ _LAST_OUTPUT_SECONDS = 2.0
 
 
 @dataclass
-class Watch:
+class HostWatcher:
     """What the host's launcher was asked to do, and until when it has time for it."""
 
     job: str
     process: subprocess.Popen
     options: argparse.Namespace
-    asked: str = ""
+    request: str = ""
     deadline: float = float("inf")
 
     def stop(self) -> None:
         """Ask the ranks to save and leave: themselves, because DeepSpeed's launcher tells one after the other."""
-        if self.asked:
+        if self.request:
             return
-        self.asked, self.deadline = STOP, min(self.deadline, time.monotonic() + self.options.save_seconds)
+        self.request, self.deadline = STOP, min(self.deadline, time.monotonic() + self.options.save_seconds)
         if self.options.stop_command_by:
             self.process.send_signal(signal.Signals[self.options.stop_command_by])
-        elif ranks := ranks_among(marked(self.job)):
+        elif ranks := ranks_among(processes_of(self.job)):
             send(ranks, signal.SIGTERM)
         else:  # no rank has been started yet
             with contextlib.suppress(ProcessLookupError):
@@ -74,16 +74,16 @@ def main(arguments: Sequence[str]) -> int:
     )
     output = threading.Thread(target=_pass_on, args=(process.stdout,), daemon=True)
     output.start()
-    watch = Watch(job=job, process=process, options=options)
+    watcher = HostWatcher(job=job, process=process, options=options)
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        watch.stop()
+        watcher.stop()
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, on_signal)
-    _wait(watch)
+    _wait(watcher)
     code = process.wait()
-    outlived = end_marked(job, 0 if time.monotonic() >= watch.deadline else options.end_seconds)
+    outlived = end_processes(job, 0 if time.monotonic() >= watcher.deadline else options.end_seconds)
     output.join(_LAST_OUTPUT_SECONDS)
     if outlived:
         with contextlib.suppress(OSError):  # nobody may be there to read it
@@ -121,11 +121,11 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _wait(watch: Watch) -> None:
+def _wait(watcher: HostWatcher) -> None:
     """Until the launcher has ended: follow the words from standard input, and kill at the deadline."""
     waiting = ""
     inputs = [sys.stdin.fileno()]
-    while watch.process.poll() is None:
+    while watcher.process.poll() is None:
         ready, _, _ = select.select(inputs, [], [], _POLL_SECONDS)
         if ready:
             read = os.read(inputs[0], 4096).decode(errors="replace")
@@ -133,10 +133,10 @@ def _wait(watch: Watch) -> None:
             if not read:
                 inputs, words = [], [STOP]
             for word in words:
-                watch.stop() if word == STOP else watch.end()
-        if time.monotonic() >= watch.deadline:
-            send(marked(watch.job), signal.SIGKILL)
-            watch.process.kill()
+                watcher.stop() if word == STOP else watcher.end()
+        if time.monotonic() >= watcher.deadline:
+            send(processes_of(watcher.job), signal.SIGKILL)
+            watcher.process.kill()
 
 
 if __name__ == "__main__":

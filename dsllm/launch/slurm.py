@@ -5,7 +5,7 @@ import shlex
 
 from dsllm.config.cluster import ClusterConfig, SlurmConfig
 from dsllm.config.load_cluster import cluster_text
-from dsllm.launch.job import JOB_VARIABLE, Job, Plan, in_container, preparation, python_of, quoted
+from dsllm.launch.job import JOB_VARIABLE, Job, Launch, in_container, preparation, python_of, quoted
 
 SUBMIT = "sbatch"
 """What this plan's only command runs on, in place of a host."""
@@ -13,7 +13,7 @@ SUBMIT = "sbatch"
 CLUSTER_FILE = "cluster.yaml"
 
 
-def plan_slurm(job: Job, cluster: ClusterConfig) -> Plan:
+def slurm_launch(job: Job, cluster: ClusterConfig) -> Launch:
     """The batch script and the command that submits it; its output goes into the job's folder."""
     file = job.folder / "job.sbatch"
     pattern = str(job.folder).replace("%", "%%")  # SLURM replaces %x
@@ -21,7 +21,7 @@ def plan_slurm(job: Job, cluster: ClusterConfig) -> Plan:
     files = {file: batch_script(cluster, job)}
     if cluster.slurm and cluster.slurm.start == "ssh":
         files[job.folder / CLUSTER_FILE] = cluster_text(dataclasses.replace(cluster, slurm=None, launcher=None))
-    return Plan(files=files, commands={SUBMIT: command})
+    return Launch(files=files, commands={SUBMIT: command})
 
 
 def batch_script(cluster: ClusterConfig, job: Job | None, about: str = "") -> str:
@@ -37,7 +37,7 @@ def batch_script(cluster: ClusterConfig, job: Job | None, about: str = "") -> st
 
 def _options(slurm: SlurmConfig, job: Job | None) -> list[str]:
     """For the head of the script; everything in them was checked to be one word."""
-    asked = {
+    values = {
         "job-name": (job.run_name if job else "dsllm"),
         "partition": slurm.partition,
         "account": slurm.account,
@@ -52,7 +52,7 @@ def _options(slurm: SlurmConfig, job: Job | None) -> list[str]:
         "signal": f"B:USR1@{slurm.signal_seconds}" if slurm.time_limit else None,
         "open-mode": "append",
     }
-    options = [f"--{name}={value}" for name, value in asked.items() if value is not None]
+    options = [f"--{name}={value}" for name, value in values.items() if value is not None]
     if job is None:
         options.append("--output=%x-%j.log")
     return [*options, "--requeue" if slurm.requeue else "--no-requeue", *slurm.options]

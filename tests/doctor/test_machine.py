@@ -6,7 +6,7 @@ import resource
 
 import pytest
 
-from dsllm.doctor.machine import GIB, UNLIMITED, judge_machines, look_at_machine, numa_nodes
+from dsllm.doctor.machine import GIB, UNLIMITED, check_machines, look_at_machine, numa_nodes
 from tests.doctor.test_findings import places
 
 PLENTY = dataclasses.replace(
@@ -27,7 +27,7 @@ HERE, BESIDE = places("a", "a")
 
 
 def judge(device: str = "cpu", ranks=(HERE, BESIDE), **changes):
-    return list(judge_machines({place: dataclasses.replace(PLENTY, **changes) for place in ranks}, device))
+    return list(check_machines({place: dataclasses.replace(PLENTY, **changes) for place in ranks}, device))
 
 
 def test_a_host_without_fault_has_no_findings():

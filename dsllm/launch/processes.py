@@ -12,7 +12,7 @@ _RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK")
 _LOOK_AGAIN_SECONDS = 0.1
 
 
-def marked(job: str) -> list[psutil.Process]:
+def processes_of(job: str) -> list[psutil.Process]:
     """The job's processes, without this one and its ancestors."""
     own = {process.pid for process in [psutil.Process(), *psutil.Process().parents()]}
     return [p for p in psutil.process_iter() if p.pid not in own and _variables(p).get(JOB_VARIABLE) == job]
@@ -33,16 +33,16 @@ def send(processes: Sequence[psutil.Process], number: signal.Signals) -> None:
             continue
 
 
-def end_marked(job: str, wait_seconds: float) -> bool:
+def end_processes(job: str, wait_seconds: float) -> bool:
     """Let what is left of a job save and leave, and kill what is there after the wait; whether there was anything."""
-    left = marked(job)
+    left = processes_of(job)
     if not left:
         return False
     send(ranks_among(left) or left, signal.SIGTERM)
     deadline = time.monotonic() + wait_seconds
-    while marked(job) and time.monotonic() < deadline:
+    while processes_of(job) and time.monotonic() < deadline:
         time.sleep(_LOOK_AGAIN_SECONDS)
-    while rest := marked(job):  # more than once: a process may have started another meanwhile
+    while rest := processes_of(job):  # more than once: a process may have started another meanwhile
         send(rest, signal.SIGKILL)
         time.sleep(_LOOK_AGAIN_SECONDS)
     return True

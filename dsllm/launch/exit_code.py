@@ -19,7 +19,7 @@ OVER = ("finished", "interrupted", "failed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Outcome:
     """How a job ended."""
 
     code: int
@@ -31,7 +31,7 @@ def is_over(before: Status, now: Status) -> bool:
     return _is_new(before, now) and now.get("state") in OVER
 
 
-def judge(before: Status, after: Status, codes: Sequence[int], stopped_by: signal.Signals | None) -> Verdict:
+def outcome_of(before: Status, after: Status, codes: Sequence[int], stopped_by: signal.Signals | None) -> Outcome:
     """The job's exit code and why.
 
     Args:
@@ -43,23 +43,23 @@ def judge(before: Status, after: Status, codes: Sequence[int], stopped_by: signa
     worst = next((code for code in codes if code), 0)
     if not _is_new(before, after):
         if stopped_by:
-            return Verdict(code=128 + stopped_by, reason=f"{stopped_by.name} came before the run had begun")
+            return Outcome(code=128 + stopped_by, reason=f"{stopped_by.name} came before the run had begun")
         hint = "".join(f"; {HINTS[code]}" for code in sorted(set(codes) & set(HINTS)))
-        return Verdict(code=worst or EXIT_FAILED, reason=f"the run did not begin ({said}{hint})")
+        return Outcome(code=worst or EXIT_FAILED, reason=f"the run did not begin ({said}{hint})")
     state = after.get("state")
     if state == "finished":
-        return Verdict(
+        return Outcome(
             code=0, reason="finished" if not worst else f"finished, though not every rank left well ({said})"
         )
     if state == "interrupted":
-        return Verdict(
+        return Outcome(
             code=EXIT_INTERRUPTED, reason=f"saved at step {after.get('step')}; the same command goes on from there"
         )
     if state == "failed":
-        return Verdict(code=EXIT_FAILED, reason=f"failed: {after.get('reason')} ({said})")
+        return Outcome(code=EXIT_FAILED, reason=f"failed: {after.get('reason')} ({said})")
     if stopped_by:
-        return Verdict(code=EXIT_FAILED, reason=f"{stopped_by.name}: ended before it could save ({said})")
-    return Verdict(code=EXIT_FAILED, reason=f"rank 0 ended without a word; the same command resumes ({said})")
+        return Outcome(code=EXIT_FAILED, reason=f"{stopped_by.name}: ended before it could save ({said})")
+    return Outcome(code=EXIT_FAILED, reason=f"rank 0 ended without a word; the same command resumes ({said})")
 
 
 def _is_new(before: Status, after: Status) -> bool:

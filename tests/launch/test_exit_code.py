@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from dsllm.launch.verdict import is_over, judge
+from dsllm.launch.exit_code import is_over, outcome_of
 
 OLD = {"attempt": 3, "state": "interrupted"}
 
@@ -26,13 +26,13 @@ OLD = {"attempt": 3, "state": "interrupted"}
     ],
 )
 def test_the_runs_own_word_counts(after, codes, stopped_by, code, says):
-    verdict = judge(OLD, after, codes, stopped_by)
-    assert verdict.code == code and says in verdict.reason
+    outcome = outcome_of(OLD, after, codes, stopped_by)
+    assert outcome.code == code and says in outcome.reason
 
 
 def test_a_first_start_has_no_status_before(tmp_path):
-    assert judge({}, {"attempt": 1, "state": "finished"}, [0], None).code == 0
-    assert judge({}, {}, [0], None).code == 1
+    assert outcome_of({}, {"attempt": 1, "state": "finished"}, [0], None).code == 0
+    assert outcome_of({}, {}, [0], None).code == 1
 
 
 def test_an_earlier_attempts_end_is_not_this_ones():
