@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from dsllm.byte_units import GIB
 from dsllm.doctor.findings import Finding, one_per_host
 from dsllm.doctor.local_checks import LocalFacts
 from dsllm.doctor.machine import UNLIMITED, Machine
@@ -17,7 +18,6 @@ from dsllm.engine.processes.cores import as_list
 if TYPE_CHECKING:  # brings torch
     from dsllm.doctor.collective_checks import Examination, RankFacts
 
-GIB = 2**30
 MOST_HOSTS = 16
 """Hosts shown in tables; JSON has all."""
 STYLES = {"error": "bold red", "advice": "yellow"}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dsllm import counts
+from dsllm.byte_units import GIB
 from dsllm.config.load import run_to_dict
 from dsllm.config.run import RunConfig
 from dsllm.config.train import Precision
@@ -14,8 +15,6 @@ from dsllm.config.yaml_file import write_yaml
 from dsllm.data.manifest import load_manifest
 from dsllm.engine.settings.final_config import Layout, final_config
 from dsllm.engine.settings.offload import offload_devices, offloaded_bytes
-
-GIB = 2**30
 
 
 def show(config: RunConfig, given: Mapping[str, Any], world_size: int) -> int:

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dsllm.byte_units import GIB, MIB
 from dsllm.doctor.findings import Finding, Place, where
 from dsllm.files import sha256_of_file
 
-MIB, GIB = 2**20, 2**30
 TEST_BYTES = 64 * MIB
 PART_BYTES = 4 * MIB
 SLOW_WRITE = 50e6

@@ -3,12 +3,12 @@
 import os
 import re
 import shlex
-import socket
 from pathlib import Path
 
 from dsllm.config.cluster import ClusterConfig
 from dsllm.config.hostfile import hostfile_text
 from dsllm.launch.job import Job, Launch, derived_port, in_container, python_of, quoted, script
+from dsllm.processes import free_port
 
 THIS_MACHINE = "localhost"
 SILENT_PROBES = 3
@@ -81,13 +81,6 @@ def ssh_command(cluster: ClusterConfig, host: str, file: Path, *arguments: str) 
         *cluster.ssh.options,
         *(host, f"exec bash {quoted([str(file), *arguments])}"),
     )
-
-
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
 
 
 def visible_gpus() -> list[str]:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from dsllm.config.cluster import ClusterConfig
 from dsllm.config.hostfile import hostfile_text
-from dsllm.launch.hosts import THIS_MACHINE, free_port, local_slots, ssh_command, watch
+from dsllm.launch.hosts import THIS_MACHINE, local_slots, ssh_command, watch
 from dsllm.launch.job import Job, Launch, derived_port, in_container, python_of, quoted, script
+from dsllm.processes import free_port
 
 
 def mpi_launch(job: Job, cluster: ClusterConfig) -> Launch:

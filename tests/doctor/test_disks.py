@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dsllm.doctor.disks import GIB, Folder, FolderFacts, check_disks, marker, try_folder
+from dsllm.byte_units import GIB
+from dsllm.doctor.disks import Folder, FolderFacts, check_disks, marker, try_folder
 from tests.doctor.test_findings import places
 
 SMALL = 2**20

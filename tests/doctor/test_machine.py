@@ -6,7 +6,8 @@ import resource
 
 import pytest
 
-from dsllm.doctor.machine import GIB, UNLIMITED, check_machines, look_at_machine, numa_nodes
+from dsllm.byte_units import GIB
+from dsllm.doctor.machine import UNLIMITED, check_machines, look_at_machine, numa_nodes
 from tests.doctor.test_findings import places
 
 PLENTY = dataclasses.replace(
