@@ -19,7 +19,7 @@ from dsllm.errors import EXIT_INTERRUPTED, ConfigError, LaunchError
 from dsllm.files import write_atomically
 from dsllm.launch.batch import follow_batch, submit
 from dsllm.launch.commands import make_launch
-from dsllm.launch.exit_code import is_over, outcome_of
+from dsllm.launch.exit_code import has_ended, outcome_of, read_patiently
 from dsllm.launch.follow import StopRequest, Waits, follow, stop_signals
 from dsllm.launch.job import Job, Launch, quoted
 from dsllm.train.run_directory import read_status
@@ -109,7 +109,7 @@ def _run(job: Job, cluster: ClusterConfig, plan: Launch) -> int:
             codes = [_run_batch(job, plan, waits, asked, write)]
         else:
             codes = list(follow(plan.commands, waits, asked, partial(_over, job, before), write).values())
-        verdict = outcome_of(before, read_status(job.run_directory), codes, asked.by)
+        verdict = outcome_of(before, read_patiently(partial(read_status, job.run_directory)), codes, asked.by)
         if plan.sweeps and verdict.code not in (0, EXIT_INTERRUPTED):
             follow(plan.sweeps, waits, StopRequest(), _yes, write)
     with contextlib.suppress(BrokenPipeError):
@@ -130,7 +130,7 @@ def _run_batch(job: Job, plan: Launch, waits: Waits, asked: StopRequest, write: 
 
 
 def _over(job: Job, before: dict) -> bool:
-    return is_over(before, read_status(job.run_directory))
+    return has_ended(before, partial(read_status, job.run_directory))
 
 
 def _write(log: IO[bytes], data: bytes) -> None:
