@@ -1,4 +1,4 @@
-"""From a run and a cluster to the files and commands of its launcher."""
+"""Chooses the launcher of a cluster and makes the files and commands that start a job with it."""
 
 from dsllm.config.cluster import ClusterConfig
 from dsllm.launch.hosts import local_launch, ssh_launch
@@ -8,7 +8,7 @@ from dsllm.launch.slurm import slurm_launch
 
 
 def make_launch(job: Job, cluster: ClusterConfig) -> Launch:
-    """The files and commands that start the job; nothing is written or run."""
+    """The files and commands that start the job; writes and runs nothing."""
     launcher = cluster.chosen_launcher
     if launcher == "slurm":
         return slurm_launch(job, cluster)

@@ -12,7 +12,7 @@ from torch.distributed import run as torchrun
 
 from dsllm.config.cluster import ClusterConfig
 from dsllm.launch.hosts import local_launch, ssh_launch
-from dsllm.launch.job import Launch, derived_port
+from dsllm.launch.job import Launch, port_of
 from tests.launch.jobs import HOSTILE, HOSTS, make_job, record, recording_cluster
 
 
@@ -73,7 +73,7 @@ def test_a_local_run_gets_its_words_untouched_too(tmp_path, with_torchrun):
 
 
 def test_two_jobs_of_one_cluster_have_ports_of_their_own(tmp_path):
-    ports = {derived_port(make_job(tmp_path, f"tiny-{i}"), ClusterConfig()) for i in range(20)}
+    ports = {port_of(make_job(tmp_path, f"tiny-{i}"), ClusterConfig()) for i in range(20)}
     assert len(ports) > 18 and all(20000 <= port < 30000 for port in ports)
 
 
