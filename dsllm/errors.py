@@ -51,13 +51,16 @@ class MissingExtra(DsllmError):
     """An optional library is not installed."""
 
 
-def require(module: str, extra: str) -> Any:
-    """Import an optional library, or name the extra that installs it.
+def require(module: str, extra: str | None = None) -> Any:
+    """Import a library when it is first needed, or name the extra that installs it.
 
+    Args:
+        extra: None (default): the library is a dependency of dsllm itself, loaded late because that is slow.
     Raises:
         MissingExtra: the module is not installed.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise MissingExtra(f"this needs '{module}' ({error}): pip install 'dsllm[{extra}]'") from error
+        package = f"dsllm[{extra}]" if extra else "dsllm"
+        raise MissingExtra(f"this needs '{module}' ({error}): pip install '{package}'") from error

@@ -5,9 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from dsllm.run_directory import check_shared, lock_run, read_status, write_status
 
 from dsllm.errors import RunError
+from dsllm.run_directory import check_shared, lock_run, read_status, write_status
 from dsllm.train.picture import draw_loss_curve, read_metrics
 
 

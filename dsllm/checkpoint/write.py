@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO
 
+from dsllm.byte_units import GIB
 from dsllm.checkpoint.manifest import CheckpointManifest, FileRecord, ParameterRecord, write_manifest
 from dsllm.errors import CheckpointError
 from dsllm.files import publish_directory
 from dsllm.slices import ParameterSlice
 
-GIB = 2**30
 FP32_BYTES = 4
 
 

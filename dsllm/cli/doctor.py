@@ -11,8 +11,8 @@ from dsllm.errors import EXIT_FAILED, LaunchError
 if TYPE_CHECKING:  # imported when the command runs
     from rich.console import Console
 
-    from dsllm.doctor.alone import Alone, Request
     from dsllm.doctor.findings import Finding
+    from dsllm.doctor.local_checks import LocalFacts, Request
     from dsllm.engine.processes.ranks import Ranks
 
 PARITY = "--parity"
@@ -62,21 +62,21 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 def _run(ranks: "Ranks", request: "Request", report: Report) -> int:
     """Check this rank, then all ranks together."""
     from dsllm.cli.doctor_report import as_json, show
-    from dsllm.doctor.alone import cannot_import, cannot_join, look_alone
+    from dsllm.doctor.local_checks import cannot_import, cannot_join, collect_local_facts
     from dsllm.doctor.network import why_unreachable
 
     console = _console(ranks.rank)
-    alone = look_alone(ranks)
+    facts = collect_local_facts(ranks)
     with console.status("importing torch and DeepSpeed") as status:
         try:  # an installation may be broken in many ways; the checks above have run all the same
-            from dsllm.doctor.together import examine_together
+            from dsllm.doctor.collective_checks import examine_all_ranks
         except (ImportError, OSError, RuntimeError, AttributeError) as error:
-            return _report_alone(alone, cannot_import(alone.place, error), report)
+            return _report_locally(facts, cannot_import(facts.place, error), report)
         try:
-            examination = examine_together(ranks, alone, request, status.update)
+            examination = examine_all_ranks(ranks, facts, request, status.update)
         except LaunchError as error:
             reason = why_unreachable(ranks.master_address, ranks.master_port) if ranks.rank else ""
-            return _report_alone(alone, cannot_join(alone.place, reason, error), report)
+            return _report_locally(facts, cannot_join(facts.place, reason, error), report)
     if ranks.rank == 0:
         show(examination, console)
         report(as_json(examination))
@@ -91,15 +91,15 @@ def _console(rank: int) -> "Console":
     return console if console.is_terminal else Console(quiet=rank != 0, width=WIDTH_IN_FILES)
 
 
-def _report_alone(alone: "Alone", problem: "Finding", report: Report) -> int:
+def _report_locally(facts: "LocalFacts", problem: "Finding", report: Report) -> int:
     """Report what one rank found where it could not reach the others; returns the exit code."""
-    from dsllm.cli.doctor_report import alone_as_json, verdict
-    from dsllm.doctor.alone import judge_alone
+    from dsllm.cli.doctor_report import local_as_json, verdict
+    from dsllm.doctor.local_checks import check_locally
 
-    findings = [problem, *judge_alone(alone)]
+    findings = [problem, *check_locally(facts)]
     for finding in findings:
         print(f"dsllm doctor: {finding}", file=sys.stderr, flush=True)
-    if alone.place.rank == 0:
+    if facts.place.rank == 0:
         print(f"dsllm doctor: {verdict(findings)}", file=sys.stderr, flush=True)
-        report(alone_as_json(alone, findings))
+        report(local_as_json(facts, findings))
     return EXIT_FAILED

@@ -9,15 +9,15 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dsllm.doctor.alone import Alone
+from dsllm.byte_units import GIB
 from dsllm.doctor.findings import Finding, one_per_host
+from dsllm.doctor.local_checks import LocalFacts
 from dsllm.doctor.machine import UNLIMITED, Machine
 from dsllm.engine.processes.cores import as_list
 
 if TYPE_CHECKING:  # brings torch
-    from dsllm.doctor.together import Examination, Seen
+    from dsllm.doctor.collective_checks import Examination, RankFacts
 
-GIB = 2**30
 MOST_HOSTS = 16
 """Hosts shown in tables; JSON has all."""
 STYLES = {"error": "bold red", "advice": "yellow"}
@@ -31,7 +31,7 @@ def show(seen: "Examination", console: Console) -> None:
         f"started by {seen.launcher}",
         highlight=False,
     )
-    first = seen.ranks[min(seen.ranks)].alone
+    first = seen.ranks[min(seen.ranks)].local
     versions = ", ".join(f"{name} {text}" for name, text in first.versions.versions.items())
     console.print(f"rank 0 has {versions}", highlight=False)
     for name, text in first.versions.environment.items():
@@ -78,12 +78,12 @@ def _hosts(seen: "Examination") -> Table:
     )
     for place, own in list(one_per_host(seen.ranks).items())[:MOST_HOSTS]:
         here = {p: s for p, s in seen.ranks.items() if p.host == place.host}
-        machine, network = own.alone.machine, own.alone.network
+        machine, network = own.local.machine, own.local.network
         table.add_row(
             place.host,
             as_list(tuple(p.rank for p in here)),
-            _cores([s.alone.machine for s in here.values()]),
-            _threads([s.alone.machine.threads for s in here.values()]),
+            _cores([s.local.machine for s in here.values()]),
+            _threads([s.local.machine.threads for s in here.values()]),
             as_list(machine.numa_nodes),
             f"{machine.memory_available / GIB:.1f} of {(machine.memory_limit or machine.memory_total) / GIB:.1f} GiB",
             _limit(machine.open_files),
@@ -114,7 +114,7 @@ def _limit(value: int) -> str:
     return "no limit" if value >= UNLIMITED else str(value)
 
 
-def _gpus(seen: "Sequence[Seen]") -> str:
+def _gpus(seen: "Sequence[RankFacts]") -> str:
     names = [own.gpu.name for own in seen if own.gpu]
     return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names)) or "none"
 
@@ -196,7 +196,7 @@ def as_json(seen: "Examination") -> dict[str, Any]:
         "seconds": seen.seconds,
         "ranks": [
             {
-                **_plain(own.alone),
+                **_plain(own.local),
                 "operators": _plain(own.operators),
                 "gpu": _plain(own.gpu) if own.gpu else None,
                 "gemm_flops": seen.gemm[place],
@@ -211,9 +211,9 @@ def as_json(seen: "Examination") -> dict[str, Any]:
     }
 
 
-def alone_as_json(alone: Alone, findings: Sequence[Finding]) -> dict[str, Any]:
+def local_as_json(facts: LocalFacts, findings: Sequence[Finding]) -> dict[str, Any]:
     """The result of one rank that could not reach the others, as plain values."""
-    return {**_head(findings), "ranks": [_plain(alone)]}
+    return {**_head(findings), "ranks": [_plain(facts)]}
 
 
 def _head(findings: Sequence[Finding]) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from dsllm.cli.dry_run import with_some_vocabulary
 from dsllm.cli.words import RunWords
 from dsllm.config.load import load_run
 from dsllm.config.run import RunConfig
-from dsllm.doctor.alone import Request
 from dsllm.doctor.disks import Folder
+from dsllm.doctor.local_checks import Request
 from dsllm.engine.settings.final_config import read_deepspeed_json
 from dsllm.parameters import parameter_table
 

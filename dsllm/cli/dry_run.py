@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dsllm import counts
+from dsllm.byte_units import GIB
 from dsllm.config.load import run_to_dict
 from dsllm.config.precision import resolve_precision
 from dsllm.config.run import RunConfig
@@ -18,8 +19,6 @@ from dsllm.engine.settings.layout import Layout
 from dsllm.engine.settings.offload import offload_devices, offloaded_bytes
 from dsllm.mesh import make_mesh
 from dsllm.parameters import parameter_table
-
-GIB = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,9 +20,9 @@ from dsllm.errors import EXIT_INTERRUPTED, LaunchError
 from dsllm.files import write_atomically
 
 if TYPE_CHECKING:  # imported when the command runs
-    from dsllm.launch.follow import Asked, Waits
-    from dsllm.launch.job import Job, Plan
-    from dsllm.launch.verdict import Verdict
+    from dsllm.launch.exit_code import Outcome
+    from dsllm.launch.follow import StopRequest, Waits
+    from dsllm.launch.job import Job, Launch
 
 OUTPUT_FILE = "output.log"
 
@@ -60,27 +60,27 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _launch(options: argparse.Namespace, words: RunWords, report: Report) -> int:
     from dsllm.config.load_cluster import load_cluster
-    from dsllm.launch.plan import make_plan
+    from dsllm.launch.commands import make_launch
 
     cluster = load_cluster(options.cluster, options.hostfile, options.launcher)
     job = _make_job(words, cluster)
-    plan = make_plan(job, cluster)
+    launch = make_launch(job, cluster)
     if options.dry_run:
-        _show(plan)
-        report(_planned(job, plan))
+        _show(launch)
+        report(_planned(job, launch))
         return 0
-    _check_programs(plan)
+    _check_programs(launch)
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
-        for path, text in plan.files.items():
+        for path, text in launch.files.items():
             write_atomically(path, text)
     except OSError as error:
         raise LaunchError(f"{job.folder}: cannot be written: {error.strerror or error}") from error
-    verdict = _run(job, cluster, plan)
+    outcome = _run(job, cluster, launch)
     with contextlib.suppress(BrokenPipeError):
-        print(f"dsllm launch: {verdict.reason}", file=sys.stderr, flush=True)
-    report(_ended(job, plan, verdict))
-    return verdict.code
+        print(f"dsllm launch: {outcome.reason}", file=sys.stderr, flush=True)
+    report(_ended(job, launch, outcome))
+    return outcome.code
 
 
 def _make_job(words: RunWords, cluster: ClusterConfig) -> "Job":
@@ -100,65 +100,65 @@ def _make_job(words: RunWords, cluster: ClusterConfig) -> "Job":
     )
 
 
-def _show(plan: "Plan") -> None:
+def _show(launch: "Launch") -> None:
     from dsllm.launch.job import quoted
 
-    for path, text in plan.files.items():
+    for path, text in launch.files.items():
         print(f"# file {path}\n{text}")
-    for host, command in plan.commands.items():
+    for host, command in launch.commands.items():
         print(f"# command for {host}\n{quoted(command)}")
 
 
-def _planned(job: "Job", plan: "Plan") -> dict[str, Any]:
+def _planned(job: "Job", launch: "Launch") -> dict[str, Any]:
     """A dry run as plain values."""
     return {
         "job": job.name,
         "run_directory": str(job.run_directory),
-        "files": {str(path): text for path, text in plan.files.items()},
-        "commands": {host: list(command) for host, command in plan.commands.items()},
+        "files": {str(path): text for path, text in launch.files.items()},
+        "commands": {host: list(command) for host, command in launch.commands.items()},
     }
 
 
-def _ended(job: "Job", plan: "Plan", verdict: "Verdict") -> dict[str, Any]:
+def _ended(job: "Job", launch: "Launch", outcome: "Outcome") -> dict[str, Any]:
     """A job that has ended as plain values."""
     return {
         "job": job.name,
         "run_directory": str(job.run_directory),
-        "exit_code": verdict.code,
-        "reason": verdict.reason,
-        "files": [str(path) for path in [*plan.files, job.folder / OUTPUT_FILE]],
+        "exit_code": outcome.code,
+        "reason": outcome.reason,
+        "files": [str(path) for path in [*launch.files, job.folder / OUTPUT_FILE]],
     }
 
 
-def _check_programs(plan: "Plan") -> None:
-    for program in {command[0] for command in plan.commands.values()}:
+def _check_programs(launch: "Launch") -> None:
+    for program in {command[0] for command in launch.commands.values()}:
         if shutil.which(program) is None:
             raise LaunchError(f"{program}: there is no such program here, and it starts this job")
 
 
-def _run(job: "Job", cluster: ClusterConfig, plan: "Plan") -> "Verdict":
+def _run(job: "Job", cluster: ClusterConfig, launch: "Launch") -> "Outcome":
     """Start the job, follow it to its end, and derive its exit code."""
-    from dsllm.launch.follow import Asked, Waits, asked_to_stop, follow
-    from dsllm.launch.verdict import is_over, judge
+    from dsllm.launch.exit_code import has_ended, outcome_of, read_patiently
+    from dsllm.launch.follow import StopRequest, Waits, follow, stop_signals
     from dsllm.run_directory import read_status
 
     waits = Waits(save=cluster.timeouts.save_seconds, end=cluster.timeouts.end_seconds)
     before = read_status(job.run_directory)
 
-    def run_is_over() -> bool:
-        return is_over(before, read_status(job.run_directory))
+    def run_has_ended() -> bool:
+        return has_ended(before, partial(read_status, job.run_directory))
 
     print(f"job {job.name}: files and output in {job.folder}", flush=True)
-    with asked_to_stop() as asked, (job.folder / OUTPUT_FILE).open("wb") as log:
+    with stop_signals() as request, (job.folder / OUTPUT_FILE).open("wb") as log:
         write = partial(_write, log)
         if cluster.chosen_launcher == "slurm":
-            codes = [_run_batch(job, plan, waits, asked, write)]
+            codes = [_run_batch(job, launch, waits, request, write)]
         else:
-            codes = list(follow(plan.commands, waits, asked, run_is_over, write).values())
-        verdict = judge(before, read_status(job.run_directory), codes, asked.by)
-        if plan.sweeps and verdict.code not in (0, EXIT_INTERRUPTED):
-            follow(plan.sweeps, waits, Asked(), _yes, write)
-    return verdict
+            codes = list(follow(launch.commands, waits, request, run_has_ended, write).values())
+        outcome = outcome_of(before, read_patiently(partial(read_status, job.run_directory)), codes, request.by)
+        if launch.sweeps and outcome.code not in (0, EXIT_INTERRUPTED):
+            follow(launch.sweeps, waits, StopRequest(), _yes, write)
+    return outcome
 
 
 def _yes() -> bool:
@@ -166,14 +166,14 @@ def _yes() -> bool:
     return True
 
 
-def _run_batch(job: "Job", plan: "Plan", waits: "Waits", asked: "Asked", write: Callable[[bytes], None]) -> int:
+def _run_batch(job: "Job", launch: "Launch", waits: "Waits", request: "StopRequest", write: Callable[[bytes], None]) -> int:
     """Submit the job to SLURM and follow it; returns the exit code of its script."""
     from dsllm.launch.batch import follow_batch, submit
 
-    (command,) = plan.commands.values()
+    (command,) = launch.commands.values()
     number = submit(command)
     print(f"SLURM has accepted the job as {number}", flush=True)
-    return follow_batch(number, job.folder / f"slurm-{number}.log", waits, asked, write).exit_code
+    return follow_batch(number, job.folder / f"slurm-{number}.log", waits, request, write).exit_code
 
 
 def _write(log: IO[bytes], data: bytes) -> None:

@@ -36,7 +36,7 @@ def measure_offsets(world: World, clock: Callable[[], float] = time.time, rounds
     return Offsets(seconds=seconds, uncertainty=statistics.median(deviations))
 
 
-def judge_clocks(offsets: Mapping[Place, float]) -> Iterator[Finding]:
+def check_clocks(offsets: Mapping[Place, float]) -> Iterator[Finding]:
     """Clocks that are far from the middle one, so that a wrong clock of rank 0 is not blamed on the others."""
     middle = statistics.median_low(offsets.values())
     for place, offset in offsets.items():

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dsllm.byte_units import GIB, MIB
 from dsllm.doctor.findings import Finding, Place, where
 from dsllm.files import sha256_of_file
 
-MIB, GIB = 2**20, 2**30
 TEST_BYTES = 64 * MIB
 PART_BYTES = 4 * MIB
 SLOW_WRITE = 50e6
@@ -37,7 +37,7 @@ class Folder:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderSeen:
+class FolderFacts:
     """What a host sees of it. Bytes, and bytes a second."""
 
     folder: Folder
@@ -54,7 +54,7 @@ class FolderSeen:
     """Hash of the data's manifest; empty: none there."""
 
 
-def try_folder(folder: Folder, test_bytes: int = TEST_BYTES) -> FolderSeen:
+def try_folder(folder: Folder, test_bytes: int = TEST_BYTES) -> FolderFacts:
     """Write a test file, flush it, read it back from the disk, and remove it; nothing is created besides."""
     path = Path(folder.path).absolute()
     tested = next(above for above in (path, *path.parents) if above.is_dir())
@@ -70,8 +70,8 @@ def try_folder(folder: Folder, test_bytes: int = TEST_BYTES) -> FolderSeen:
         write, read = _write_and_read(tested, test_bytes)
     except OSError as error:
         kept = _speed_of_what_is_there(path) if folder.role == "data" else 0.0
-        return FolderSeen(**seen, problem=_in_words(error), read=kept)  # type: ignore[arg-type]  # the keys above
-    return FolderSeen(**seen, write=write, read=read)  # type: ignore[arg-type]
+        return FolderFacts(**seen, problem=_in_words(error), read=kept)  # type: ignore[arg-type]  # the keys above
+    return FolderFacts(**seen, write=write, read=read)  # type: ignore[arg-type]
 
 
 def _in_words(error: OSError) -> str:
@@ -113,7 +113,7 @@ def _speed_of_what_is_there(path: Path) -> float:
 
 
 @contextlib.contextmanager
-def marker(seen: FolderSeen) -> Iterator[str]:
+def marker(seen: FolderFacts) -> Iterator[str]:
     """A file in the tested folder, for the duration of the block, that the other hosts are to see; its path.
 
     Empty where none can be written: then the folder has a problem of its own.
@@ -127,7 +127,7 @@ def marker(seen: FolderSeen) -> Iterator[str]:
         yield file.name
 
 
-def judge_disks(seen: Mapping[Place, Sequence[FolderSeen]], blind: Mapping[str, Sequence[Place]]) -> Iterator[Finding]:
+def check_disks(seen: Mapping[Place, Sequence[FolderFacts]], blind: Mapping[str, Sequence[Place]]) -> Iterator[Finding]:
     """What will stop a run for want of a folder, space or speed.
 
     Args:
@@ -150,7 +150,7 @@ def judge_disks(seen: Mapping[Place, Sequence[FolderSeen]], blind: Mapping[str, 
     yield from _judge_same_data(seen)
 
 
-def _judge_use(place: Place, own: FolderSeen) -> Iterator[Finding]:
+def _judge_use(place: Place, own: FolderFacts) -> Iterator[Finding]:
     read_only_data = own.folder.role == "data" and own.manifest
     if own.problem and not read_only_data:
         yield Finding(
@@ -170,7 +170,7 @@ def _judge_use(place: Place, own: FolderSeen) -> Iterator[Finding]:
         )
 
 
-def _judge_space(place: Place, own: FolderSeen) -> Iterator[Finding]:
+def _judge_space(place: Place, own: FolderFacts) -> Iterator[Finding]:
     need = own.folder.needed_bytes
     if own.folder.role != "run" or own.problem:
         return
@@ -193,7 +193,7 @@ def _judge_space(place: Place, own: FolderSeen) -> Iterator[Finding]:
         )
 
 
-def _judge_speed(place: Place, own: FolderSeen, num_hosts: int) -> Iterator[Finding]:
+def _judge_speed(place: Place, own: FolderFacts, num_hosts: int) -> Iterator[Finding]:
     seconds = own.folder.needed_bytes / num_hosts / own.write if own.write else 0.0
     if 0 < own.write < SLOW_WRITE or seconds > LONG_SAVE_SECONDS:
         cost = f"; a checkpoint takes {seconds / 60:.0f} minutes" if seconds > 60 else ""
@@ -214,7 +214,7 @@ def _judge_speed(place: Place, own: FolderSeen, num_hosts: int) -> Iterator[Find
         )
 
 
-def _judge_same_data(seen: Mapping[Place, Sequence[FolderSeen]]) -> Iterator[Finding]:
+def _judge_same_data(seen: Mapping[Place, Sequence[FolderFacts]]) -> Iterator[Finding]:
     """Every host must see the same prepared data, on a shared disk or as a copy."""
     known: dict[str, str] = {}
     for folders in seen.values():

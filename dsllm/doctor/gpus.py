@@ -3,10 +3,10 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from dsllm.byte_units import GIB
 from dsllm.doctor.findings import Finding, Place, differing, one_per_host, where
 from dsllm.engine.processes.device import Gpu
 
-GIB = 2**30
 IN_USE_SHARE = 0.1
 """Of a GPU's memory: more than that before anything has started is another program's."""
 
@@ -16,7 +16,7 @@ def driver_is_there() -> bool:
     return Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidiactl").exists()
 
 
-def judge_gpus(gpus: Mapping[Place, Gpu | None], drivers: Mapping[Place, bool]) -> Iterator[Finding]:
+def check_gpus(gpus: Mapping[Place, Gpu | None], drivers: Mapping[Place, bool]) -> Iterator[Finding]:
     """What is wrong with the ranks' GPUs.
 
     Args:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import psutil
 
+from dsllm.byte_units import GIB
 from dsllm.doctor.findings import Finding, Place, one_per_host, where
 from dsllm.engine.processes.cores import as_list, cores_by_node
+from dsllm.processes import cpu_quota, own_cores
 
-GIB = 2**30
 UNLIMITED = 2**60
 SHM_BYTES_FOR_NCCL = 2**30
 """NCCL's ranks of one host talk through /dev/shm; 64 MiB, a container's default, is too little for them."""
@@ -58,12 +59,12 @@ def look_at_machine(threads: int = 0, root: Path = Path("/")) -> Machine:
     """
     memory = psutil.virtual_memory()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    cores = tuple(sorted(os.sched_getaffinity(0)))
+    cores = own_cores()
     shm = root / "dev" / "shm"
     space = os.statvfs(shm) if shm.is_dir() else None
     return Machine(
         cores=cores,
-        quota_cores=_cpu_quota(root),
+        quota_cores=cpu_quota(root),
         threads=threads,
         omp_num_threads=os.environ.get("OMP_NUM_THREADS", ""),
         numa_nodes=numa_nodes(cores, root),
@@ -87,21 +88,6 @@ def numa_nodes(cores: tuple[int, ...], root: Path = Path("/")) -> tuple[int, ...
     return tuple(number for number, node in enumerate(cores_by_node(root)) if set(cores) & set(node))
 
 
-def _cpu_quota(root: Path) -> float | None:
-    """Cores' worth of time that control groups (version 2, then 1) allow."""
-    try:
-        quota, period = (root / "sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        pass
-    try:
-        folder = root / "sys/fs/cgroup/cpu"
-        quota_us = int((folder / "cpu.cfs_quota_us").read_text(encoding="utf-8"))
-        return quota_us / int((folder / "cpu.cfs_period_us").read_text(encoding="utf-8")) if quota_us > 0 else None
-    except (OSError, ValueError):
-        return None
-
-
 def _memory_limit(root: Path, total: int) -> int | None:
     """Bytes that control groups (version 2, then 1) allow; None where that is no less than the host has."""
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
@@ -113,7 +99,7 @@ def _memory_limit(root: Path, total: int) -> int | None:
     return None
 
 
-def judge_machines(seen: Mapping[Place, Machine], device: str) -> Iterator[Finding]:
+def check_machines(seen: Mapping[Place, Machine], device: str) -> Iterator[Finding]:
     """What of the hosts will stand in a run's way.
 
     Args:

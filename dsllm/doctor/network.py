@@ -132,7 +132,7 @@ def why_unreachable(address: str, port: int, seconds: float = REACH_SECONDS) -> 
         return f"{address}:{port} cannot be reached ({error.strerror or error})"
 
 
-def judge_networks(seen: Mapping[Place, Network], machines: Mapping[Place, Machine], device: str) -> Iterator[Finding]:
+def check_networks(seen: Mapping[Place, Network], machines: Mapping[Place, Machine], device: str) -> Iterator[Finding]:
     """What will keep the hosts from talking, or make them slow."""
     hosts = one_per_host(seen)
     for place, own in hosts.items():

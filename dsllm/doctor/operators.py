@@ -6,7 +6,7 @@ from dsllm.doctor.findings import Finding, Place, one_per_host
 from dsllm.engine.instruments.operators import Operators
 
 
-def judge_operators(seen: Mapping[Place, Operators], needed: frozenset[str]) -> Iterator[Finding]:
+def check_operators(seen: Mapping[Place, Operators], needed: frozenset[str]) -> Iterator[Finding]:
     """An operator that is neither there nor can be built; an error where the run needs it.
 
     Args:

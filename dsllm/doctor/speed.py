@@ -27,7 +27,7 @@ def measure_gemm(world: World, dtype: torch.dtype, products: Products = gemm_sec
     return world.gather(GEMM_FLOPS[world.device.type] / seconds)
 
 
-def judge_gemm(rates: Mapping[Place, float]) -> Iterator[Finding]:
+def check_gemm(rates: Mapping[Place, float]) -> Iterator[Finding]:
     """Ranks that compute slower than the others.
 
     Args:
@@ -45,7 +45,7 @@ def judge_gemm(rates: Mapping[Place, float]) -> Iterator[Finding]:
             )
 
 
-def judge_collectives(times: Sequence[CollectiveTime], num_hosts: int, device: str) -> Iterator[Finding]:
+def check_collectives(times: Sequence[CollectiveTime], num_hosts: int, device: str) -> Iterator[Finding]:
     """A network that is far too slow for what it joins."""
     best = max((time.bus_bytes_per_second for time in times if time.operation == "all-reduce"), default=0.0)
     if device == "cuda" and num_hosts > 1 and 0 < best < SLOW_GPU_NETWORK:

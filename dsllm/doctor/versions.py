@@ -86,7 +86,7 @@ def _c_library() -> str:
     return f"glibc {glibc().decode()}"
 
 
-def judge_versions(seen: Mapping[Place, Versions]) -> Iterator[Finding]:
+def check_versions(seen: Mapping[Place, Versions]) -> Iterator[Finding]:
     """What is missing anywhere, and what differs between ranks."""
     names = list(dict.fromkeys(name for own in seen.values() for name in own.versions))
     for name in names:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.utils.cpp_extension import get_cxx_compiler, get_default_build_root
 
+from dsllm.byte_units import GIB
 from dsllm.config.train import Precision
 from dsllm.engine.deepspeed_library import deepspeed
 from dsllm.engine.instruments.operators import CXX, LIBAIO, NINJA, build_tools
@@ -20,7 +21,6 @@ from dsllm.engine.processes.ranks import Ranks
 from dsllm.engine.settings.offload import OFFLOAD_OPTIMIZER, OFFLOAD_PARAM, offloaded_bytes
 from dsllm.errors import ConfigError
 
-GIB = 2**30
 OPERATORS = ("pin_memory", "async_io")
 """DeepSpeed's compiled operators that read and write the NVMe."""
 BUILD = "python -c 'from deepspeed.ops.op_builder import AsyncIOBuilder; AsyncIOBuilder().load()'"

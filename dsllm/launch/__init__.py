@@ -1,1 +1,1 @@
-"""dsllm launch: from a run and a cluster to files and a command for any launcher, started, watched and ended as one."""
+"""dsllm launch: writes the files and commands that start a run under any launcher, follows it, and returns one exit code."""

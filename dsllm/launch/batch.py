@@ -1,4 +1,4 @@
-"""Follows a SLURM job from its submission to its end, through requeues: output, signals, its state and exit code."""
+"""Follows a SLURM job from its submission to its end, through requeues: output, signals, state and exit code."""
 
 import re
 import subprocess
@@ -8,40 +8,42 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsllm.errors import LaunchError
-from dsllm.launch.follow import Asked, Waits
+from dsllm.launch.follow import StopRequest, Waits
 
 _POLL_SECONDS = 2.0
 _FORGOTTEN = "FORGOTTEN"
-"""SLURM drops a job some minutes after its end."""
+"""Our word for a job that SLURM does not know any more: it forgets a job some minutes after its end."""
 
-_OVER = (
+_END_STATES = (
     "COMPLETED",
     "FAILED",
     "CANCELLED",
     "TIMEOUT",
+    "PREEMPTED",
     "NODE_FAIL",
     "OUT_OF_MEMORY",
     "BOOT_FAIL",
     "DEADLINE",
     _FORGOTTEN,
 )
+"""A job in one of these does not run again; a requeued job is PENDING."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobState:
-    """What SLURM says of a job."""
+    """What SLURM reports about a job."""
 
     state: str
     exit_code: int
-    """Of the batch script; 128 and the signal's number where a signal ended it."""
+    """Exit code of the batch script; 128 plus the signal's number if a signal ended it."""
     reason: str = ""
 
 
 def submit(command: tuple[str, ...]) -> str:
-    """Hand the script to SLURM; the job's number.
+    """Submit the batch script to SLURM; returns the job's number.
 
     Raises:
-        LaunchError: SLURM is not there, or refuses the job; says why.
+        LaunchError: SLURM is not installed here, or refuses the job; names the reason.
     """
     done = _call(command)
     if done.returncode:
@@ -53,21 +55,21 @@ def follow_batch(
     number: str,
     output: Path,
     waits: Waits,
-    asked: Asked,
+    stop: StopRequest,
     write: Callable[[bytes], None],
 ) -> JobState:
-    """Wait for the job's end, passing its output on. A wish to stop lets the ranks save, and keeps SLURM from starting
-    the job again."""
-    position, stopping, last, deadline = 0, False, "", float("inf")
+    """Wait until the job ends, and pass its output on. A request to stop lets the ranks save, and keeps SLURM from
+    starting the job again."""
+    position, stopping, last_state, deadline = 0, False, "", float("inf")
     while True:
         now = look(number)
         position = _pass_on(output, position, write)
-        if now.state != last:
+        if now.state != last_state:
             write(f"job {number}: {now.state} {now.reason}".rstrip().encode() + b"\n")
-            last = now.state
-        if now.state in _OVER:
+            last_state = now.state
+        if now.state in _END_STATES:
             return now
-        if asked.by and not stopping:
+        if stop.by and not stopping:
             stopping, deadline = True, time.monotonic() + waits.save
             _call(("scontrol", "update", f"JobId={number}", "Requeue=0"))
             # a job that has not begun has nothing to save; SIGUSR1 goes to the ranks, not to the script
@@ -82,25 +84,27 @@ def look(number: str) -> JobState:
     """The job's state now.
 
     Raises:
-        LaunchError: SLURM is not there.
+        LaunchError: SLURM is not installed here.
     """
     done = _call(("scontrol", "-o", "show", "job", number))
-    found = dict(re.findall(r"\b(JobState|ExitCode|Reason)=(\S+)", done.stdout))
-    if done.returncode or "JobState" not in found:
+    fields = dict(re.findall(r"\b(JobState|ExitCode|Reason)=(\S+)", done.stdout))
+    if done.returncode or "JobState" not in fields:
         if "Invalid job id" in done.stderr:
             return JobState(state=_FORGOTTEN, exit_code=0)
-        return JobState(state="UNKNOWN", exit_code=0, reason=done.stderr.strip())  # the controller may be away a while
-    code, _, number_of_signal = found.get("ExitCode", "0:0").partition(":")
-    reason = found.get("Reason", "None")
+        return JobState(
+            state="UNKNOWN", exit_code=0, reason=done.stderr.strip()
+        )  # the controller may be down for a while
+    code, _, signal_number = fields.get("ExitCode", "0:0").partition(":")
+    reason = fields.get("Reason", "None")
     return JobState(
-        state=found["JobState"],
-        exit_code=128 + int(number_of_signal) if int(number_of_signal or 0) else int(code),
+        state=fields["JobState"],
+        exit_code=128 + int(signal_number) if int(signal_number or 0) else int(code),
         reason="" if reason == "None" else reason,
     )
 
 
 def _pass_on(file: Path, position: int, write: Callable[[bytes], None]) -> int:
-    """Write what a file has beyond a position; the new position."""
+    """Write what the file contains beyond a position; returns the new position."""
     if not file.is_file():
         return position
     with file.open("rb") as stream:

@@ -1,4 +1,4 @@
-"""Starts a plan's commands and follows them as one: output, signals, the end in bounded time."""
+"""Starts the commands of all hosts and follows them as one: output, signals, an end in bounded time."""
 
 import contextlib
 import os
@@ -18,29 +18,28 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _POLL_SECONDS = 0.3
 _LAST_OUTPUT_SECONDS = 2.0
 _GRACE_SECONDS = 30.0
-"""Beyond what a host was given to end its ranks: the host itself does not answer any more."""
-
-Tell = Callable[[str], None]
+"""A host that has not ended its ranks so long after its own deadline does not answer any more."""
 
 
 @dataclass
-class Asked:
-    """The signal that asked us to stop, if one came."""
+class StopRequest:
+    """The request to stop, once a signal has made one."""
 
     by: signal.Signals | None = None
+    """The signal; None: no request so far."""
 
 
 @contextlib.contextmanager
-def asked_to_stop() -> Iterator[Asked]:
-    """Note the signals that mean stop, instead of dying of them, until the block ends."""
-    asked = Asked()
+def stop_signals() -> Iterator[StopRequest]:
+    """Until the block ends, turn the signals that mean stop into a request, instead of dying of them."""
+    stop = StopRequest()
 
     def note(number: int, frame: FrameType | None) -> None:
-        asked.by = signal.Signals(number)
+        stop.by = signal.Signals(number)
 
     before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
     try:
-        yield asked
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -55,59 +54,59 @@ class Waits:
 
 
 @dataclass
-class _Started:
-    """A host's command on this machine."""
+class _HostCommand:
+    """A host's command, running on this machine."""
 
     process: subprocess.Popen
     prefix: bytes
-    waiting: bytes = b""
+    partial_line: bytes = b""
 
 
 @dataclass
-class _Job:
-    started: Mapping[str, _Started]
+class _RunningJob:
+    hosts: Mapping[str, _HostCommand]
     selector: selectors.BaseSelector
     write: Callable[[bytes], None]
     waits: Waits
     deadline: float = float("inf")
-    told: set[str] = field(default_factory=set)
+    sent: set[str] = field(default_factory=set)
 
     def alive(self) -> list[str]:
-        return [host for host, one in self.started.items() if one.process.poll() is None]
+        return [name for name, host in self.hosts.items() if host.process.poll() is None]
 
-    def tell(self, word: str) -> None:
-        """Say a word to the hosts that still run, once."""
-        if word in self.told:
+    def send(self, word: str) -> None:
+        """Send a word to the hosts that still run, once."""
+        if word in self.sent:
             return
-        self.told.add(word)
+        self.sent.add(word)
         wait = self.waits.save if word == STOP else self.waits.end
         self.deadline = min(self.deadline, time.monotonic() + wait + _GRACE_SECONDS)
-        for host in self.alive():
-            pipe = self.started[host].process.stdin
+        for name in self.alive():
+            pipe = self.hosts[name].process.stdin
             with contextlib.suppress(BrokenPipeError):
-                _of(pipe).write(f"{word}\n".encode())
-                _of(pipe).flush()
+                _opened(pipe).write(f"{word}\n".encode())
+                _opened(pipe).flush()
 
-    def give_up(self, hosts: Sequence[str]) -> None:
-        """Past the deadline: end the connection to hosts that did not end their part themselves."""
+    def give_up(self, names: Sequence[str]) -> None:
+        """Past the deadline, close the connection to hosts that did not end by themselves."""
         if time.monotonic() >= self.deadline:
-            for host in hosts:
-                self.started[host].process.kill()
+            for name in names:
+                self.hosts[name].process.kill()
 
     def read(self, wait_seconds: float) -> None:
-        """Pass on what hosts have written, whole lines with the host's name."""
+        """Pass on what the hosts have written, in whole lines with the host's name."""
         for key, _ in self.selector.select(wait_seconds):
-            one: _Started = key.data
+            host: _HostCommand = key.data
             data = os.read(key.fd, 65536)
-            *lines, one.waiting = (one.waiting + data).split(b"\n")
+            *lines, host.partial_line = (host.partial_line + data).split(b"\n")
             if not data:
                 self.selector.unregister(key.fileobj)
-                lines, one.waiting = ([one.waiting] if one.waiting else []), b""
+                lines, host.partial_line = ([host.partial_line] if host.partial_line else []), b""
             for line in lines:
-                self.write(one.prefix + line + b"\n")
+                self.write(host.prefix + line + b"\n")
 
 
-def _of(pipe: IO[bytes] | None) -> IO[bytes]:
+def _opened(pipe: IO[bytes] | None) -> IO[bytes]:
     assert pipe is not None, "opened by subprocess.PIPE"
     return pipe
 
@@ -115,44 +114,48 @@ def _of(pipe: IO[bytes] | None) -> IO[bytes]:
 def follow(
     commands: Mapping[str, tuple[str, ...]],
     waits: Waits,
-    asked: Asked,
-    is_over: Callable[[], bool],
+    stop: StopRequest,
+    has_ended: Callable[[], bool],
     write: Callable[[bytes], None],
 ) -> dict[str, int]:
-    """Run every host's command to its end; exit codes by host, negative for signals and for hosts given up.
+    """Run every host's command until it ends; exit codes by host, negative after a signal or if we gave the host up.
 
-    The first end of a command, or of the run, gives the others `waits.end` seconds; a stop gives all `waits.save`. Who
-    is still there then is killed by his own host's watch, and the connection to him a little later by us.
+    When a command or the run has ended, the others have `waits.end` seconds left; a request to stop gives all
+    `waits.save`. Each host's watcher then kills what remains; a little later we close the connection.
 
     Args:
-        is_over: whether the run's own status says that it has ended.
+        has_ended: whether the run's own status says that it has ended.
         write: takes the output, line by line.
     """
     with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
-        started = {}
-        for host, words in commands.items():
+        hosts = {}
+        for name, words in commands.items():
             process = stack.enter_context(_process(words))
-            started[host] = _Started(process=process, prefix=f"{host}: ".encode() if len(commands) > 1 else b"")
-            selector.register(_of(process.stdout), selectors.EVENT_READ, started[host])
-        job = _Job(started=started, selector=selector, write=write, waits=waits)
+            hosts[name] = _HostCommand(process=process, prefix=f"{name}: ".encode() if len(commands) > 1 else b"")
+            selector.register(_opened(process.stdout), selectors.EVENT_READ, hosts[name])
+        job = _RunningJob(hosts=hosts, selector=selector, write=write, waits=waits)
         while alive := job.alive():
             job.read(_POLL_SECONDS)
-            if asked.by:
-                job.tell(STOP)
-            if len(job.alive()) < len(commands) or is_over():
-                job.tell(END)
+            if stop.by:
+                job.send(STOP)
+            if len(job.alive()) < len(commands) or has_ended():
+                job.send(END)
             job.give_up(alive)
-        until = time.monotonic() + _LAST_OUTPUT_SECONDS  # a process that outlived its host's watch may hold the pipe
+        until = time.monotonic() + _LAST_OUTPUT_SECONDS  # a process that outlived its host's watcher may hold the pipe
         while selector.get_map() and time.monotonic() < until:
             job.read(_POLL_SECONDS)
-        return {host: one.process.returncode for host, one in started.items()}
+        return {name: host.process.returncode for name, host in hosts.items()}
 
 
 @contextlib.contextmanager
 def _process(words: tuple[str, ...]) -> Iterator[subprocess.Popen]:
-    """A command in its own session, so that a terminal's Ctrl-C reaches it only through us; dead when the block ends."""
+    """A command in a session of its own, killed when the block ends."""
     process = subprocess.Popen(
-        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        words,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # a terminal's Ctrl-C reaches it only through us
     )
     try:
         yield process
@@ -162,4 +165,4 @@ def _process(words: tuple[str, ...]) -> Iterator[subprocess.Popen]:
         process.wait()
         for pipe in (process.stdin, process.stdout):
             with contextlib.suppress(BrokenPipeError):
-                _of(pipe).close()
+                _opened(pipe).close()

@@ -1,28 +1,28 @@
-"""Hosts reached by ssh, and this machine: each one's launcher (DeepSpeed's or torch's) is started there by our own script."""
+"""Hosts reached by ssh, and this machine: a script of ours starts DeepSpeed's or torch's launcher on each host."""
 
 import os
 import re
 import shlex
-import socket
 from pathlib import Path
 
 from dsllm.config.cluster import ClusterConfig
 from dsllm.config.hostfile import hostfile_text
-from dsllm.launch.job import Job, Plan, derived_port, in_container, python_of, quoted, script
+from dsllm.launch.job import Job, Launch, in_container, port_of, python_of, quoted, script
+from dsllm.processes import free_port
 
 THIS_MACHINE = "localhost"
 SILENT_PROBES = 3
-"""So many unanswered probes of ssh's, one every connect_seconds, and a host counts as lost."""
+"""ssh probes a host every connect_seconds; after so many without an answer the host counts as lost."""
 
 
-def plan_on_hosts(job: Job, cluster: ClusterConfig, with_torchrun: bool) -> Plan:
-    """A script for all hosts, and an ssh command for each.
+def ssh_launch(job: Job, cluster: ClusterConfig, with_torchrun: bool) -> Launch:
+    """One script for all hosts, and an ssh command for each.
 
-    DeepSpeed's own way (pdsh) is left aside: it mangles arguments, and its stop command ends every job on the hosts.
-    `deepspeed --no_ssh`, once per host, has neither fault.
+    DeepSpeed's default, pdsh, is not used: it mangles arguments, and its stop command ends every job on the hosts.
+    `deepspeed --no_ssh`, once per host, does neither.
     """
     hostfile, node = job.folder / "hosts", job.folder / "node.sh"
-    address, port = cluster.master_address or cluster.hosts[0].name, derived_port(job, cluster)
+    address, port = cluster.master_address or cluster.hosts[0].name, port_of(job, cluster)
     if with_torchrun:
         start = [
             *("-m", "torch.distributed.run", "--nnodes", str(len(cluster.hosts))),
@@ -36,12 +36,12 @@ def plan_on_hosts(job: Job, cluster: ClusterConfig, with_torchrun: bool) -> Plan
             *("--no_local_rank", "--module"),
         ]
     about = f"Starts one host's ranks of the job {job.name}."
-    text = script(about, job, cluster, _watched(job, cluster, start, port))
+    text = script(about, job, cluster, _watched_launcher(job, cluster, start, port))
     commands = {host.name: ssh_command(cluster, host.name, node, str(i)) for i, host in enumerate(cluster.hosts)}
-    return Plan(files={hostfile: hostfile_text(cluster.hosts), node: text}, commands=commands)
+    return Launch(files={hostfile: hostfile_text(cluster.hosts), node: text}, commands=commands)
 
 
-def plan_here(job: Job, cluster: ClusterConfig, with_torchrun: bool) -> Plan:
+def local_launch(job: Job, cluster: ClusterConfig, with_torchrun: bool) -> Launch:
     """A script for this machine alone."""
     node, port = job.folder / "node.sh", cluster.port or free_port()
     if with_torchrun:
@@ -51,61 +51,63 @@ def plan_here(job: Job, cluster: ClusterConfig, with_torchrun: bool) -> Plan:
         ]
     else:
         start = [
-            *("-m", "deepspeed.launcher.runner", *_which_devices(cluster)),
+            *("-m", "deepspeed.launcher.runner", *_devices(cluster)),
             *("--master_addr", "127.0.0.1", "--master_port", str(port), "--no_local_rank", "--module"),
         ]
-    text = script(f"Starts the ranks of the job {job.name}.", job, cluster, _watched(job, cluster, start, port))
-    return Plan(files={node: text}, commands={THIS_MACHINE: ("bash", str(node), "0")})
+    about = f"Starts the ranks of the job {job.name}."
+    text = script(about, job, cluster, _watched_launcher(job, cluster, start, port))
+    return Launch(files={node: text}, commands={THIS_MACHINE: ("bash", str(node), "0")})
 
 
-def _watched(job: Job, cluster: ClusterConfig, start: list[str], port: int) -> str:
-    """The shell text that runs a launcher under our watch; `start` is shell text already, `job.words` are words."""
+def _watched_launcher(job: Job, cluster: ClusterConfig, start: list[str], port: int) -> str:
+    """The shell text that runs a launcher under our watcher.
+
+    Args:
+        start: the launcher's own words, already shell text; `job.words` are plain words.
+    """
     launcher = " ".join([quoted([python_of(cluster)]), *start, "dsllm", "train", quoted(job.words)])
-    inside = quoted([*in_container(cluster), python_of(cluster)])
-    return f"{watch(inside, cluster)} --port={port} -- \\\n    {launcher}"
+    python = quoted([*in_container(cluster), python_of(cluster)])
+    return f"{watcher_command(python, cluster)} --port={port} -- \\\n    {launcher}"
 
 
-def watch(python: str, cluster: ClusterConfig) -> str:
-    """The call of dsllm/launch/node.py in shell text, up to its own options; `$1` is the host's number."""
+def watcher_command(python: str, cluster: ClusterConfig) -> str:
+    """The start of the command that runs dsllm/launch/node.py, as shell text; `$1` is the host's number."""
     waits = f"--save-seconds={cluster.timeouts.save_seconds:g} --end-seconds={cluster.timeouts.end_seconds:g}"
     return f'{python} -u -m dsllm.launch.node --node="$1" {waits}'
 
 
 def ssh_command(cluster: ClusterConfig, host: str, file: Path, *arguments: str) -> tuple[str, ...]:
-    """The words that run one of the job's scripts on a host. The other side's shell reads them once: hence the quotes."""
-    waits = cluster.timeouts.connect_seconds
+    """The words that run one of the job's scripts on a host."""
+    seconds = cluster.timeouts.connect_seconds
     return (
-        *("ssh", "-T", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={waits}"),
-        *("-o", f"ServerAliveInterval={waits}", "-o", f"ServerAliveCountMax={SILENT_PROBES}"),
+        *("ssh", "-T", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={seconds}"),
+        *("-o", f"ServerAliveInterval={seconds}", "-o", f"ServerAliveCountMax={SILENT_PROBES}"),
         *(("-p", str(cluster.ssh.port)) if cluster.ssh.port else ()),
         *cluster.ssh.options,
-        *(host, f"exec bash {quoted([str(file), *arguments])}"),
+        *(
+            host,
+            f"exec bash {quoted([str(file), *arguments])}",
+        ),  # quoted: the shell on the host reads these words again
     )
 
 
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
-
-
 def visible_gpus() -> list[str]:
-    """Numbers of this machine's GPUs that CUDA would see, found without torch."""
+    """Numbers of the GPUs of this machine that CUDA would see, without torch."""
     present = [str(i) for i, _ in enumerate(sorted(Path("/proc/driver/nvidia/gpus").glob("*")))]
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is None or not present:
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None or not present:
         return present
-    return [word.strip() for word in named.split(",") if word.strip()]
+    return [word.strip() for word in chosen.split(",") if word.strip()]
 
 
 def local_slots(cluster: ClusterConfig) -> int:
-    """Ranks of a local run: as given, one per GPU, or one."""
+    """Ranks of a local run: those of the cluster file, else one per GPU, else one."""
     return cluster.slots or len(visible_gpus()) or 1
 
 
-def _which_devices(cluster: ClusterConfig) -> list[str]:
+def _devices(cluster: ClusterConfig) -> list[str]:
+    """The words with which DeepSpeed's launcher starts the ranks of this machine."""
     gpus = visible_gpus()
     if cluster.slots is None and gpus and all(re.fullmatch(r"\d+", gpu) for gpu in gpus):
-        return ["--include", f"{THIS_MACHINE}:{','.join(gpus)}"]  # --num_gpus would forget CUDA_VISIBLE_DEVICES
+        return ["--include", f"{THIS_MACHINE}:{','.join(gpus)}"]  # --num_gpus would ignore CUDA_VISIBLE_DEVICES
     return ["--num_gpus", str(local_slots(cluster))]

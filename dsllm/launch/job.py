@@ -1,4 +1,4 @@
-"""A job: one start of a run on a cluster, its files, and the shell lines that every host needs first."""
+"""A job is one start of a run on a cluster: its words, files and commands, and the shell lines that each host needs first."""
 
 import shlex
 import sys
@@ -10,8 +10,8 @@ from pathlib import Path
 from dsllm.config.cluster import ClusterConfig
 
 JOB_VARIABLE = "DSLLM_JOB"
-"""Every process of a job has this variable, so that stopping one job never hits another one's processes. The host's number
-is part of its value: two of a job's hosts may be one machine."""
+"""Every process of a job inherits this variable, so that stopping one job never hits another. Its value ends with the host's
+number, because two hosts of a job may be the same machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,51 +22,51 @@ class Job:
     """Unique: the run's name, the time and the process."""
     run_name: str
     words: tuple[str, ...]
-    """What `dsllm train` is called with: the run's YAML file and the overrides."""
+    """The arguments of `dsllm train`: the run's YAML file and the overrides."""
     directory: Path
     """Folder that all hosts see; the ranks start in it."""
     run_directory: Path
 
     @property
     def folder(self) -> Path:
-        """Where the job's files lie."""
+        """Folder of the job's files."""
         return self.run_directory / "launch" / self.name
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Everything that a start writes and runs, before anything is written or run."""
+class Launch:
+    """The files and commands that start a job; nothing is written or run yet."""
 
     files: dict[Path, str]
     commands: dict[str, tuple[str, ...]]
-    """By host, in the order of the hosts: what runs on this machine to start the host's part of the job."""
+    """By host, in the order of the hosts: the command on this machine that starts the host's part of the job."""
     sweeps: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """By host: what ends a failed job's processes on hosts where no watch of ours runs."""
+    """Clean-up command per host, for hosts without a watcher."""
 
 
 def quoted(words: Sequence[str]) -> str:
-    """Words as one line of shell that yields them again, whatever is in them."""
+    """One line of shell that yields exactly these words, whatever they contain."""
     return shlex.join(words)
 
 
 def python_of(cluster: ClusterConfig) -> str:
-    """The Python on the hosts: of the virtual environment, of the modules or the container, or this one."""
+    """The Python on the hosts: of the virtual environment, of the modules or the container, else this one."""
     if cluster.virtual_environment or cluster.modules or cluster.container:
         return "python"
     return sys.executable
 
 
 def in_container(cluster: ClusterConfig) -> list[str]:
-    """Words before a command that run it inside apptainer; none for other runtimes (pyxis is part of srun)."""
-    box = cluster.container
-    if box is None or box.runtime != "apptainer":
+    """The words in front of a command that run it inside apptainer; none for other runtimes (srun itself knows pyxis)."""
+    container = cluster.container
+    if container is None or container.runtime != "apptainer":
         return []
-    mounts = [word for mount in box.mounts for word in ("--bind", mount)]
-    return ["apptainer", "exec", "--nv", *mounts, *box.options, box.image]
+    mounts = [word for mount in container.mounts for word in ("--bind", mount)]
+    return ["apptainer", "exec", "--nv", *mounts, *container.options, container.image]
 
 
 def preparation(cluster: ClusterConfig) -> list[str]:
-    """Shell lines that every host runs first: modules, virtual environment, variables."""
+    """The shell lines that every host runs first: modules, virtual environment, variables."""
     lines = []
     if cluster.modules:
         lines += ["type module > /dev/null 2>&1 || . /etc/profile", f"module load {quoted(cluster.modules)}"]
@@ -79,7 +79,7 @@ def preparation(cluster: ClusterConfig) -> list[str]:
 
 
 def script(about: str, job: Job, cluster: ClusterConfig, command: str) -> str:
-    """A script of the job: the preparation, then one command in its place; `$1` is the host's number, from 0."""
+    """A script of the job: prepares the host, then becomes the command; `$1` is the host's number, counted from 0."""
     lines = [
         "#!/bin/bash",
         f"# Written by dsllm launch. {about}",
@@ -92,6 +92,6 @@ def script(about: str, job: Job, cluster: ClusterConfig, command: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def derived_port(job: Job, cluster: ClusterConfig) -> int:
-    """The port of rank 0's store: as given, or from the job's name, which keeps two jobs of a host apart."""
+def port_of(job: Job, cluster: ClusterConfig) -> int:
+    """The port of rank 0's store: the cluster's, else one made from the job's name, so that two jobs on a host differ."""
     return cluster.port or 20000 + zlib.crc32(job.name.encode()) % 10000

@@ -17,51 +17,68 @@ from typing import IO
 
 from dsllm.errors import EXIT_FAILED
 from dsllm.launch.job import JOB_VARIABLE
-from dsllm.launch.marked import end_marked, marked, ranks_among, send
+from dsllm.launch.processes import end_processes, processes_of, ranks_among, send_signal
 
 STOP, END = "stop", "end"
-"""The words that come over standard input: save and leave; the others have ended, so leave soon. Its end means stop, too:
-whoever started us has gone."""
+"""The words on standard input. STOP: save and exit. END: the other hosts have ended, so exit soon. The end of the input
+means STOP too: our parent is gone."""
 
 _POLL_SECONDS = 0.2
 _LAST_OUTPUT_SECONDS = 2.0
 
 
 @dataclass
-class Watch:
-    """What the host's launcher was asked to do, and until when it has time for it."""
+class HostWatcher:
+    """Stops the host's launcher and ranks, and kills them at a deadline."""
 
     job: str
     process: subprocess.Popen
     options: argparse.Namespace
-    asked: str = ""
+    stopping: bool = False
     deadline: float = float("inf")
 
     def stop(self) -> None:
-        """Ask the ranks to save and leave: themselves, because DeepSpeed's launcher tells one after the other."""
-        if self.asked:
+        """Ask the ranks to save and exit."""
+        if self.stopping:
             return
-        self.asked, self.deadline = STOP, min(self.deadline, time.monotonic() + self.options.save_seconds)
+        self.stopping, self.deadline = True, min(self.deadline, time.monotonic() + self.options.save_seconds)
         if self.options.stop_command_by:
             self.process.send_signal(signal.Signals[self.options.stop_command_by])
-        elif ranks := ranks_among(marked(self.job)):
-            send(ranks, signal.SIGTERM)
+        elif ranks := ranks_among(processes_of(self.job)):
+            send_signal(ranks, signal.SIGTERM)  # not through DeepSpeed's launcher, which asks one after the other
         else:  # no rank has been started yet
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGTERM)
 
     def end(self) -> None:
-        """The run or another host has ended: what is still here after end_seconds hangs."""
+        """The run or another host has ended: a process that is still here after end_seconds hangs."""
         self.deadline = min(self.deadline, time.monotonic() + self.options.end_seconds)
+
+    def follow(self) -> None:
+        """Act on the words from standard input until the launcher has ended; kill at the deadline."""
+        partial_line = ""
+        inputs = [sys.stdin.fileno()]
+        while self.process.poll() is None:
+            ready, _, _ = select.select(inputs, [], [], _POLL_SECONDS)
+            if ready:
+                text = os.read(inputs[0], 4096).decode(errors="replace")
+                *words, partial_line = (partial_line + text).split("\n")
+                if not text:
+                    inputs, words = [], [STOP]
+                for word in words:
+                    self.stop() if word == STOP else self.end()
+            if time.monotonic() >= self.deadline:
+                send_signal(processes_of(self.job), signal.SIGKILL)
+                self.process.kill()
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The launcher's exit code, as a shell gives it; 1 where rank 0's port is taken."""
+    """Run the launcher; its exit code as a shell gives it, or 1 if rank 0's port is taken."""
     options = _parse(arguments)
     if options.node == 0 and options.port and not _is_free(options.port):
         sys.stderr.write(
             f"dsllm launch: error: port {options.port} is in use on {socket.gethostname()}: "
-            "give the cluster another port, or end what listens there\n"
+            "set another port in the cluster file, or end the program that uses it\n"
         )
         return EXIT_FAILED
     job = os.environ[JOB_VARIABLE]
@@ -74,25 +91,25 @@ def main(arguments: Sequence[str]) -> int:
     )
     output = threading.Thread(target=_pass_on, args=(process.stdout,), daemon=True)
     output.start()
-    watch = Watch(job=job, process=process, options=options)
+    watcher = HostWatcher(job=job, process=process, options=options)
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        watch.stop()
+        watcher.stop()
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, on_signal)
-    _wait(watch)
+    watcher.follow()
     code = process.wait()
-    outlived = end_marked(job, 0 if time.monotonic() >= watch.deadline else options.end_seconds)
+    outlived = end_processes(job, 0 if time.monotonic() >= watcher.deadline else options.end_seconds)
     output.join(_LAST_OUTPUT_SECONDS)
     if outlived:
-        with contextlib.suppress(OSError):  # nobody may be there to read it
+        with contextlib.suppress(OSError):  # our parent may be gone
             sys.stderr.write(f"dsllm launch: processes of {job} outlived their launcher and were ended\n")
     return code if code >= 0 else 128 - code
 
 
 def _pass_on(source: IO[bytes]) -> None:
-    """The ranks' output, to whoever started us; when he has gone it is dropped: a rank that prints must not die of that."""
+    """Forward the ranks' output to our parent; drop it if the parent is gone, so that printing cannot kill a rank."""
     while data := os.read(source.fileno(), 65536):
         with contextlib.suppress(OSError):
             os.write(sys.stdout.fileno(), data)
@@ -107,36 +124,18 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--stop-command-by", choices=["SIGUSR1", "SIGTERM"])
     parser.add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args(list(arguments))
-    options.command = options.command[1:]  # the `--` before it
+    options.command = options.command[1:]  # without the `--` in front of it
     return options
 
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT can be had
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT can be used
         try:
             probe.bind(("", port))
         except OSError:
             return False
     return True
-
-
-def _wait(watch: Watch) -> None:
-    """Until the launcher has ended: follow the words from standard input, and kill at the deadline."""
-    waiting = ""
-    inputs = [sys.stdin.fileno()]
-    while watch.process.poll() is None:
-        ready, _, _ = select.select(inputs, [], [], _POLL_SECONDS)
-        if ready:
-            read = os.read(inputs[0], 4096).decode(errors="replace")
-            *words, waiting = (waiting + read).split("\n")
-            if not read:
-                inputs, words = [], [STOP]
-            for word in words:
-                watch.stop() if word == STOP else watch.end()
-        if time.monotonic() >= watch.deadline:
-            send(marked(watch.job), signal.SIGKILL)
-            watch.process.kill()
 
 
 if __name__ == "__main__":

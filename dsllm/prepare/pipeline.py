@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +29,7 @@ from dsllm.prepare.train_tokenizer import train_tokenizer
 from dsllm.prepare.units import Unit, spool_path
 from dsllm.prepare.workspace import CARD_FILE, Workspace, check_replaceable, open_workspace, prepared_before
 from dsllm.prepare.write_shards import Destination, UnitRecord, finished_record, write_shards
+from dsllm.processes import num_cores
 
 T = TypeVar("T")
 Report = Callable[[str], None]
@@ -237,11 +237,6 @@ class _Preparation:
 
 def _megatron(config: RunConfig) -> list[SourceConfig]:
     return [source for source in config.data.sources if source.kind == "megatron"]
-
-
-def num_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _manifest(

@@ -17,7 +17,7 @@ def dataset_documents(source: SourceConfig) -> Iterator[Document | BadInput]:
         DataError: the dataset, subset or split does not exist or cannot be reached, or reading it fails half-way. This
             is never skipped: we could not count the documents that are missing.
     """
-    datasets = require("datasets", "prepare")
+    datasets = require("datasets")
     assert source.dataset is not None, "checked when the config was loaded"
     failures = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
     row = 0

@@ -5,12 +5,10 @@ import json
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,7 @@ from dsllm.data.shards import ShardWriter, bin_path, idx_path, shard_dtype
 from dsllm.data.tokenizer import Tokenizer, load_tokenizer
 from dsllm.errors import DataError
 from dsllm.prepare.units import Unit, spooled_documents, unit_name
+from dsllm.processes import end_with_parent
 
 BATCH_CHARACTERS = 1_000_000
 """Text handed to the tokenizer at once; with 30 MB it would need 1 GB of memory."""
@@ -201,12 +200,4 @@ def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     os.environ["RAYON_NUM_THREADS"] = "1"  # tokenizers reads it when it starts its threads
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Exit when the parent process has died: a killed parent cannot stop its workers, and they would wait forever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "runs in a worker process"
-    wait_for([parent.sentinel])
-    os._exit(1)
+    end_with_parent()  # a killed parent cannot stop its workers

@@ -9,9 +9,9 @@ from pydantic import TypeAdapter
 
 from dsllm.config.model import ModelConfig
 from dsllm.config.sizes import SIZES
-from tests.helpers.sizes import PUBLISHED
 from dsllm.counts import flops_per_token, largest_parameter, matmul_parameters, parameter_count
 from dsllm.model.transformer import Transformer
+from tests.helpers.sizes import PUBLISHED
 
 # From the models' papers, cards and Hugging Face checkpoints: facts that do not come from this code.
 PUBLISHED_PARAMETERS = {

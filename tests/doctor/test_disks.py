@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from dsllm.doctor.disks import GIB, Folder, FolderSeen, judge_disks, marker, try_folder
+from dsllm.byte_units import GIB
+from dsllm.doctor.disks import Folder, FolderFacts, check_disks, marker, try_folder
 from tests.doctor.test_findings import places
 
 SMALL = 2**20
 (HERE, THERE) = places("a", "b")
 
 
-def judge(*seen: FolderSeen, blind=None):
-    return list(judge_disks({HERE: seen}, blind or {}))
+def judge(*seen: FolderFacts, blind=None):
+    return list(check_disks({HERE: seen}, blind or {}))
 
 
 def test_a_folder_is_tried_and_left_as_it_was(tmp_path):
@@ -55,7 +56,7 @@ def test_prepared_data_may_be_read_only(tmp_path):
     assert found.level == "advice" and "no manifest" in found.problem
     (tmp_path / "manifest.json").write_text("{}")
     (tmp_path / "tokens.bin").write_bytes(os.urandom(SMALL))
-    read_only = FolderSeen(
+    read_only = FolderFacts(
         folder=data, exists=True, tested=str(tmp_path), problem="Read-only file system", manifest="abc"
     )
     assert not judge(read_only)
@@ -65,29 +66,29 @@ def test_prepared_data_may_be_read_only(tmp_path):
 @pytest.mark.parametrize("free, level", [(0.5, "error"), (2.0, "advice"), (3.1, "")])
 def test_checkpoints_must_fit(free, level):
     run = Folder(role="run", path="runs/x", needed_bytes=GIB, num_kept=2)
-    seen = FolderSeen(folder=run, exists=True, tested=".", free=int(free * GIB), write=1e9, read=1e9)
+    seen = FolderFacts(folder=run, exists=True, tested=".", free=int(free * GIB), write=1e9, read=1e9)
     assert [found.level for found in judge(seen)] == ([level] if level else [])
 
 
 def test_slow_disks_are_told_with_what_they_cost():
     run = Folder(role="run", path="runs/x", needed_bytes=12 * GIB)
-    seen = FolderSeen(folder=run, exists=True, tested=".", free=100 * GIB, write=2e7, read=1e7)
+    seen = FolderFacts(folder=run, exists=True, tested=".", free=100 * GIB, write=2e7, read=1e7)
     write, read = judge(seen)
     assert "writes 20 MB/s; a checkpoint takes 11 minutes" in write.problem and "reads 10 MB/s" in read.problem
     assert {write.level, read.level} == {"advice"}
 
 
 def test_hosts_that_see_another_disk_or_other_data_are_named():
-    run = FolderSeen(folder=Folder(role="run", path="r"), exists=True, tested=".", free=GIB, write=1e9, read=1e9)
+    run = FolderFacts(folder=Folder(role="run", path="r"), exists=True, tested=".", free=GIB, write=1e9, read=1e9)
     (found,) = judge(run, blind={"r": [THERE]})
     assert found.level == "error" and found.where == "rank 1 on b"
     data = dataclasses.replace(run, folder=Folder(role="data", path="d"), manifest="abc")
-    (found,) = judge_disks({HERE: [data], THERE: [dataclasses.replace(data, manifest="def")]}, {})
+    (found,) = check_disks({HERE: [data], THERE: [dataclasses.replace(data, manifest="def")]}, {})
     assert found.level == "error" and found.where == "rank 1 on b" and "other data" in found.problem
 
 
 def test_the_marker_is_there_while_it_is_needed(tmp_path):
-    seen = FolderSeen(folder=Folder(role="run", path=str(tmp_path)), exists=True, tested=str(tmp_path))
+    seen = FolderFacts(folder=Folder(role="run", path=str(tmp_path)), exists=True, tested=str(tmp_path))
     with marker(seen) as path:
         assert Path(path).exists()
     assert not list(tmp_path.iterdir())

@@ -6,7 +6,8 @@ import resource
 
 import pytest
 
-from dsllm.doctor.machine import GIB, UNLIMITED, judge_machines, look_at_machine, numa_nodes
+from dsllm.byte_units import GIB
+from dsllm.doctor.machine import UNLIMITED, check_machines, look_at_machine, numa_nodes
 from tests.doctor.test_findings import places
 
 PLENTY = dataclasses.replace(
@@ -27,7 +28,7 @@ HERE, BESIDE = places("a", "a")
 
 
 def judge(device: str = "cpu", ranks=(HERE, BESIDE), **changes):
-    return list(judge_machines({place: dataclasses.replace(PLENTY, **changes) for place in ranks}, device))
+    return list(check_machines({place: dataclasses.replace(PLENTY, **changes) for place in ranks}, device))
 
 
 def test_a_host_without_fault_has_no_findings():

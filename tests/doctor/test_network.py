@@ -8,8 +8,8 @@ import pytest
 from dsllm.doctor.network import (
     Interface,
     Network,
+    check_networks,
     gloo_interface,
-    judge_networks,
     look_at_network,
     nccl_interfaces,
     why_unreachable,
@@ -64,7 +64,7 @@ def test_this_host_has_a_way_out_of_the_process():
 
 def judge(*networks, hosts="ab", device="cpu"):
     seen = dict(zip(places(*hosts), networks, strict=True))
-    return list(judge_networks(seen, dict.fromkeys(seen, PLENTY), device))
+    return list(check_networks(seen, dict.fromkeys(seen, PLENTY), device))
 
 
 def test_a_loopback_is_no_way_to_another_host():

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from dsllm.doctor.speed import judge_collectives, judge_gemm, measure_gemm
+from dsllm.doctor.speed import check_collectives, check_gemm, measure_gemm
 from dsllm.engine.instruments.bandwidth import CollectiveTime
 from dsllm.engine.processes.device import gemm_seconds
 from tests.doctor.test_findings import places
@@ -27,18 +27,18 @@ def rates_on_rank(world, slowdown) -> list[float]:
 def test_a_slow_rank_is_named():
     rates = run_ranks(2, rates_on_rank, 20)
     assert rates[0] == rates[1] and all(rate > 0 for rate in rates[0])
-    (found,) = judge_gemm(dict(zip(places("a", "b"), rates[0], strict=True)))
+    (found,) = check_gemm(dict(zip(places("a", "b"), rates[0], strict=True)))
     assert found.level == "error" and found.where == "rank 1 on b" and "of the middle rank" in found.problem
 
 
 @pytest.mark.parametrize("share, level", [(0.85, ""), (0.7, "advice"), (0.4, "error")])
 def test_how_slow_is_slow(share, level):
     rates = dict(zip(places(*"abcd"), (1e12, 1.02e12, 1e12, share * 1e12), strict=True))
-    assert [found.level for found in judge_gemm(rates)] == ([level] if level else [])
+    assert [found.level for found in check_gemm(rates)] == ([level] if level else [])
 
 
 def test_gpus_of_several_hosts_on_a_slow_network_are_told():
     slow = CollectiveTime(operation="all-reduce", num_bytes=2**28, seconds=2.0, repeats=5, bus_bytes_per_second=1.2e8)
-    assert [found.level for found in judge_collectives([slow], 2, "cuda")] == ["advice"]
-    assert not list(judge_collectives([slow], 1, "cuda")) and not list(judge_collectives([slow], 2, "cpu"))
-    assert not list(judge_collectives([], 1, "cuda"))
+    assert [found.level for found in check_collectives([slow], 2, "cuda")] == ["advice"]
+    assert not list(check_collectives([slow], 1, "cuda")) and not list(check_collectives([slow], 2, "cpu"))
+    assert not list(check_collectives([], 1, "cuda"))

@@ -8,9 +8,9 @@ import pytest
 from dsllm.doctor.versions import (
     NOT_INSTALLED,
     PACKAGE,
+    check_versions,
     code_hash,
     driver_version,
-    judge_versions,
     look_at_versions,
 )
 from tests.doctor.test_findings import places
@@ -24,29 +24,29 @@ def other(**versions: str):
 
 
 def test_ranks_that_are_alike_have_no_findings():
-    assert not list(judge_versions(dict.fromkeys(places("a", "a", "b"), OWN)))
+    assert not list(check_versions(dict.fromkeys(places("a", "a", "b"), OWN)))
 
 
 @pytest.mark.parametrize("name, level", [("torch", "error"), ("deepspeed", "error"), ("python", "advice")])
 def test_the_rank_with_another_version_is_named(name, level):
     a, b, c = places("a", "b", "c")
-    (found,) = judge_versions({a: OWN, b: other(**{name: "0.1"}), c: OWN})
+    (found,) = check_versions({a: OWN, b: other(**{name: "0.1"}), c: OWN})
     assert (found.level, found.where) == (level, "rank 1 on b")
     assert found.problem == f"{name} is 0.1, on the other ranks {OWN.versions[name]}"
 
 
 def test_what_is_missing_is_named():
     (place,) = places("a")
-    (found,) = judge_versions({place: other(deepspeed=NOT_INSTALLED)})
+    (found,) = check_versions({place: other(deepspeed=NOT_INSTALLED)})
     assert found.level == "error" and "deepspeed is not installed" in found.problem
 
 
 def test_a_variable_set_on_one_host_only_is_told():
     a, b = places("a", "b")
-    (found,) = judge_versions({a: look_at_versions({"NCCL_SOCKET_IFNAME": "ib0", "HOME": "/root"}), b: OWN})
+    (found,) = check_versions({a: look_at_versions({"NCCL_SOCKET_IFNAME": "ib0", "HOME": "/root"}), b: OWN})
     assert found.level == "advice" and "NCCL_SOCKET_IFNAME" in found.problem
     assert not list(
-        judge_versions(
+        check_versions(
             {a: look_at_versions({"CUDA_VISIBLE_DEVICES": "0"}), b: look_at_versions({"CUDA_VISIBLE_DEVICES": "1"})}
         )
     )

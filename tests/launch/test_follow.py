@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from dsllm.launch import follow as module
-from dsllm.launch.follow import Asked, Waits, asked_to_stop, follow
+from dsllm.launch.follow import StopRequest, Waits, follow, stop_signals
 
 WAITS = Waits(save=10, end=10)
 ECHO_WORDS = (
@@ -17,10 +17,10 @@ ECHO_WORDS = (
 )
 
 
-def run(commands: dict[str, str], asked: Asked | None = None, waits: Waits = WAITS, over: bool = False):
+def run(commands: dict[str, str], asked: StopRequest | None = None, waits: Waits = WAITS, over: bool = False):
     lines: list[bytes] = []
     words = {host: ("bash", "-c", text) for host, text in commands.items()}
-    codes = follow(words, waits, asked or Asked(), lambda: over, lines.append)
+    codes = follow(words, waits, asked or StopRequest(), lambda: over, lines.append)
     return codes, b"".join(lines).decode().splitlines()
 
 
@@ -31,7 +31,7 @@ def test_lines_stay_whole_and_tell_their_host():
 
 
 def test_a_stop_is_said_to_every_host():
-    codes, lines = run({"n1": ECHO_WORDS, "n2": ECHO_WORDS}, Asked(by=signal.SIGTERM))
+    codes, lines = run({"n1": ECHO_WORDS, "n2": ECHO_WORDS}, StopRequest(by=signal.SIGTERM))
     assert codes == {"n1": 75, "n2": 75} and "n1: got stop" in lines and "n2: got stop" in lines
 
 
@@ -53,7 +53,7 @@ def test_a_host_that_does_not_answer_is_given_up(monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_our_own_signals_mean_stop(number):
-    with asked_to_stop() as asked:
+    with stop_signals() as asked:
         threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
         codes, _ = run({"n1": ECHO_WORDS}, asked)
     assert asked.by == number and codes == {"n1": 75}
@@ -64,5 +64,5 @@ def test_nothing_is_left_when_we_fail_ourselves():
         raise RuntimeError("disk full")
 
     with pytest.raises(RuntimeError):
-        follow({"n1": ("bash", "-c", "echo x; exec sleep 60")}, WAITS, Asked(), lambda: False, broken)
+        follow({"n1": ("bash", "-c", "echo x; exec sleep 60")}, WAITS, StopRequest(), lambda: False, broken)
     assert not [child for child in psutil.Process().children() if "sleep" in child.name()]

@@ -11,13 +11,13 @@ from deepspeed.launcher import multinode_runner, runner
 from torch.distributed import run as torchrun
 
 from dsllm.config.cluster import ClusterConfig
-from dsllm.launch.hosts import plan_here, plan_on_hosts
-from dsllm.launch.job import Plan, derived_port
+from dsllm.launch.hosts import local_launch, ssh_launch
+from dsllm.launch.job import Launch, port_of
 from tests.launch.jobs import HOSTILE, HOSTS, make_job, record, recording_cluster
 
 
-def write(plan: Plan) -> None:
-    for path, text in plan.files.items():
+def write(launch: Launch) -> None:
+    for path, text in launch.files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 
@@ -39,9 +39,9 @@ def launched(argv: list[str]) -> list[str]:
 @pytest.mark.parametrize("shell", ["bash", "sh"])
 def test_words_pass_sshs_shell_and_deepspeeds_launcher_untouched(tmp_path, shell):
     job = make_job(tmp_path)
-    plan = plan_on_hosts(job, recording_cluster(tmp_path, hosts=HOSTS, interface="eth7"), with_torchrun=False)
-    write(plan)
-    as_sshd(plan.commands["n2"], shell, tmp_path)
+    launch = ssh_launch(job, recording_cluster(tmp_path, hosts=HOSTS, interface="eth7"), with_torchrun=False)
+    write(launch)
+    as_sshd(launch.commands["n2"], shell, tmp_path)
     seen = record(job)
     assert "--node=1" in seen["argv"]
     words = launched(seen["argv"])
@@ -54,9 +54,9 @@ def test_words_pass_sshs_shell_and_deepspeeds_launcher_untouched(tmp_path, shell
 
 def test_words_pass_torchrun_untouched(tmp_path):
     job = make_job(tmp_path)
-    plan = plan_on_hosts(job, recording_cluster(tmp_path, hosts=HOSTS), with_torchrun=True)
-    write(plan)
-    as_sshd(plan.commands["n1"], "bash", tmp_path)
+    launch = ssh_launch(job, recording_cluster(tmp_path, hosts=HOSTS), with_torchrun=True)
+    write(launch)
+    as_sshd(launch.commands["n1"], "bash", tmp_path)
     parsed = torchrun.get_args_parser().parse_args(launched(record(job)["argv"])[2:])
     assert (parsed.training_script, *parsed.training_script_args) == ("dsllm", "train", *HOSTILE)
     assert (parsed.nnodes, parsed.node_rank, parsed.master_addr) == ("2", 0, "n1")
@@ -65,15 +65,15 @@ def test_words_pass_torchrun_untouched(tmp_path):
 @pytest.mark.parametrize("with_torchrun", [False, True])
 def test_a_local_run_gets_its_words_untouched_too(tmp_path, with_torchrun):
     job = make_job(tmp_path)
-    plan = plan_here(job, recording_cluster(tmp_path, slots=3), with_torchrun)
-    write(plan)
-    subprocess.run(plan.commands["localhost"], check=True)
+    launch = local_launch(job, recording_cluster(tmp_path, slots=3), with_torchrun)
+    write(launch)
+    subprocess.run(launch.commands["localhost"], check=True)
     words = launched(record(job)["argv"])
     assert tuple(words[-len(HOSTILE) :]) == HOSTILE and "3" in words
 
 
 def test_two_jobs_of_one_cluster_have_ports_of_their_own(tmp_path):
-    ports = {derived_port(make_job(tmp_path, f"tiny-{i}"), ClusterConfig()) for i in range(20)}
+    ports = {port_of(make_job(tmp_path, f"tiny-{i}"), ClusterConfig()) for i in range(20)}
     assert len(ports) > 18 and all(20000 <= port < 30000 for port in ports)
 
 

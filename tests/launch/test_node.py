@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from dsllm.launch.job import JOB_VARIABLE
-from dsllm.launch.marked import marked, ranks_among
+from dsllm.launch.processes import processes_of, ranks_among
 
 RANK = """
 trap 'echo saved > "$RANK.saved"; exit 75' TERM
@@ -34,7 +34,7 @@ def job(tmp_path) -> Iterator[str]:
     (tmp_path / "launcher.sh").write_text(LAUNCHER)
     name = f"test-{uuid.uuid4().hex}.0"
     yield name
-    for process in marked(name):
+    for process in processes_of(name):
         process.kill()
 
 
@@ -77,7 +77,7 @@ def test_a_stop_reaches_every_rank_at_once_and_lets_it_save(job, tmp_path, way):
         else:
             process.send_signal(signal.Signals[way])
         assert process.wait(20) == 3
-    assert (tmp_path / "0.saved").is_file() and (tmp_path / "1.saved").is_file() and not marked(job)
+    assert (tmp_path / "0.saved").is_file() and (tmp_path / "1.saved").is_file() and not processes_of(job)
 
 
 def test_a_stop_before_there_are_ranks_ends_the_launcher(job, tmp_path):
@@ -96,7 +96,7 @@ def test_ranks_that_outlive_their_launcher_save_and_are_ended(job, tmp_path):
         launcher.kill()
         assert process.wait(20) == 137
         assert "outlived their launcher" in process.stderr.read()
-    assert (tmp_path / "0.saved").is_file() and (tmp_path / "1.saved").is_file() and not marked(job)
+    assert (tmp_path / "0.saved").is_file() and (tmp_path / "1.saved").is_file() and not processes_of(job)
 
 
 def test_who_does_not_leave_in_time_is_killed(job, tmp_path):
@@ -107,7 +107,7 @@ def test_who_does_not_leave_in_time_is_killed(job, tmp_path):
         process.stdin.write("stop\n")
         process.stdin.flush()
         assert process.wait(20) == 137
-    assert not marked(job) and time.monotonic() - began < 15
+    assert not processes_of(job) and time.monotonic() - began < 15
 
 
 def test_the_end_of_the_others_bounds_a_hanging_host(job, tmp_path):
@@ -116,7 +116,7 @@ def test_the_end_of_the_others_bounds_a_hanging_host(job, tmp_path):
         process.stdin.write("end\n")
         process.stdin.flush()
         assert process.wait(20) == 137
-    assert not marked(job)
+    assert not processes_of(job)
 
 
 def test_another_jobs_processes_are_left_alone(job, tmp_path):
@@ -133,7 +133,7 @@ def test_a_ranks_helper_is_no_rank(job, tmp_path):
     (tmp_path / "rank.sh").write_text("sleep 60 & echo $$ > $RANK.started; wait")
     with watch(job, tmp_path) as process:
         wait_for(tmp_path / "0.started", tmp_path / "1.started")
-        found = {p.pid for p in ranks_among(marked(job))}
+        found = {p.pid for p in ranks_among(processes_of(job))}
         assert found == {int((tmp_path / f"{rank}.started").read_text()) for rank in (0, 1)}
         process.kill()
 

@@ -13,7 +13,7 @@ import pytest
 
 from dsllm.config.cluster import ClusterConfig, ContainerConfig, SlurmConfig
 from dsllm.config.load_cluster import load_cluster
-from dsllm.launch.slurm import batch_script, plan_slurm
+from dsllm.launch.slurm import batch_script, slurm_launch
 from tests.launch.jobs import HOSTILE, make_job, record, recording_cluster
 
 SRUN = """
@@ -127,8 +127,8 @@ def test_the_head_asks_for_what_the_cluster_says(tmp_path):
 def test_over_ssh_the_hosts_get_the_whole_cluster(tmp_path, commands):
     slurm = SlurmConfig(nodes=2, start="ssh")
     job, cluster = make_job(tmp_path), recording_cluster(tmp_path, slurm=slurm, interface="ib0")
-    plan = plan_slurm(job, cluster)
-    for path, text in plan.files.items():
+    launch = slurm_launch(job, cluster)
+    for path, text in launch.files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     with start(batch_script(cluster, job), job.directory, commands) as process:
@@ -152,7 +152,7 @@ def test_containers_wrap_the_ranks(tmp_path):
 
 def test_sbatch_gets_the_outputs_path_without_patterns(tmp_path):
     job = make_job(tmp_path)
-    (words,) = plan_slurm(job, ClusterConfig(slurm=SLURM)).commands.values()
+    (words,) = slurm_launch(job, ClusterConfig(slurm=SLURM)).commands.values()
     assert (
         f"--output={str(job.folder).replace('%', '%%')}/slurm-%j.log" in words and f"--chdir={job.directory}" in words
     )

@@ -10,8 +10,8 @@ import yaml
 from dsllm.config.cluster import HostConfig
 from dsllm.config.hostfile import read_hostfile
 from dsllm.config.load_cluster import load_cluster
+from dsllm.launch.commands import make_launch
 from dsllm.launch.mpi import mpirun_words
-from dsllm.launch.plan import make_plan
 from dsllm.launch.templates import slurm_templates
 from tests.launch.jobs import HOSTILE, make_job, recording_cluster
 
@@ -35,8 +35,8 @@ def test_scripts_are_valid_shell(script):
 @pytest.mark.parametrize("file", sorted((LAUNCH / "cluster").iterdir()), ids=lambda p: p.name)
 def test_cluster_files_load_and_can_be_planned(file, tmp_path):
     cluster = load_cluster(str(file))
-    plan = make_plan(make_job(tmp_path), cluster)
-    assert plan.commands and plan.files
+    launch = make_launch(make_job(tmp_path), cluster)
+    assert launch.commands and launch.files
     assert cluster.chosen_launcher == {"ssh": "deepspeed"}.get(file.stem, file.stem)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from dsllm.byte_units import GIB
 from dsllm.config.train import Precision
 from dsllm.engine.processes.cores import Cores, cores_of_rank
 from dsllm.errors import ConfigError, LaunchError
@@ -28,7 +29,6 @@ GPU_PEAK_TFLOPS = {  # dense bf16, from the makers' data sheets
     "RTX 3090": 71.0,
     "RTX 4090": 165.2,
 }
-GIB = 2**30
 GEMM_SIZES = {"cpu": 1024, "cuda": 8192}
 """Rows and columns of the square matrices that a device's speed is measured with."""
 GEMM_FLOPS = {device: 2 * size**3 for device, size in GEMM_SIZES.items()}
@@ -81,11 +81,12 @@ def compute_dtype(precision: Precision) -> torch.dtype:
 def set_up_process(local_size: int, local_rank: int = 0, bind_cores: bool | None = False) -> Cores:
     """Settings of the whole process, made here so that they do not depend on the launcher's environment.
 
-    One thread per core of this rank, unless OMP_NUM_THREADS says otherwise. Returns the rank's cores.
+    One thread per core of this rank, fewer under a CPU quota, unless OMP_NUM_THREADS says otherwise. Returns the rank's
+    cores.
     """
     cores = cores_of_rank(local_rank, local_size, bind_cores)
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(len(cores.numbers))
+        torch.set_num_threads(cores.num_threads)
     _keep_freed_memory()
     # What the imports made is never garbage. DeepSpeed collects garbage six times while it builds a bf16 engine, and Python
     # now and then in a step: 0.2 s each if it has to walk through all of that.

@@ -4,8 +4,6 @@ import gc
 import multiprocessing
 import os
 import signal
-import socket
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +15,7 @@ import torch
 from dsllm.engine.processes.device import choose_device
 from dsllm.engine.processes.process_group import World, process_group
 from dsllm.engine.processes.ranks import Ranks
+from dsllm.processes import end_with_parent, free_port
 
 PRELOADED = (
     "dsllm.engine.processes.local_ranks",
@@ -89,7 +88,7 @@ def iterate_on_ranks(
     context = forkserver if device == "cpu" else multiprocessing.get_context("spawn")
     pipes: list[Connection] = []
     processes = []
-    port = _free_port()
+    port = free_port()
     try:
         for rank in range(world_size):
             receiver, sender = context.Pipe(duplex=False)
@@ -106,12 +105,6 @@ def iterate_on_ranks(
         for process in processes:
             process.kill()
             process.join()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _local(rank: int, world_size: int, port: int) -> Ranks:
@@ -175,7 +168,7 @@ def _rank_main(
     ranks: Ranks, device: str, sender: Connection, function: Callable[..., Iterator[Any]], arguments: tuple[Any, ...]
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent as well, which ends its ranks
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()  # a rank inside a collective would not notice that its parent is gone
     gc.freeze()  # as in device.set_up_process
     if device == "cpu":  # several ranks share the cores, and what runs this way is small
         torch.set_num_threads(1)
@@ -190,11 +183,3 @@ def _rank_main(
         sender.send(("error", traceback.format_exc()))
     finally:
         sender.close()
-
-
-def _end_with_parent() -> None:
-    """A rank that waits for others in a collective would not notice that nobody waits for it any more."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "a rank is always somebody's child"
-    wait([parent.sentinel])
-    os._exit(1)

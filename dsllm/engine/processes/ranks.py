@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 
 from dsllm.errors import LaunchError, require
+from dsllm.processes import free_port
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ def discover_ranks(environment: Mapping[str, str] = os.environ) -> Ranks:
         local_size=1,
         launcher="python",
         master_address="127.0.0.1",
-        master_port=_free_port(),
+        master_port=free_port(),
     )
 
 
@@ -100,7 +101,7 @@ def _from_mpi(env: Mapping[str, str]) -> Ranks:
     address, port = env.get("MASTER_ADDR"), env.get("MASTER_PORT")
     if address is None or port is None:
         # only MPI itself can tell the others where rank 0 listens
-        own = (socket.gethostbyname(socket.gethostname()), str(_free_port()))
+        own = (socket.gethostbyname(socket.gethostname()), str(free_port()))
         mpi = require("mpi4py.MPI", "mpi")
         address, port = mpi.COMM_WORLD.bcast(own, root=0)
         mpi.Finalize()  # not needed any more, and mpirun takes a rank that leaves without it for a failed one
@@ -133,12 +134,6 @@ def _checked(ranks: Ranks) -> Ranks:
     if not 0 <= ranks.local_rank < ranks.local_size:
         raise LaunchError(f"local rank {ranks.local_rank} is not within the {ranks.local_size} processes of this host")
     return ranks
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _refuse_missing_hostfile(launcher: str) -> None:

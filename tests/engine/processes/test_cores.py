@@ -23,14 +23,25 @@ def host(root: Path, *nodes: str) -> Path:
 def test_the_ranks_of_a_host_share_its_cores(tmp_path):
     root = host(tmp_path, as_list(tuple(HERE)))
     shares = [cores_of_rank(rank, len(HERE), None, root) for rank in range(len(HERE))]
+    assert {share.num_threads for share in shares} == {1}
     assert sorted(core for share in shares for core in share.numbers) == HERE
     assert {share.bound_by for share in shares} == {"nobody"}
-    assert cores_of_rank(0, 1, None, root).numbers == tuple(HERE)
+    everything = cores_of_rank(0, 1, None, root)
+    assert everything.numbers == tuple(HERE) and everything.num_threads == len(HERE)
 
 
 def test_more_ranks_than_cores_take_one_each(tmp_path):
     shares = [cores_of_rank(rank, 3 * len(HERE), None, host(tmp_path / str(rank), "0")) for rank in range(3)]
     assert all(len(share.numbers) == 1 for share in shares)
+
+
+def test_a_quota_is_shared_too(tmp_path):
+    root = host(tmp_path, as_list(tuple(HERE)))
+    (root / "sys/fs/cgroup").mkdir(parents=True)
+    (root / "sys/fs/cgroup/cpu.max").write_text("100000 100000\n")
+    cores = cores_of_rank(0, 1, False, root)
+    assert cores.numbers == tuple(HERE) and cores.num_threads == 1
+    assert cores_of_rank(0, len(HERE) + 1, False, root).num_threads == 1  # each rank needs a thread
 
 
 @pytest.mark.skipif(len(HERE) < 2, reason="needs two cores")

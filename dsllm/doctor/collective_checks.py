@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsllm.config.precision import resolve_precision
-from dsllm.doctor.alone import Alone, Request
-from dsllm.doctor.clocks import Offsets, judge_clocks, measure_offsets
-from dsllm.doctor.disks import FolderSeen, judge_disks, marker, try_folder
+from dsllm.doctor.clocks import Offsets, check_clocks, measure_offsets
+from dsllm.doctor.disks import FolderFacts, check_disks, marker, try_folder
 from dsllm.doctor.findings import Finding, Place, one_per_host
-from dsllm.doctor.gpus import driver_is_there, judge_gpus
-from dsllm.doctor.machine import judge_machines, look_at_machine
-from dsllm.doctor.network import judge_networks
-from dsllm.doctor.operators import judge_operators
-from dsllm.doctor.speed import judge_collectives, judge_gemm, measure_gemm
-from dsllm.doctor.versions import judge_versions
+from dsllm.doctor.gpus import check_gpus, driver_is_there
+from dsllm.doctor.local_checks import LocalFacts, Request
+from dsllm.doctor.machine import check_machines, look_at_machine
+from dsllm.doctor.network import check_networks
+from dsllm.doctor.operators import check_operators
+from dsllm.doctor.speed import check_collectives, check_gemm, measure_gemm
+from dsllm.doctor.versions import check_versions
 from dsllm.engine.instruments.bandwidth import SIZES, CollectiveTime, measure_collectives
 from dsllm.engine.instruments.operators import Operators, look_at_operators
 from dsllm.engine.processes.device import (
@@ -36,10 +36,10 @@ Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class RankFacts:
     """What one rank sees, its device included."""
 
-    alone: Alone
+    local: LocalFacts
     operators: Operators
     gpu: Gpu | None
     driver: bool
@@ -50,11 +50,11 @@ class Seen:
 class Examination:
     """All that was seen and measured, the same on every rank."""
 
-    ranks: Mapping[Place, Seen]
+    ranks: Mapping[Place, RankFacts]
     launcher: str
     device: str
     clocks: Offsets
-    folders: Mapping[Place, Sequence[FolderSeen]]
+    folders: Mapping[Place, Sequence[FolderFacts]]
     """Of one rank of each host."""
     gemm: Mapping[Place, float]
     """FLOP/s."""
@@ -70,7 +70,7 @@ class Examination:
         return len(one_per_host(self.ranks))
 
 
-def examine_together(ranks: Ranks, alone: Alone, request: Request, tell: Tell) -> Examination:
+def examine_all_ranks(ranks: Ranks, facts: LocalFacts, request: Request, tell: Tell) -> Examination:
     """Join the other ranks and look at everything; all ranks call this, and all get the same.
 
     Args:
@@ -85,19 +85,19 @@ def examine_together(ranks: Ranks, alone: Alone, request: Request, tell: Tell) -
         process_group(ranks, device, timeout=request.timeout) as world,
         lost_ranks_named(world, "--timeout-minutes", "look at that rank's host first"),
     ):
-        return examine(world, alone, request, tell)
+        return examine(world, facts, request, tell)
 
 
-def examine(world: World, alone: Alone, request: Request, tell: Tell) -> Examination:
+def examine(world: World, facts: LocalFacts, request: Request, tell: Tell) -> Examination:
     """Look at everything; a collective call."""
     start = time.monotonic()
     tell("comparing the ranks")
-    own = _with_torch(alone, world)
-    seen = {other.alone.place: other for other in world.gather(own)}
+    own = _with_torch(facts, world)
+    seen = {other.local.place: other for other in world.gather(own)}
     tell("comparing clocks")
     clocks = measure_offsets(world)
     tell("trying the disks")
-    folders, blind = _look_at_disks(world, alone.place, seen, request)
+    folders, blind = _look_at_disks(world, facts.place, seen, request)
     tell("multiplying matrices")
     dtype = compute_dtype(resolve_precision("auto", world.device.type))
     gemm = dict(zip(seen, measure_gemm(world, dtype), strict=True))
@@ -115,17 +115,17 @@ def examine(world: World, alone: Alone, request: Request, tell: Tell) -> Examina
         findings=(),
         seconds=0.0,
     )
-    findings = judge(examination, request.operators, blind)
+    findings = check_all(examination, request.operators, blind)
     return dataclasses.replace(examination, findings=findings, seconds=time.monotonic() - start)
 
 
-def _with_torch(alone: Alone, world: World) -> Seen:
+def _with_torch(facts: LocalFacts, world: World) -> RankFacts:
     """What the rank knows of itself once torch is there."""
-    versions = {**alone.versions.versions, **library_versions()}
-    return Seen(
-        alone=dataclasses.replace(
-            alone,
-            versions=dataclasses.replace(alone.versions, versions=versions),
+    versions = {**facts.versions.versions, **library_versions()}
+    return RankFacts(
+        local=dataclasses.replace(
+            facts,
+            versions=dataclasses.replace(facts.versions, versions=versions),
             machine=look_at_machine(num_threads()),  # again: it may have been bound to its cores since
         ),
         operators=look_at_operators(),
@@ -135,8 +135,8 @@ def _with_torch(alone: Alone, world: World) -> Seen:
 
 
 def _look_at_disks(
-    world: World, place: Place, seen: Mapping[Place, Seen], request: Request
-) -> tuple[dict[Place, tuple[FolderSeen, ...]], dict[str, list[Place]]]:
+    world: World, place: Place, seen: Mapping[Place, RankFacts], request: Request
+) -> tuple[dict[Place, tuple[FolderFacts, ...]], dict[str, list[Place]]]:
     """The folders as each host sees them, and those hosts that do not see what rank 0 writes into the run's."""
     leads = one_per_host(seen)
     own = tuple(try_folder(folder, request.test_bytes) for folder in request.folders) if place in leads else ()
@@ -151,7 +151,7 @@ def _look_at_disks(
     return folders, {path: places for path, places in blind.items() if places}
 
 
-def judge(seen: Examination, operators: frozenset[str], blind: Mapping[str, Sequence[Place]]) -> list[Finding]:
+def check_all(seen: Examination, operators: frozenset[str], blind: Mapping[str, Sequence[Place]]) -> list[Finding]:
     """Everything that is not as it should be; errors first.
 
     Args:
@@ -159,16 +159,16 @@ def judge(seen: Examination, operators: frozenset[str], blind: Mapping[str, Sequ
         blind: folder -> places that do not see what rank 0 wrote there.
     """
     ranks = seen.ranks
-    machines = {place: own.alone.machine for place, own in ranks.items()}
+    machines = {place: own.local.machine for place, own in ranks.items()}
     found = [
-        *judge_versions({place: own.alone.versions for place, own in ranks.items()}),
-        *judge_gpus({p: own.gpu for p, own in ranks.items()}, {p: own.driver for p, own in ranks.items()}),
-        *judge_machines(machines, seen.device),
-        *judge_networks({place: own.alone.network for place, own in ranks.items()}, machines, seen.device),
-        *judge_clocks(dict(zip(ranks, seen.clocks.seconds, strict=True))),
-        *judge_disks(seen.folders, blind),
-        *judge_gemm(seen.gemm),
-        *judge_collectives(seen.collectives, seen.num_hosts, seen.device),
-        *judge_operators({place: own.operators for place, own in ranks.items()}, operators),
+        *check_versions({place: own.local.versions for place, own in ranks.items()}),
+        *check_gpus({p: own.gpu for p, own in ranks.items()}, {p: own.driver for p, own in ranks.items()}),
+        *check_machines(machines, seen.device),
+        *check_networks({place: own.local.network for place, own in ranks.items()}, machines, seen.device),
+        *check_clocks(dict(zip(ranks, seen.clocks.seconds, strict=True))),
+        *check_disks(seen.folders, blind),
+        *check_gemm(seen.gemm),
+        *check_collectives(seen.collectives, seen.num_hosts, seen.device),
+        *check_operators({place: own.operators for place, own in ranks.items()}, operators),
     ]
     return sorted(found, key=lambda finding: finding.level != "error")

@@ -12,7 +12,7 @@ _RANK_VARIABLES = ("RANK", "OMPI_COMM_WORLD_RANK")
 _LOOK_AGAIN_SECONDS = 0.1
 
 
-def marked(job: str) -> list[psutil.Process]:
+def processes_of(job: str) -> list[psutil.Process]:
     """The job's processes, without this one and its ancestors."""
     own = {process.pid for process in [psutil.Process(), *psutil.Process().parents()]}
     return [p for p in psutil.process_iter() if p.pid not in own and _variables(p).get(JOB_VARIABLE) == job]
@@ -24,8 +24,8 @@ def ranks_among(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
     return [p for p in processes if p.pid in with_rank and _parent(p) not in with_rank]
 
 
-def send(processes: Sequence[psutil.Process], number: signal.Signals) -> None:
-    """A signal to each process that is still there."""
+def send_signal(processes: Sequence[psutil.Process], number: signal.Signals) -> None:
+    """Send a signal to each process that still exists."""
     for process in processes:
         try:
             process.send_signal(number)
@@ -33,17 +33,17 @@ def send(processes: Sequence[psutil.Process], number: signal.Signals) -> None:
             continue
 
 
-def end_marked(job: str, wait_seconds: float) -> bool:
-    """Let what is left of a job save and leave, and kill what is there after the wait; whether there was anything."""
-    left = marked(job)
-    if not left:
+def end_processes(job: str, wait_seconds: float) -> bool:
+    """Ask the job's remaining processes to save and exit, then kill them. Returns True if any were found."""
+    found = processes_of(job)
+    if not found:
         return False
-    send(ranks_among(left) or left, signal.SIGTERM)
+    send_signal(ranks_among(found) or found, signal.SIGTERM)
     deadline = time.monotonic() + wait_seconds
-    while marked(job) and time.monotonic() < deadline:
+    while processes_of(job) and time.monotonic() < deadline:
         time.sleep(_LOOK_AGAIN_SECONDS)
-    while rest := marked(job):  # more than once: a process may have started another meanwhile
-        send(rest, signal.SIGKILL)
+    while remaining := processes_of(job):  # more than once: a process may have started another in the meantime
+        send_signal(remaining, signal.SIGKILL)
         time.sleep(_LOOK_AGAIN_SECONDS)
     return True
 

@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
-from dsllm.doctor.alone import Request, look_alone
+from dsllm.doctor.collective_checks import Examination, examine
 from dsllm.doctor.disks import Folder
 from dsllm.doctor.findings import Finding
-from dsllm.doctor.together import Examination, examine
+from dsllm.doctor.local_checks import Request, collect_local_facts
 from tests.helpers.ranks import run_ranks
 
 SMALL = 2**20
@@ -22,12 +22,12 @@ def said(text: str) -> None:
 def examined(world, folder: str) -> Examination:
     """Each rank as it is."""
     request = Request(folders=(Folder(role="run", path=folder),), test_bytes=SMALL)
-    return examine(world, look_alone(world.ranks), request, said)
+    return examine(world, collect_local_facts(world.ranks), request, said)
 
 
 def examined_with_faults(world, folders: list[str]) -> Examination:
     """Rank 1 is said to be on another host, with another torch, and does see another disk."""
-    alone = look_alone(world.ranks)
+    alone = collect_local_facts(world.ranks)
     if world.rank == 1:
         versions = {**alone.versions.versions, "torch": "1.0"}
         alone = dataclasses.replace(
@@ -70,7 +70,7 @@ def test_what_is_wrong_on_one_rank_is_found_by_all(tmp_path):
 
 
 def examined_on_two_hosts(world, folder: str) -> Examination:
-    alone = look_alone(world.ranks)
+    alone = collect_local_facts(world.ranks)
     alone = dataclasses.replace(alone, place=dataclasses.replace(alone.place, host=f"host{world.rank}"))
     return examine(world, alone, Request(folders=(Folder(role="run", path=folder),), test_bytes=SMALL), said)
 

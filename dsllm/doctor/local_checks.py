@@ -6,9 +6,9 @@ from datetime import timedelta
 
 from dsllm.doctor.disks import TEST_BYTES, Folder
 from dsllm.doctor.findings import Finding, Place, where
-from dsllm.doctor.machine import Machine, judge_machines, look_at_machine
-from dsllm.doctor.network import Network, judge_networks, look_at_network
-from dsllm.doctor.versions import Versions, judge_versions, look_at_versions
+from dsllm.doctor.machine import Machine, check_machines, look_at_machine
+from dsllm.doctor.network import Network, check_networks, look_at_network
+from dsllm.doctor.versions import Versions, check_versions, look_at_versions
 from dsllm.engine.processes.ranks import Ranks
 
 
@@ -28,7 +28,7 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Alone:
+class LocalFacts:
     """What one rank sees by itself."""
 
     place: Place
@@ -37,9 +37,9 @@ class Alone:
     network: Network
 
 
-def look_alone(ranks: Ranks) -> Alone:
+def collect_local_facts(ranks: Ranks) -> LocalFacts:
     """This rank, its host's limits and network, and the versions of what is installed."""
-    return Alone(
+    return LocalFacts(
         place=Place(rank=ranks.rank, local_rank=ranks.local_rank, host=socket.gethostname()),
         versions=look_at_versions(),
         machine=look_at_machine(),
@@ -47,13 +47,13 @@ def look_alone(ranks: Ranks) -> Alone:
     )
 
 
-def judge_alone(alone: Alone) -> list[Finding]:
+def check_locally(facts: LocalFacts) -> list[Finding]:
     """What can be found without the others."""
-    place = alone.place
+    place = facts.place
     return [
-        *judge_versions({place: alone.versions}),
-        *judge_machines({place: alone.machine}, device="cpu"),
-        *judge_networks({place: alone.network}, {place: alone.machine}, device="cpu"),
+        *check_versions({place: facts.versions}),
+        *check_machines({place: facts.machine}, device="cpu"),
+        *check_networks({place: facts.network}, {place: facts.machine}, device="cpu"),
     ]
 
 
