@@ -1,4 +1,4 @@
-"""dsllm train --dry-run: the resolved run, the final DeepSpeed JSON, parameters, memory and steps. Starts nothing."""
+"""dsllm train --dry-run: shows the resolved run, the final DeepSpeed JSON, parameters, memory and steps; starts nothing."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from dsllm.config.load import run_to_dict
 from dsllm.config.run import RunConfig
 from dsllm.config.train import Precision
 from dsllm.config.yaml_file import write_yaml
-from dsllm.data.manifest import load_manifest
+from dsllm.data.manifest import FILE_NAME, load_manifest
 from dsllm.engine.settings.final_config import Layout, final_config
 from dsllm.engine.settings.offload import offload_devices, offloaded_bytes
 
@@ -19,14 +19,25 @@ GIB = 2**30
 
 
 def show(config: RunConfig, given: Mapping[str, Any], world_size: int) -> int:
-    """Print everything that is known of a run before it starts; the exit code."""
+    """Print everything that is known of a run before it starts; returns the exit code."""
+    known = describe(config, given, world_size)
+    print("# run\n" + write_yaml(known["run"]))
+    print("# final DeepSpeed config\n" + json.dumps(known["deepspeed"], indent=2))
+    print("\n# " + "\n# ".join(known["summary"]))
+    return 0
+
+
+def describe(config: RunConfig, given: Mapping[str, Any], world_size: int) -> dict[str, Any]:
+    """Everything that is known of a run before it starts, as plain values: run, deepspeed, and a summary in lines.
+
+    Raises:
+        ConfigError: the run and the DeepSpeed JSON clash, or do not work on so many ranks.
+    """
     config, vocabulary = with_some_vocabulary(config)
     precision, device = _guess_device(config)
     final = final_config(config, given, Layout(world_size=world_size, device=device, precision=precision))
-    print("# run\n" + write_yaml(run_to_dict(config)))
-    print("# final DeepSpeed config\n" + json.dumps(final, indent=2))
-    print("\n# " + "\n# ".join(_summary(config, final, world_size, precision, device, vocabulary)))
-    return 0
+    summary = _summary(config, final, world_size, precision, device, vocabulary)
+    return {"run": run_to_dict(config), "deepspeed": final, "summary": summary}
 
 
 def _summary(
@@ -34,7 +45,7 @@ def _summary(
 ) -> list[str]:
     count = counts.parameter_count(config.model, config.context_length)
     stage = final["zero_optimization"]["stage"]
-    fp32_gradients = final.get("data_types", {}).get("grad_accum_dtype") == "fp32"  # asked of 16-bit precisions only
+    fp32_gradients = final.get("data_types", {}).get("grad_accum_dtype") == "fp32"  # only in 16-bit precisions
     accumulation = final["gradient_accumulation_steps"]
     state = counts.model_state_bytes(count.total, stage, precision, world_size, fp32_gradients, accumulation)
     length, micro = config.data.sequence_length, config.train.micro_batch_sequences
@@ -58,7 +69,7 @@ def _summary(
 
 
 def _offload_lines(zero: Mapping[str, Any], num_parameters: int, precision: Precision, world_size: int) -> list[str]:
-    """Where offload puts the model states; no line without offload."""
+    """Where offload puts the model states; no lines without offload."""
     if offload_devices(zero) == ("none", "none"):
         return []
     where = offloaded_bytes(zero, num_parameters, precision, world_size)
@@ -69,14 +80,14 @@ def _offload_lines(zero: Mapping[str, Any], num_parameters: int, precision: Prec
 
 
 def communication(config: RunConfig, final: Mapping[str, Any], precision: Precision) -> counts.Communication:
-    """What a step of this run communicates, by formula."""
+    """Bytes that a step of this run communicates, by formula."""
     zero, weight_width = final["zero_optimization"], 4 if precision.startswith("fp32") else 2
     sizes = counts.parameter_sizes(config.model, config.context_length)
     gathered = sum(sizes)
     if zero["stage"] == 3:
         gathered -= sum(size for size in sizes if size <= zero["stage3_param_persistence_threshold"])
         if gathered > max(zero["stage3_max_live_parameters"], zero["stage3_max_reuse_distance"]):
-            gathered *= 2  # let go after the forward pass, and gathered for the backward pass again
+            gathered *= 2  # released after the forward pass, and gathered again for the backward pass
     return counts.communication_bytes(
         sum(sizes),
         zero["stage"],
@@ -88,11 +99,11 @@ def communication(config: RunConfig, final: Mapping[str, Any], precision: Precis
 
 
 def with_some_vocabulary(config: RunConfig) -> tuple[RunConfig, str]:
-    """A vocabulary size to count with: the run's, the prepared tokenizer's, or what will be trained."""
+    """The run with a vocabulary size to count with, and its origin: the run, the prepared tokenizer, or the one to train."""
     if config.model.vocab_size is not None:
         return config, "vocabulary as given"
     directory = Path(config.data.directory or "")
-    if (directory / "manifest.json").is_file():
+    if (directory / FILE_NAME).is_file():
         size, origin = load_manifest(directory).tokenizer.vocab_size, f"vocabulary of {directory}"
     else:
         size, origin = config.tokenizer.vocab_size, "vocabulary as it will be trained; the data is not prepared yet"
@@ -100,8 +111,8 @@ def with_some_vocabulary(config: RunConfig) -> tuple[RunConfig, str]:
 
 
 def _guess_device(config: RunConfig) -> tuple[Precision, str]:
-    """The device that this machine would train on, found without importing torch: NVIDIA's driver leaves a file."""
-    device = "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"
+    """The precision and the device that this machine would train with, without importing torch."""
+    device = "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"  # written by NVIDIA's driver
     asked = config.train.precision
     if asked == "auto":
         return ("bf16" if device == "cuda" else "fp32_compute_bf16"), device
