@@ -8,6 +8,7 @@
 #   make bench-overhead   what the engine costs beside the same model in a plain loop
 #   make bench-recipe     what each part of the recipe for CPUs gains, alone and added to the others
 #   make bench-curves     whether the fast and the plain path learn alike
+#   make bench-help       what `dsllm --help` and every COMMAND --help cost
 #   make bench-gpu        correctness and speed on a GPU, under 10 minutes (bench/gpu/run.sh says more)
 #   make docs        write the generated pages anew
 #
@@ -32,7 +33,7 @@ export DS_BUILD_OPS = 0# DeepSpeed's own C++ operators are not used, so none is 
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .PHONY: help setup pretrain test check lint types contracts test-quick test-more test-slow bench docs constraints clean
-.PHONY: bench-overhead bench-recipe bench-curves bench-gpu
+.PHONY: bench-overhead bench-recipe bench-curves bench-help bench-gpu
 help:
 	@sed -n '/^#   make/s/^# *//p' Makefile
 
@@ -87,6 +88,9 @@ bench: $(STAMP) .venv-litgpt/stamp
 
 bench-overhead bench-recipe bench-curves: bench-%: $(STAMP)
 	python -m bench.$* --write
+
+bench-help: $(STAMP)
+	python -m bench.help_time --write
 
 bench-gpu: $(STAMP)
 	bash bench/gpu/run.sh

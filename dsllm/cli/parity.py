@@ -39,7 +39,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _world_sizes(text: str) -> list[int]:
-    numbers = [int(word) for word in text.split(",")]
+    try:
+        numbers = [int(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of numbers such as 1,2") from None
     if unknown := [n for n in numbers if n not in WORLD_SIZES]:
         raise argparse.ArgumentTypeError(f"{unknown[0]} ranks are not in the table: it has {WORLD_SIZES}")
     return numbers

@@ -87,7 +87,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Lines]:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: is not valid YAML: {error}") from error
     if not isinstance(value, dict):
-        raise ConfigError(f"{path}: contains a {type(value).__name__}, but a mapping of keys to values is expected")
+        raise ConfigError(f"{path}: contains a {type(value).__name__} where a mapping of keys to values is expected")
     lines: Lines = {}
     problems: list[str] = []
     if node is not None:

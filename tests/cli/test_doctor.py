@@ -1,4 +1,4 @@
-"""dsllm doctor as a user runs it: its words, its JSON, its exit code, and an end in bounded time where ranks are missing."""
+"""dsllm doctor as a user runs it: its output, its JSON, its exit code, and an end in bounded time where ranks are missing."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ DOCTOR_SECONDS = 60
 
 
 def examine(folder, world_size, arguments=(), **more):
-    """Exit codes, the JSON (nothing where none was written), and what was printed."""
+    """Exit codes, the JSON document (None: it was not written), and the output."""
     job = jobs.start_job(folder, world_size, ["--json", "doctor.json", *arguments], command="doctor", **more)
     codes = job.wait(DOCTOR_SECONDS)
     file = folder / "doctor.json"
@@ -76,26 +76,20 @@ def test_a_broken_torch_is_reported_with_all_that_is_known_without_it(tmp_path):
     # the folder in front of all others, the way a stray PYTHONPATH breaks an environment
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=DOCTOR_SECONDS)
     data = json.loads(done.stdout)
-    assert done.returncode == 1 and not data["passed"] and data["ranks"][0]["machine"]["open_files"]
-    (found,) = [finding for finding in data["findings"] if finding["check"] == "imports"]
-    assert "libcudart.so.12" in found["problem"] and "1 error to mend" in done.stderr
-
-
-def test_help_needs_no_torch():
-    code = (
-        "import sys\nfrom dsllm.cli import main\n"
-        "try:\n    main(['doctor', '--help'])\nexcept SystemExit:\n    assert 'torch' not in sys.modules"
+    assert (
+        data["format_version"] == 1
+        and done.returncode == 1
+        and not data["passed"]
+        and data["ranks"][0]["machine"]["open_files"]
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0 and "--timeout-minutes" in done.stdout, done.stderr
+    (found,) = [finding for finding in data["findings"] if finding["check"] == "imports"]
+    assert "libcudart.so.12" in found["problem"] and "1 error to fix" in done.stderr
 
 
 def test_wrong_words_are_refused(capsys):
-    for wrong in (["--timeout-minutes", "0"], ["--parity", "run.yaml"]):
-        with pytest.raises(SystemExit):
-            doctor.main(wrong)
-    said = capsys.readouterr().err
-    assert "must be more than 0" in said and "brings runs of its own" in said
+    with pytest.raises(SystemExit):
+        doctor.main(["--timeout-minutes", "0"])
+    assert "must be more than 0" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -55,6 +55,17 @@ def test_a_dry_run_shows_everything_and_leaves_no_trace(tmp_path, monkeypatch, c
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_dry_run_as_json_is_alone_on_standard_output(tmp_path, monkeypatch, capfd):
+    write_run(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert run_command("launch", ["my run.yaml", "--hostfile", "hosts", "--dry-run", "--json", "-"]) == 0
+    output = capfd.readouterr()
+    plan = json.loads(output.out)
+    assert list(plan["commands"]) == ["n1", "n2"] and all(command[0] == "ssh" for command in plan["commands"].values())
+    assert plan["files"] and all(f"# file {path}\n{text}" in output.err for path, text in plan["files"].items())
+    assert plan["format_version"] == 1 and plan["job"].startswith("tiny-")
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -175,6 +186,24 @@ def test_every_launcher_trains_the_same_run(reference, folder, name):
     assert end(folder, start(folder, *prepare_launch(folder, name))) == 0, (folder / "log").read_text()
     assert state(folder) == "finished" and len(losses(folder)) == NUM_STEPS
     assert losses(folder) == losses(reference) and fingerprint(folder) == fingerprint(reference)
+
+
+@pytest.mark.slow
+def test_the_end_of_a_job_as_json_is_alone_on_standard_output(folder):
+    words = ["train.total_tokens=512", *LAUNCHES["local"]]
+    done = subprocess.run(
+        [*DSLLM, "launch", "tiny.yaml", *words, "--json", "-"],
+        cwd=folder,
+        env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    ended = json.loads(done.stdout)
+    assert (done.returncode, ended["exit_code"], ended["reason"]) == (0, 0, "finished"), done.stderr
+    assert all(Path(file).is_file() for file in ended["files"]) and "trained 512 tokens" in done.stderr
+    (output,) = [Path(file) for file in ended["files"] if file.endswith("output.log")]
+    assert "trained 512 tokens" in output.read_text()
 
 
 @pytest.mark.slow

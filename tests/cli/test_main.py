@@ -33,7 +33,9 @@ def test_help_loads_no_heavy_library():
     assert all(f"  {name}" in shown for name in COMMANDS)
 
 
-TRAIN = pytest.param("train", marks=pytest.mark.xfail(strict=True, reason="cli/train.py imports the run's config first"))
+TRAIN = pytest.param(
+    "train", marks=pytest.mark.xfail(strict=True, reason="cli/train.py imports the run's config first")
+)
 
 
 @pytest.mark.parametrize("command", [TRAIN if name == "train" else name for name in COMMANDS])

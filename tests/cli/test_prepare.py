@@ -32,6 +32,14 @@ def test_it_prints_the_card(recipe: list[str], tmp_path: Path, capsys: pytest.Ca
     assert load_manifest(tmp_path / "data").tokenizer.vocab_size == 300
 
 
+def test_the_card_as_json_is_alone_on_standard_output(recipe, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    assert main([*recipe, "--json", "-"]) == 0
+    output = capfd.readouterr()
+    card = json.loads((tmp_path / "data" / "data_card.json").read_text())
+    assert json.loads(output.out) == {**card, "directory": f"{tmp_path}/data"}
+    assert f"Prepared in {tmp_path}/data" in output.err
+
+
 def test_again_does_nothing_and_other_settings_need_force(recipe: list[str], capsys: pytest.CaptureFixture[str]):
     assert run_command("prepare", recipe) == 0
     assert run_command("prepare", recipe) == 0
@@ -63,7 +71,7 @@ def test_skipped_inputs_are_listed(recipe: list[str], tmp_path: Path, capsys: py
     output = capsys.readouterr().out
     assert "web: 3 read = 2 kept + 0 duplicates + 0 empty + 1 bad" in output
     assert f"web: skipped 1: not valid JSON; for example {tmp_path}/web/a.jsonl, line 3" in output
-    assert "web: files of other types beside them, not read: 1 .md" in output
+    assert "web: files of other types, not read: 1 .md" in output
 
 
 def test_problems_are_told_without_a_traceback(recipe: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):

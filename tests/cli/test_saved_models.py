@@ -10,7 +10,9 @@ import torch
 import transformers
 from torch.nn import functional as F
 
+from dsllm.checkpoint import hugging_face_export
 from dsllm.cli import run_command
+from dsllm.cli.export import DTYPES
 from dsllm.config.run import RunConfig
 from dsllm.data.manifest import load_manifest
 from dsllm.data.validation import ValidationBatches
@@ -98,6 +100,46 @@ def test_generate_continues_the_prompt_and_a_seed_repeats_it(saved, capsys):
     assert all(text.startswith("First Citizen") for text in texts)
     assert command("generate", directory, "--samples", 2, "--seed", 1, *words[:-2]) == 0
     assert capsys.readouterr().out == texts[1] + texts[2]
+
+
+def test_each_result_as_json_is_alone_on_standard_output(saved, tmp_path: Path, capfd):
+    _, directory, model = saved
+    manifest = load_manifest(Path(saved[0].data.directory))
+
+    def result(name: str, *words: object) -> dict:
+        assert command(name, directory, *words, "--json", "-") == 0
+        output = capfd.readouterr()
+        document = json.loads(output.out)  # one document, and nothing else
+        assert document["format_version"] == 1 and document["step"] == 7 and output.err
+        return document
+
+    measured = result("evaluate", "--max-sequences", 2)
+    assert measured == json.loads((directory / "eval" / "step-00000007.json").read_text())
+
+    words = ["--prompt", "First", "--max-tokens", 5, "--samples", 2, "--seed", 3]
+    written = result("generate", *words)
+    assert command("generate", directory, *words) == 0
+    assert "".join(f"First{sample['text']}\n" for sample in written["samples"]) == capfd.readouterr().out
+    assert [sample["seed"] for sample in written["samples"]] == [3, 4]
+    assert all(len(sample["tokens"]) <= 5 for sample in written["samples"]) and written["prompt"] == "First"
+    assert written["prompt_tokens"][0] == manifest.tokenizer.end_of_text_id
+
+    exported = result("export", "--to", tmp_path / "hf", "--dtype", "bfloat16")
+    there = {file.name: file.stat().st_size for file in (tmp_path / "hf").iterdir()}
+    assert {file["name"]: file["bytes"] for file in exported["files"]} == there
+    assert exported["bytes"] == sum(there.values()) > 2 * sum(p.numel() for p in model.parameters())
+    assert (exported["folder"], exported["dtype"]) == (str(tmp_path / "hf"), "bfloat16")
+
+
+def test_a_result_that_cannot_be_written_is_refused_before_the_evaluation(saved, tmp_path: Path, capsys):
+    (tmp_path / "file").touch()
+    assert command("evaluate", saved[1], "--output", tmp_path / "file" / "e.json") == 1
+    output = capsys.readouterr()
+    assert "file: cannot be made" in output.err and "perplexity" not in output.out
+
+
+def test_the_dtypes_are_those_of_the_writer():
+    assert list(DTYPES) == list(hugging_face_export.DTYPES)
 
 
 @pytest.mark.parametrize(

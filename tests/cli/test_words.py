@@ -60,7 +60,7 @@ def test_a_word_that_is_neither_is_refused_by_name():
 
 
 def test_several_files_are_refused_also_when_an_option_gives_one():
-    with pytest.raises(ConfigError, match=r"there are 2: c.yaml, a.yaml"):
+    with pytest.raises(ConfigError, match=r"there are 2: c\.yaml, a\.yaml"):
         parse_run_words(["a.yaml"], "c.yaml")
 
 

@@ -1,6 +1,9 @@
-"""A run loads as written, and everything wrong with it is said at once: where, which field, what was meant."""
+"""A run loads as written, and everything wrong with it is reported at once: file and line, field, problem, suggestion."""
 
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -126,6 +129,58 @@ def test_a_union_is_one_problem(file):
 )
 def test_what_cannot_work_is_refused(file, override, says):
     assert any(says in text for text in problems(file, override)), problems(file, override)
+
+
+def number_fields(branch: type, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Key path of every field of a run that takes a number; in lists, of the first entry."""
+    for field in dataclasses.fields(branch):
+        arms = [field.type, *get_args(field.type)]
+        inner = [arm for arm in arms if dataclasses.is_dataclass(arm)]
+        here = (*path, field.name, "0") if inner and "tuple" in str(field.type) else (*path, field.name)
+        for branch_below in inner:
+            yield from number_fields(branch_below, here)
+        if {int, float} & set(arms):
+            yield here
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_every_number_of_a_run_must_be_finite(tmp_path, value):
+    tree: dict = {}
+    fields = list(number_fields(RunConfig))
+    assert (
+        len(fields) > 50
+        and ("model", "rope_scaling", "factor") in fields
+        and ("data", "sources", "0", "weight") in fields
+    )
+    for path in fields:
+        node = tree
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = value
+    tree["data"]["sources"] = [{"name": "a", "kind": "embedded", **tree["data"]["sources"]["0"]}]
+    file = tmp_path / "numbers.yaml"
+    file.write_text(write_yaml(tree))
+    lines = read_yaml(file)[1]
+    found = problems(file)
+    for path in fields:
+        start = f"{file}:{lines[path]}: {'.'.join(path)}: "
+        assert any(text.startswith(start) and "finite number, but it is" in text for text in found), path
+    assert len(found) == len(fields)
+
+
+def test_an_override_that_is_too_large_for_a_number_is_refused(file):
+    (text,) = problems(file, "train.optimizer.learning_rate=1e999")
+    assert text == (
+        "override 'train.optimizer.learning_rate=1e999': train.optimizer.learning_rate: "
+        "input should be a finite number, but it is inf"
+    )
+
+
+def test_a_suggestion_is_found_in_every_kind_of_branch(file):
+    found = problems(
+        file, "data.sources.0.wieght=1", "model.rope_scaling={facter: 2}", "train.optimizer.lerning_rate=1"
+    )
+    assert [text.split("did you mean ")[1] for text in found] == ["'weight'?", "'factor'?", "'learning_rate'?"]
 
 
 def test_weights_for_some_sources_only(file):
