@@ -10,7 +10,7 @@ from dsllm.launch.templates import slurm_templates
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = (
     *("cli", "launch", "prepare", "data", "model", "engine", "train"),
-    *("checkpoint", "evaluate", "parity", "doctor", "config"),
+    *("checkpoint", "evaluate", "parity", "doctor", "config", "counts"),
 )
 """In the order in which a run uses them."""
 

@@ -1,9 +1,17 @@
-"""Causal attention, over whole sequences or within packed documents: which kernel runs where."""
+"""Causal attention over whole sequences, or within packed documents; which kernel runs where.
+
+| device, dtype | whole sequences | packed documents |
+|---|---|---|
+| CPU, bf16, up to BLOCK_CAUSAL_TOKENS tokens, no dropout | block causal (ours) | block causal (ours) |
+| GPU, 16 bits, no dropout, torch 2.13 or newer | torch chooses (flash) | varlen_attn (flash) |
+| everything else | torch chooses | torch chooses, under a mask of B x T x T |
+"""
 
 # B sequences, H query heads, K key and value heads (H a multiple of K), T tokens, D width of a head.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +20,7 @@ from torch.torch_version import TorchVersion
 
 from dsllm.model.block_causal import QueryBlock, block_causal_attention, document_blocks
 
-HAS_VARLEN = TorchVersion(torch.__version__) >= "2.13"  # its interface is younger than torch's oldest version here
+HAS_VARLEN = TorchVersion(torch.__version__) >= "2.13"  # older ones have no varlen_attn, or one without enable_gqa
 if HAS_VARLEN:
     from torch.nn.attention.varlen import varlen_attn
 
@@ -20,16 +28,15 @@ Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 """query [B, H, T, D], key and value [B, K, T, D], dropout -> [B, H, T, D]"""
 
 BLOCK_CAUSAL_TOKENS = 1024
-"""Longest sequence for the block-causal kernel. It keeps the attention weights, whose size grows with the square of the
-length; and few blocks keep the sums over blocks short, which are rounded to the compute dtype."""
+"""Longest sequence for the block-causal kernel: it keeps the attention weights, whose size grows with the square of the
+length, and it rounds each sum over blocks to the compute dtype, so there should be few blocks."""
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
     """Each token attends to itself and to the tokens before it.
 
-    On CPUs in bf16 torch's fused kernel runs far below the speed of a matrix product, and batched products over causal
-    prefixes do not: forward and backward take half the time at 512 tokens. Everywhere else, and with dropout, torch
-    chooses.
+    On CPUs in bf16 torch's fused kernel is far slower than a matrix product. Batched products over causal prefixes take
+    half its time, forward and backward, at 512 tokens.
 
     Args:
         query: [B, H, T, D]
@@ -38,23 +45,24 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float =
     Returns:
         [B, H, T, D]
     """
-    if _block_causal_is_faster(query.device, query.dtype, query.shape[2], dropout):
+    if _choose_kernel(query.device, query.dtype, query.shape[2], dropout) == "block causal":
         return block_causal_attention(query, key, value)
     grouped = query.shape[1] != key.shape[1]
     return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True, enable_gqa=grouped)
 
 
 def document_attention(documents: Tensor, device: torch.device, dtype: torch.dtype, dropout: float) -> Attend:
-    """Causal attention in which no token sees another document. Made once for all layers of a forward pass.
+    """Causal attention within documents. Made once for all layers of a forward pass.
 
     Args:
-        documents: [B, T] the number of each token's document in its sequence, rising; on the CPU, whatever the device:
-            its boundaries are counted on the host, and a GPU does not stop for it
-        device, dtype: where and in what the layers compute
+        documents: [B, T] the number of each token's document in its sequence, rising; on the CPU, whatever the device,
+            because its boundaries are counted on the host, for which a GPU would have to be waited for
+        device, dtype: where the layers compute, and in which type
     """
-    if _block_causal_is_faster(device, dtype, documents.shape[1], dropout):
+    kernel = _choose_kernel(device, dtype, documents.shape[1], dropout)
+    if kernel == "block causal":
         return partial(_block_causal_documents, blocks=document_blocks(documents, dtype))
-    if HAS_VARLEN and device.type == "cuda" and dtype != torch.float32 and dropout == 0.0:
+    if kernel == "varlen":
         return partial(_varlen_attention, boundaries=_boundaries(documents).to(device, non_blocking=True))
     same = documents[:, None, :, None] == documents[:, None, None, :]
     return partial(_masked_attention, visible=same.tril().to(device, non_blocking=True))
@@ -75,11 +83,20 @@ def cached_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, enable_gqa=grouped)
 
 
-def _block_causal_is_faster(device: torch.device, dtype: torch.dtype, num_tokens: int, dropout: float) -> bool:
-    return device.type == "cpu" and dtype == torch.bfloat16 and num_tokens <= BLOCK_CAUSAL_TOKENS and dropout == 0.0
+def _choose_kernel(
+    device: torch.device, dtype: torch.dtype, num_tokens: int, dropout: float
+) -> Literal["block causal", "varlen", "torch"]:
+    """The table at the top of this file."""
+    if dropout > 0.0:  # the other two kernels have none
+        return "torch"
+    if device.type == "cpu" and dtype == torch.bfloat16 and num_tokens <= BLOCK_CAUSAL_TOKENS:
+        return "block causal"
+    if device.type == "cuda" and dtype != torch.float32 and HAS_VARLEN:
+        return "varlen"
+    return "torch"
 
 
-@torch.compiler.disable  # where a block's keys begin differs from batch to batch, and would be compiled in
+@torch.compiler.disable  # where a block's keys begin differs from batch to batch; compiled, it would be a constant
 def _block_causal_documents(
     query: Tensor, key: Tensor, value: Tensor, dropout: float, blocks: Sequence[QueryBlock]
 ) -> Tensor:
@@ -87,13 +104,13 @@ def _block_causal_documents(
 
 
 def _masked_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float, visible: Tensor) -> Tensor:
-    """torch's attention under a mask [B, 1, T, T]."""
+    """torch's attention under a mask; visible is [B, 1, T, T], True where a query sees a key."""
     grouped = query.shape[1] != key.shape[1]
     return F.scaled_dot_product_attention(query, key, value, attn_mask=visible, dropout_p=dropout, enable_gqa=grouped)
 
 
 def _varlen_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float, boundaries: Tensor) -> Tensor:
-    """Flash attention over all documents of the batch in a row; boundaries as from `_boundaries`."""
+    """Flash attention over the documents of the whole batch as one row of tokens; boundaries from `_boundaries`."""
     batch, heads, num_tokens, width = query.shape
     queries, keys, values = (x.transpose(1, 2).reshape(batch * num_tokens, -1, width) for x in (query, key, value))
     out = varlen_attn(
@@ -102,9 +119,9 @@ def _varlen_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float,
         values,
         boundaries,
         boundaries,
-        num_tokens,  # no document is longer; the longest is not looked up
+        num_tokens,  # an upper bound on a document's length, known without counting
         num_tokens,
-        window_size=(-1, 0),  # all that came before, nothing after
+        window_size=(-1, 0),  # all keys before the query, none after
         enable_gqa=heads != key.shape[1],
     )
     assert isinstance(out, Tensor)
@@ -112,9 +129,9 @@ def _varlen_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float,
 
 
 def _boundaries(documents: Tensor) -> Tensor:
-    """Where each document begins among all tokens of the batch, and the end: int32.
+    """Where each document begins among all tokens of the batch, and the number of tokens: int32 [2^n + 1].
 
-    Empty documents at the end fill it up to a power of two and one: a compiled layer sees few lengths.
+    Empty documents at the end pad it to a power of two, so that compiled layers see few different lengths.
     """
     begins = torch.ones_like(documents, dtype=torch.bool)
     begins[:, 1:] = documents[:, 1:] != documents[:, :-1]

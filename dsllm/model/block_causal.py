@@ -1,4 +1,4 @@
-"""Causal attention for CPUs from batched matrix products: blocks of queries, each over the keys that it may see."""
+"""Causal attention for CPUs by batched matrix products: a block of queries at a time, over the keys it can see."""
 
 # B sequences, H query heads, K key and value heads (H a multiple of K), T tokens, D width of a head.
 
@@ -15,13 +15,13 @@ BLOCK_TOKENS = 128
 
 @dataclass(frozen=True)
 class QueryBlock:
-    """The queries [start, stop) and the keys [first, stop), of which a few are hidden from some queries."""
+    """The queries [start, stop) and the keys [first, stop), with a mask over the last keys."""
 
     start: int
     stop: int
     first: int
     hidden: Tensor
-    """[B or 1, 1, stop - start, keys]: -inf where a query must not see one of the last so many keys, else 0."""
+    """Added to the scores of the last keys, [B or 1, 1, stop - start, keys]: -inf where a query must not see a key, else 0."""
 
 
 def block_causal_attention(
@@ -32,7 +32,7 @@ def block_causal_attention(
     Args:
         query: [B, H, T, D]
         key, value: [B, K, T, D]
-        blocks: from `document_blocks`; None: each token sees all before it
+        blocks: from `document_blocks`; None (default): each token sees all tokens before it
     Returns:
         [B, H, T, D]
     """
@@ -46,7 +46,7 @@ def block_causal_attention(
 def document_blocks(documents: Tensor, dtype: torch.dtype) -> list[QueryBlock]:
     """Blocks in which a token sees its own document only.
 
-    Keys before the earliest document of a block's first queries are left out of its products.
+    A block's keys start where the earliest of the documents at its first query starts.
 
     Args:
         documents: [B, T] the number of each token's document in its sequence, rising
@@ -67,7 +67,9 @@ class _BlockCausal(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, blocks: Sequence[QueryBlock]) -> Tensor:
         batch, heads, num_tokens, width = query.shape
         query, key, value = query * width**-0.5, key.contiguous(), value.contiguous()
-        out = query.new_empty(batch, num_tokens, heads, width).transpose(1, 2)  # as the output projection wants it
+        out = query.new_empty(batch, num_tokens, heads, width).transpose(
+            1, 2
+        )  # the output projection reads it token by token
         all_weights = []
         for block in blocks:
             weights = _attention_weights(query, key, block)
@@ -80,7 +82,7 @@ class _BlockCausal(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        query, key, value, *all_weights = ctx.saved_tensors  # the query scaled
+        query, key, value, *all_weights = ctx.saved_tensors  # the query is scaled already
         batch, heads, _, width = query.shape
         num_kv_heads = key.shape[1]
         grad_query = torch.empty_like(query)
@@ -112,7 +114,7 @@ def _future(size: int, dtype: torch.dtype) -> Tensor:
 
 
 def _query_block(query: Tensor, num_kv_heads: int, block: QueryBlock) -> Tensor:
-    """A block's rows of the query heads, those that share a key head under each other: [B K, H/K (stop - start), D]"""
+    """A block's queries; heads that share a key head are stacked: [B K, H/K (stop - start), D]"""
     batch, _, _, width = query.shape
     return query[:, :, block.start : block.stop].reshape(batch * num_kv_heads, -1, width)
 

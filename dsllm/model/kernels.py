@@ -1,4 +1,4 @@
-"""Kernels that can be swapped for Liger's, which are written in Triton and run on GPUs."""
+"""The kernels of norms and SwiGLU: torch's, or Liger's, which are written in Triton and run on GPUs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from dsllm.model.norm import rms_norm
 
 @dataclass(frozen=True, kw_only=True)
 class Kernels:
-    """The functions that the modules call."""
+    """The functions that the model's modules call."""
 
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     """x [..., d], weight [d], epsilon -> x / sqrt(mean(x^2) + epsilon) * weight, in x's dtype."""
@@ -30,11 +30,14 @@ TORCH = Kernels(rms_norm=rms_norm, swiglu=_swiglu)
 
 
 def load_kernels(name: Name, device_type: str) -> Kernels:
-    """The kernels of that name.
+    """The kernels called `train.kernels`.
+
+    Args:
+        device_type: "cpu" or "cuda"
 
     Raises:
-        ConfigError: they do not run on this device.
-        MissingExtra: they are not installed.
+        ConfigError: they do not run on this device
+        MissingExtra: they are not installed
     """
     if name == "torch":
         return TORCH
@@ -46,11 +49,11 @@ def load_kernels(name: Name, device_type: str) -> Kernels:
 def liger_kernels() -> Kernels:
     """Liger's RMSNorm and SwiGLU (Hsu et al. 2024).
 
-    Its loss is not used: it computes the gradient in the forward pass, before the weight of each token is known, and
-    knows no padded vocabulary. Rotary positions are ours too.
+    Its loss is not used, because it computes the gradient in the forward pass, before the weight of each token is known,
+    and has no padded vocabulary.
 
     Raises:
-        MissingExtra: liger-kernel or Triton is not installed.
+        MissingExtra: liger-kernel or Triton is not installed
     """
     norm = require("liger_kernel.ops.rms_norm", "gpu").LigerRMSNormFunction
     product = require("liger_kernel.ops.swiglu", "gpu").LigerSiLUMulFunction
@@ -58,7 +61,7 @@ def liger_kernels() -> Kernels:
 
 
 def _liger_rms_norm(function: type, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-    """With "gemma", all of it is in fp32 inside, the product with the weight included."""
+    # "gemma": everything is computed in fp32, the product with the weight too
     out: Tensor = function.apply(x, weight, epsilon, 0.0, "gemma", False)  # type: ignore[attr-defined]
     return out
 

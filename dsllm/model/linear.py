@@ -1,4 +1,4 @@
-"""`linear(x, weight, bias)`: the one function behind every matrix product with a parameter."""
+"""`linear(x, weight, bias)`: the function behind every projection and the logits."""
 
 from typing import Any
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x @ weight^T + bias, computed in x's dtype; gradients come in the parameters' dtype.
+    """x @ weight^T + bias, computed in x's dtype; gradients have the parameters' dtype.
 
-    Only x and the *parameter* are kept for the backward pass, and the parameter is cast to x's dtype again there: no
-    low-precision copy of the weights outlives the layer, and ZeRO-3 can release a gathered weight between the passes
-    (what torch saves by itself, a cast or transposed view, would keep the gathered storage alive).
+    The backward pass keeps x and the parameter itself, which it casts to x's dtype again. So no 16-bit copy of a weight
+    outlives its layer, and ZeRO-3 can release a gathered weight between the passes. (torch by itself would keep the cast
+    weight, or a transposed view that holds the gathered storage.)
 
     Args:
         x: [..., inputs]

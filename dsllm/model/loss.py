@@ -1,4 +1,4 @@
-"""Per-token losses from the last hidden states, in chunks, so that full fp32 logits never exist."""
+"""Per-token losses from the last hidden states, in chunks, so that the logits never exist in fp32 all at once."""
 
 # N tokens, d width of the hidden state, V rows of the head (the padded vocabulary).
 
@@ -11,11 +11,11 @@ from dsllm.counts import LOGITS_AT_A_TIME
 
 WIDE_ELEMENTS = 2**24
 WIDE_ELEMENTS_CPU = 2**20
-"""Logits in fp32 at a time: 64 MiB; on CPUs 4 MiB, so that the passes over them stay in the cache."""
+"""Logits in fp32 at a time: 64 MiB; on CPUs 4 MiB, which stay in the cache from pass to pass."""
 
 KEPT_ELEMENTS = LOGITS_AT_A_TIME
-"""Up to so many logits, one chunk, are kept for the backward pass, in the hidden state's dtype; beyond, they are computed
-again. The head is last in the forward pass and first in the backward pass: one chunk that waits hardly adds to the peak."""
+"""At most so many logits, one chunk, are kept for the backward pass, in the hidden state's dtype; more are computed again.
+The head is last in the forward pass and first in the backward pass, so a chunk that is kept hardly adds to the peak."""
 
 
 def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
@@ -23,7 +23,7 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: in
 
     Args:
         hidden: [..., d]
-        weight: [V, d]; rows from vocab_size on are padding and take no part
+        weight: [V, d]; rows from vocab_size on are padding and are masked
         targets: [...], in [0, vocab_size)
     Returns:
         [...], fp32
@@ -54,12 +54,11 @@ class _TokenLosses(torch.autograd.Function):
         cast = weight.to(hidden.dtype)
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         grad_weight = None
-        # In fp32: rounded to bf16 it would scale the whole gradient by up to 0.4 % too much or too little.
-        grad = grad.unsqueeze(1)
+        grad = grad.unsqueeze(1)  # stays fp32: rounded to bf16 it could scale the whole gradient wrongly by 0.4 %
         for index, rows in enumerate(_chunks(len(hidden), LOGITS_AT_A_TIME // len(weight))):
             logits = kept[index] if kept else _masked_logits(hidden[rows], cast, ctx.vocab_size)
-            # Gradient of each loss: the probabilities, minus 1 at the target. There p - 1 = expm1(-loss), which does
-            # not cancel in low precision. The incoming gradient scales rows, and so is applied to the small matrices.
+            # Gradient of each loss: the probabilities, minus 1 at the target. There p - 1 = expm1(-loss), which loses no
+            # digits in low precision. The incoming gradient scales rows, so it is applied to the smaller matrices below.
             grad_logits = torch.softmax(logits, -1)
             every_row = torch.arange(len(logits), device=logits.device)
             grad_logits[every_row, targets[rows]] = torch.expm1(-losses[rows]).to(logits.dtype)
@@ -83,7 +82,7 @@ def _masked_logits(hidden: Tensor, weight: Tensor, vocab_size: int) -> Tensor:
 
 
 def _losses_of(logits: Tensor, targets: Tensor) -> Tensor:
-    """-log softmax(logits)[target] in fp32, [N]; a part of the rows in fp32 at a time."""
+    """-log softmax(logits)[target], fp32 [N]; casts some rows to fp32 at a time."""
     parts = []
     elements = WIDE_ELEMENTS_CPU if logits.device.type == "cpu" else WIDE_ELEMENTS
     for rows in _chunks(len(logits), elements // logits.shape[1]):

@@ -1,4 +1,4 @@
-"""RMSNorm and LayerNorm over the last dimension, in fp32 inside; which kernel runs where."""
+"""RMSNorm and LayerNorm over the last dimension, computed in fp32; which kernel runs where."""
 
 from typing import Any
 
@@ -16,14 +16,14 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     Returns:
         [..., d], in x's dtype
     """
-    if x.device.type == "cpu":  # torch has no fused kernel there: a third of its time
+    if x.device.type == "cpu":  # torch has no fused kernel for CPUs; ours takes a third of its time
         return _RMSNorm.apply(x, weight, epsilon)
     return F.rms_norm(x, weight.shape, weight.to(x.dtype), epsilon)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, epsilon: float) -> Tensor:
     """(x - mean) / sqrt(variance + epsilon) * weight + bias (Ba et al. 2016). Shapes as in `rms_norm`."""
-    if x.device.type == "cpu":  # given a bf16 x, its kernel would sum the parameters' gradients in bf16: 5 % off
+    if x.device.type == "cpu":  # for a bf16 x its kernel sums the parameters' gradients in bf16, which is 5 % off
         return F.layer_norm(x.float(), weight.shape, weight.float(), bias.float(), epsilon).to(x.dtype)
     return F.layer_norm(x, weight.shape, weight.to(x.dtype), bias.to(x.dtype), epsilon)
 
@@ -39,9 +39,9 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        # LayerNorm's fused kernel, told that the mean is 0, gives this gradient but for one term: it holds that the
-        # mean depends on x, and subtracts the mean of grad * weight. That is put back. The weight's gradient is summed
-        # here, because the kernel sums it in x's dtype.
+        # LayerNorm's fused kernel, given a mean of 0, computes this gradient up to one term: it assumes that the mean
+        # depends on x, and subtracts the mean of grad * weight, which is added back below. The weight's gradient is
+        # summed here, because the kernel would sum it in x's dtype.
         x, weight, inverse = ctx.saved_tensors
         wide_grad, wide_weight, width = grad.float(), weight.float(), x.shape[-1]
         grad_x, _, _ = torch.ops.aten.native_layer_norm_backward(

@@ -1,4 +1,4 @@
-"""Activation checkpointing: what is computed again in the backward pass, and where its inputs wait for it."""
+"""Activation checkpointing: what is computed again in the backward pass, and where its inputs are kept until then."""
 
 import contextlib
 from collections.abc import Callable
@@ -16,13 +16,13 @@ from dsllm.config.train import ActivationCheckpointing
 class Recompute:
     """Which parts of the blocks keep only their input and are computed again in the backward pass.
 
-    The recomputed part runs on the same input with the same dropout, so the gradients are the same to the last bit.
+    A recomputed part runs on the same input with the same dropout, so the gradients are equal to the last bit.
     """
 
     what: ActivationCheckpointing = "none"
     """none; full: every block; k: every k-th block; attention, mlp: that branch of every block, its norm included."""
     offload: bool = False
-    """The inputs that are kept wait in the CPU's memory."""
+    """Keep those inputs in the CPU's memory."""
 
     def covers_block(self, layer: int) -> bool:
         """Whether the whole block is recomputed."""
@@ -33,7 +33,7 @@ class Recompute:
         return self.what == branch
 
     def apply(self, function: Callable[[Tensor], Tensor], x: Tensor, has_dropout: bool) -> Tensor:
-        """function(x), keeping nothing but x for the backward pass."""
+        """function(x), keeping x alone for the backward pass."""
         with _kept_in_cpu_memory() if self.offload else contextlib.nullcontext():
             return checkpoint(function, x, use_reentrant=False, preserve_rng_state=has_dropout)
 
@@ -42,10 +42,10 @@ KEEP_ALL = Recompute()
 
 
 def _kept_in_cpu_memory() -> contextlib.AbstractContextManager:
-    """What autograd keeps inside is copied to the CPU, and back when it is needed.
+    """Copies what autograd keeps inside the block to the CPU, and back when it is needed.
 
-    torch's own `save_on_cpu` stops the host at every copy. Here both copies are queued behind the work on the GPU,
-    from and to pinned memory, which torch does not give to others before a copy is through.
+    torch's own `save_on_cpu` makes the host wait for every copy. Here both copies are queued behind the GPU's work. They
+    use pinned memory, which torch reuses only after a copy has finished.
     """
     return torch.autograd.graph.saved_tensors_hooks(_to_cpu, _back)
 

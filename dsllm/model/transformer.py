@@ -71,7 +71,7 @@ def build_norm(config: ModelConfig, kernels: Kernels) -> nn.Module:
 
 
 class KeyValueCache:
-    """Keys and values of all earlier tokens, per layer, for generation."""
+    """Keys and values of the tokens so far, per layer, for generation."""
 
     def __init__(self, num_layers: int):
         self.layers: list[tuple[Tensor, Tensor] | None] = [None] * num_layers

@@ -1,6 +1,8 @@
 """The block-causal kernel equals torch's attention; each token sees itself and what came before in its document."""
 
 import itertools
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -144,6 +146,45 @@ def test_each_document_is_as_if_it_were_alone(monkeypatch, kernel: str, heads: i
     found, wanted = values_and_gradients(attend, arguments), values_and_gradients(each_alone, arguments)
     # fp64 and sums of up to 300 terms in another order; where the future or another document shows, it is 1e-2 and more
     assert all(deviation(f, w) < 1e-13 for f, w in zip(found, wanted, strict=True))
+
+
+GPU = torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "tokens", "dropout", "kernel"),
+    [
+        (CPU, torch.bfloat16, 1024, 0.0, "block causal"),
+        (CPU, torch.bfloat16, 1025, 0.0, "torch"),
+        (CPU, torch.bfloat16, 1024, 0.1, "torch"),
+        (CPU, torch.float32, 16, 0.0, "torch"),
+        (GPU, torch.bfloat16, 4096, 0.0, "varlen"),
+        (GPU, torch.float16, 4096, 0.0, "varlen"),
+        (GPU, torch.bfloat16, 4096, 0.1, "torch"),
+        (GPU, torch.float32, 4096, 0.0, "torch"),
+    ],
+)
+def test_which_kernel_runs_where(monkeypatch, device, dtype, tokens, dropout, kernel):
+    monkeypatch.setattr(attention, "HAS_VARLEN", True)
+    assert attention._choose_kernel(device, dtype, tokens, dropout) == kernel
+    monkeypatch.setattr(attention, "HAS_VARLEN", False)
+    without = attention._choose_kernel(device, dtype, tokens, dropout)
+    assert without == ("torch" if kernel == "varlen" else kernel)
+
+
+def test_a_torch_without_varlen_attn_masks_documents():
+    program = """
+import sys, torch
+sys.modules["torch.nn.attention.varlen"] = None  # importing it raises ImportError
+torch.__version__ = "2.11.0+cu128"
+from dsllm.model import attention
+assert not attention.HAS_VARLEN
+documents = torch.tensor([[0, 0, 1]])
+attend = attention.document_attention(documents, torch.device("cpu"), torch.float32, 0.0)
+x = torch.randn(1, 2, 3, 4)
+assert torch.allclose(attend(x, x, x, 0.0)[:, :, 2], x[:, :, 2])  # alone in its document
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_documents_in_bf16_are_as_exact_as_bf16_allows():
