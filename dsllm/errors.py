@@ -47,8 +47,10 @@ class MissingExtra(DsllmError):
     """An optional library is not installed."""
 
 
-def require(module: str, extra: str) -> Any:
+def require(module: str, extra: str = "") -> Any:
     """Import an optional library, or say which extra brings it.
+
+    Without an extra: a library of dsllm itself that is imported only where it is used, because that takes long.
 
     Raises:
         MissingExtra: the module is not installed.
@@ -56,4 +58,5 @@ def require(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise MissingExtra(f"this needs '{module}' ({error}): pip install 'dsllm[{extra}]'") from error
+        package = f"dsllm[{extra}]" if extra else "dsllm"
+        raise MissingExtra(f"this needs '{module}' ({error}): pip install '{package}'") from error

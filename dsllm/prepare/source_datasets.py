@@ -17,7 +17,7 @@ def dataset_documents(source: SourceConfig) -> Iterator[Document | BadInput]:
         DataError: the dataset, subset or split does not exist or cannot be reached, or it breaks off on the way. A
             broken connection is never skipped: what it would have delivered cannot be counted.
     """
-    datasets = require("datasets", "prepare")
+    datasets = require("datasets")  # its import takes half a second, which other kinds of source need not wait for
     assert source.dataset is not None, "the config is checked before"
     failures = (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError)
     row = 0
