@@ -3,6 +3,7 @@
 #   make pretrain    set up, then train, evaluate, sample and export the embedded corpus: on all GPUs, or on 2 CPU ranks
 #   make test        set up, then check, and the tests that take seconds each or start launchers
 #   make test-slow   what takes minutes each: parity's whole table, clusters, NVMe, compiled layers, the image's steps
+#   make test-matrix the quick tests on each version of Python (3.11 to 3.13) and torch (2.13 to the newest) that can be had here
 #   make check       lint, types, import contracts, quick tests
 #   make bench       throughput beside other training loops, into bench/RESULTS.md: on a quiet machine, half an hour
 #   make bench-overhead   what the engine costs beside the same model in a plain loop
@@ -11,6 +12,7 @@
 #   make bench-help       what `dsllm --help` and every COMMAND --help cost
 #   make bench-gpu        correctness and speed on a GPU, under 10 minutes (bench/gpu/run.sh says more)
 #   make docs        write the generated pages anew
+#   make constraints pin what pyproject.toml asks for in constraints.txt; UPGRADE="--upgrade-package NAME" moves a pin
 #
 # Another torch than the pinned one (an older driver, say): make setup TORCH="torch==2.9.1 --index-url URL"
 
@@ -18,6 +20,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?=
 EXTRAS ?= dev
+TESTS ?=
 RUN ?= runs/pydocs
 EXPORT ?= out/hf
 
@@ -32,7 +35,7 @@ PORT ?= $$($(BIN)/python -c "import socket; s = socket.socket(); s.bind(('', 0))
 export DS_BUILD_OPS = 0# DeepSpeed's own C++ operators are not used, so none is compiled
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: help setup pretrain test check lint types contracts test-quick test-more test-slow bench docs constraints clean
+.PHONY: help setup pretrain test check lint types contracts test-quick test-more test-slow test-matrix bench docs constraints clean
 .PHONY: bench-overhead bench-recipe bench-curves bench-help bench-gpu
 help:
 	@sed -n '/^#   make/s/^# *//p' Makefile
@@ -40,7 +43,7 @@ help:
 setup: $(STAMP)
 
 # Without ensurepip (Debian's python3 without python3-venv) the venv starts empty and the outer pip fills it.
-$(STAMP): setup.py constraints.txt
+$(STAMP): pyproject.toml setup.py constraints.txt
 	@echo "Setting up $(VENV): once, a few minutes"
 	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv $(VENV) 2> /dev/null || \
 		{ $(PYTHON) -m venv --clear --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
@@ -75,13 +78,17 @@ contracts: $(STAMP)
 
 # one thread a process: the tests' tensors are tiny, and several ranks share the cores
 test-quick: $(STAMP)
-	OMP_NUM_THREADS=1 python -m pytest -m "not slow and not long"
+	OMP_NUM_THREADS=1 python -m pytest -m "not slow and not long" $(TESTS)
 
 test-more: $(STAMP)
 	OMP_NUM_THREADS=1 python -m pytest -m slow
 
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 python -m pytest -m long --timeout 3000
+
+# sets up a temporary environment for each pair of versions
+test-matrix:
+	@PYTHONS="$(PYTHONS)" TORCHES="$(TORCHES)" TESTS="$(TESTS)" .ci/test-matrix
 
 bench: $(STAMP) .venv-litgpt/stamp
 	python -m bench.throughput --write
@@ -104,15 +111,12 @@ bench-gpu: $(STAMP)
 docs: $(STAMP)
 	python docs/generate.py
 
-# Rewrites the pins: what a fresh environment resolves today. The header stays.
+# Adds pins for what pyproject.toml asks and drops the others; a pin that is still needed stays, unless UPGRADE names it.
+# Left out: the gpu extra, whose Triton must be the one of the torch build, and torch's own Triton and CUDA, which torch pins.
 constraints: $(STAMP)
-	@sed '/^#/!d' constraints.txt > constraints.new
-	@$(PIP) --dry-run --ignore-installed --report $(VENV)/resolved.json $(or $(TORCH),torch==2.13.0) \
-		'.[mpi,prepare,eval,align,track,dev]'
-	@python -c "import json; found = [i['metadata'] for i in json.load(open('$(VENV)/resolved.json'))['install']]; \
-		print(*sorted((m['name'] + '==' + m['version'].split('+')[0] for m in found if m['name'] != 'dsllm'), key=str.lower), sep='\n')" \
-		>> constraints.new
-	@mv constraints.new constraints.txt
+	uv pip compile pyproject.toml --extra mpi --extra dev --universal --python-version 3.11 --annotation-style line \
+		--custom-compile-command "make constraints" $(UPGRADE) --quiet --output-file constraints.txt
+	sed -i '/^cuda-/d; /^nvidia-/d; /^triton==/d' constraints.txt
 
 clean:
 	rm -rf $(VENV) .venv-litgpt bench/data bench/results build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

@@ -4,10 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
+from email.parser import Parser
 from pathlib import Path
 
 import pytest
+
+from dsllm import __version__
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
@@ -50,6 +54,19 @@ def test_wheel_holds_package_and_presets(wheel: Path) -> None:
         assert not missing, f"not in the wheel: {missing}"
     strangers = ("tests", "bench", "docs", "launch", "ds_configs")
     assert not [name for name in names if name.startswith(strangers) or "__pycache__" in name]
+    assert "dsllm/py.typed" in names, "type checkers read our annotations only where this file is installed"
+
+
+def test_wheel_says_what_pyproject_says(wheel: Path) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    with zipfile.ZipFile(wheel) as archive:
+        (file,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = Parser().parsestr(archive.read(file).decode())
+    assert (metadata["Name"], metadata["Version"]) == ("dsllm", __version__)
+    assert (metadata["License-Expression"], metadata["License-File"]) == ("Apache-2.0", "LICENSE")
+    assert set(metadata.get_all("Classifier", [])) == set(project["classifiers"])
+    assert set(metadata.get_all("Provides-Extra", [])) == set(project["optional-dependencies"])
+    assert str(metadata.get_payload()).startswith("# dsllm\n")
 
 
 def test_installed_wheel_works_away_from_the_checkout(wheel: Path, tmp_path: Path) -> None:

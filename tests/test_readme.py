@@ -11,7 +11,7 @@ from docs import generate
 from dsllm.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "llms.txt", *sorted((ROOT / "docs").glob("*.md"))]
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 PRODUCED = ("runs/", "out/", "data/")
 """Folders that commands write: a page may name what is not there yet."""
@@ -44,6 +44,12 @@ def test_commands_exist(page: Path) -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("index", ["llms.txt", "docs/README.md"])
+def test_an_index_names_every_page(index: str) -> None:
+    text = (ROOT / index).read_text(encoding="utf-8")
+    assert not [page.name for page in (ROOT / "docs").glob("[a-z]*.md") if f"{page.name})" not in text]
 
 
 def test_generated_pages_are_fresh() -> None:

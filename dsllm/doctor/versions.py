@@ -14,7 +14,9 @@ from dsllm.doctor.findings import Finding, Level, Place, differing, where
 from dsllm.version import __version__
 
 PACKAGE = Path(__file__).resolve().parents[1]
-PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy", "triton", "liger-kernel")
+REQUIRED = ("torch", "deepspeed")
+"""Packages without which no rank can train."""
+PACKAGES = (*REQUIRED, "transformers", "tokenizers", "safetensors", "numpy", "triton", "liger-kernel")
 MUST_AGREE = ("torch", "deepspeed", "dsllm", "code of dsllm", "CUDA of torch", "NCCL")
 """Ranks that differ in these hang or compute different things; the others are told as advice."""
 NOT_INSTALLED = "not installed"
@@ -74,7 +76,7 @@ def _installed(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:
-        return NOT_INSTALLED if name in ("torch", "deepspeed", "transformers") else ""
+        return NOT_INSTALLED if name in REQUIRED else ""
 
 
 def _c_library() -> str:
@@ -92,7 +94,7 @@ def check_versions(seen: Mapping[Place, Versions]) -> Iterator[Finding]:
     for name in names:
         values = {place: own.versions.get(name, NOT_INSTALLED) for place, own in seen.items()}
         missing = [place for place, value in values.items() if value == NOT_INSTALLED]
-        if missing and name in ("torch", "deepspeed", "transformers"):
+        if missing and name in REQUIRED:
             yield Finding(
                 level="error",
                 check="versions",

@@ -157,6 +157,6 @@ def test_what_the_cpu_image_installs_works_for_an_ordinary_user(folder):
 
 
 def pinned(name: str) -> str:
-    """The version in constraints.txt, with a newline."""
+    """The version in constraints.txt, with a newline; a line is `NAME==VERSION  # via WHO ASKS FOR IT`."""
     (line,) = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith(f"{name}==")]
-    return line.partition("==")[2] + "\n"
+    return line.partition("==")[2].split()[0] + "\n"
