@@ -8,8 +8,11 @@ from dsllm.version import __version__
 if TYPE_CHECKING:  # for editors and type checkers; when the program runs, __getattr__ finds each name
     from dsllm.api import (
         CheckpointReader,
+        Engine,
         HeldOutLoss,
+        Position,
         Sampling,
+        StepResult,
         Tokenizer,
         TrainingBatches,
         Transformer,
@@ -19,6 +22,9 @@ if TYPE_CHECKING:  # for editors and type checkers; when the program runs, __get
         load_model,
         load_tokenizer,
         open_checkpoint,
+        open_engine,
+        set_learning_rate,
+        take_step,
         training_batches,
         validation_batches,
         validation_loss,
@@ -28,17 +34,22 @@ if TYPE_CHECKING:  # for editors and type checkers; when the program runs, __get
     from dsllm.config.run import RunConfig
     from dsllm.errors import DsllmError
     from dsllm.mesh import Mesh, make_mesh
+    from dsllm.objectives import TokenLoss
     from dsllm.parameters import Parameter, parameter_table
 
 __all__ = [
     "CheckpointReader",
     "DsllmError",
+    "Engine",
     "HeldOutLoss",
     "Mesh",
     "MicroBatch",
     "Parameter",
+    "Position",
     "RunConfig",
     "Sampling",
+    "StepResult",
+    "TokenLoss",
     "Tokenizer",
     "TrainingBatches",
     "Transformer",
@@ -51,7 +62,10 @@ __all__ = [
     "load_tokenizer",
     "make_mesh",
     "open_checkpoint",
+    "open_engine",
     "parameter_table",
+    "set_learning_rate",
+    "take_step",
     "training_batches",
     "validation_batches",
     "validation_loss",
@@ -86,8 +100,8 @@ def _home_of(name: str) -> ModuleType:
             from dsllm import mesh as home
         case "DsllmError":
             from dsllm import errors as home
-        # PLACE OF THE SESSION: open_engine (dsllm.session) and take_step (dsllm.engine.step) join here, in the list and
-        # in the imports above once the session is merged; docs/api.md has their place too.
+        case "TokenLoss":
+            from dsllm import objectives as home
         case _:
             from dsllm import api as home
     return home

@@ -1,6 +1,8 @@
 """What a notebook calls: a run's model and batches, saved models and their tokenizers. `dsllm` exports these names."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -9,10 +11,18 @@ from dsllm.checkpoint.find import find_checkpoint
 from dsllm.checkpoint.read import CheckpointReader
 from dsllm.config.run import RunConfig
 from dsllm.config.train import Precision
-from dsllm.data.loader import TrainingBatches, ValidationBatches
 from dsllm.data.manifest import Manifest, check_shards, check_tokenizer, load_manifest
+from dsllm.data.position import Position
 from dsllm.data.tokenizer import Tokenizer
+from dsllm.data.training import TrainingBatches
+from dsllm.data.validation import ValidationBatches
+from dsllm.engine.build import Engine
+from dsllm.engine.optimizers import set_learning_rate
 from dsllm.engine.processes.device import compute_dtype
+from dsllm.engine.processes.process_group import process_group
+from dsllm.engine.processes.ranks import discover_ranks
+from dsllm.engine.settings.final_config import read_deepspeed_json
+from dsllm.engine.step import StepResult, take_step
 from dsllm.errors import ConfigError
 from dsllm.evaluate import load
 from dsllm.evaluate.generate import Sampling, generate
@@ -20,11 +30,20 @@ from dsllm.evaluate.perplexity import HeldOutLoss, validation_loss
 from dsllm.model.initial import fill_initial
 from dsllm.model.recompute import Recompute
 from dsllm.model.transformer import Transformer
+from dsllm.objectives import TokenLoss
+from dsllm.parameters import parameter_table
+from dsllm.session.assembly import ready_engine
+from dsllm.session.machine import run_on_machine
+from dsllm.slices import StateReader
 
 __all__ = [
     "CheckpointReader",
+    "Engine",
     "HeldOutLoss",
+    "Position",
     "Sampling",
+    "StepResult",
+    "TokenLoss",
     "Tokenizer",
     "TrainingBatches",
     "Transformer",
@@ -34,6 +53,9 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "open_checkpoint",
+    "open_engine",
+    "set_learning_rate",
+    "take_step",
     "training_batches",
     "validation_batches",
     "validation_loss",
@@ -52,30 +74,46 @@ def build_model(run: RunConfig, precision: Precision = "fp32") -> Transformer:
     """
     if precision not in ("fp32", "fp32_compute_bf16"):
         raise ConfigError(f"precision {precision}: only the engine trains in it; use fp32 or fp32_compute_bf16 here")
-    if run.model.vocab_size is None:
-        vocab_size = load_manifest(_data_of(run)).tokenizer.vocab_size
-        run = dataclasses.replace(run, model=dataclasses.replace(run.model, vocab_size=vocab_size))
+    run = _with_vocabulary(run)
     recompute = Recompute(what=run.train.activation_checkpointing, offload=run.train.activation_offload)
     model = Transformer(run.model, run.context_length, compute_dtype(precision), recompute)
-    fill_initial(model, run.model, run.run.seed)
+    fill_initial(model, parameter_table(run.model, run.context_length), run.run.seed)
     return model
 
 
-def training_batches(run: RunConfig, rank: int = 0, num_ranks: int = 1) -> TrainingBatches:
-    """The run's micro-batches: `training_batches(run).step(0)` gives those of the first step.
+@contextlib.contextmanager
+def open_engine(run: RunConfig, state: StateReader | None = None) -> Iterator[Engine]:
+    """The run's engine on the ranks of this job: one in a notebook, several under a launcher.
 
     Args:
-        rank: which data-parallel rank of `num_ranks` gets them.
+        state: what the engine starts from, such as a CheckpointReader. None (default): the initial values.
+
+    Raises:
+        DsllmError: the run does not fit this machine or these ranks, or the state cannot be loaded.
+    """
+    run, ranks = _with_vocabulary(run), discover_ranks()
+    given = read_deepspeed_json(run.deepspeed)
+    prepared = run_on_machine(run, given, ranks)
+    with process_group(ranks, prepared.device, prepared.layout.mesh) as world:
+        final = prepared.final_config(world)
+        yield ready_engine(prepared.config, final, prepared.layout.precision, world, state)
+
+
+def training_batches(run: RunConfig, data_rank: int = 0, data_size: int = 1) -> TrainingBatches:
+    """The run's micro-batches: `training_batches(run).step(Position())` gives those of the first step.
+
+    Args:
+        data_rank: which data-parallel rank of `data_size` gets them.
 
     Raises:
         ConfigError: the global batch does not divide into micro-batches on so many ranks.
         DataError: the data is not prepared yet, is damaged, or was prepared from other sources.
     """
     train = run.train
-    if train.global_batch_sequences % (train.micro_batch_sequences * num_ranks):
+    if train.global_batch_sequences % (train.micro_batch_sequences * data_size):
         raise ConfigError(
             f"train.global_batch_sequences {train.global_batch_sequences} is not a multiple of "
-            f"{train.micro_batch_sequences} sequences x {num_ranks} ranks: change one of the three"
+            f"{train.micro_batch_sequences} sequences x {data_size} ranks: change one of the three"
         )
     return TrainingBatches(
         _data_of(run),
@@ -84,8 +122,8 @@ def training_batches(run: RunConfig, rank: int = 0, num_ranks: int = 1) -> Train
         seed=run.run.seed,
         global_batch_sequences=train.global_batch_sequences,
         micro_batch_sequences=train.micro_batch_sequences,
-        rank=rank,
-        num_ranks=num_ranks,
+        data_rank=data_rank,
+        data_size=data_size,
     )
 
 
@@ -134,6 +172,13 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     """
     folder = Path(path) / "tokenizer"
     return load.open_tokenizer(folder if folder.is_dir() else Path(path))
+
+
+def _with_vocabulary(run: RunConfig) -> RunConfig:
+    if run.model.vocab_size is not None:
+        return run
+    vocab_size = load_manifest(_data_of(run)).tokenizer.vocab_size
+    return dataclasses.replace(run, model=dataclasses.replace(run.model, vocab_size=vocab_size))
 
 
 def _data_of(run: RunConfig) -> Path:

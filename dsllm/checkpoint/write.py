@@ -60,7 +60,10 @@ def write_slices(
             f"{path}: cannot be written: {error.strerror or error}; {_room(aside, slices)}"
         ) from error
     record = FileRecord(
-        name=path.name, num_bytes=num_bytes, sha256=digest, slices=[(s.name, s.region.start, s.region.stop) for s in slices]
+        name=path.name,
+        num_bytes=num_bytes,
+        sha256=digest,
+        slices=[(s.name, s.region.start, s.region.stop) for s in slices],
     )
     return record, {
         s.name: ParameterRecord(shape=s.shape, keys=tuple(s.tensors), scalars=dict(s.scalars)) for s in slices

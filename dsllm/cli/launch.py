@@ -166,7 +166,9 @@ def _yes() -> bool:
     return True
 
 
-def _run_batch(job: "Job", launch: "Launch", waits: "Waits", request: "StopRequest", write: Callable[[bytes], None]) -> int:
+def _run_batch(
+    job: "Job", launch: "Launch", waits: "Waits", request: "StopRequest", write: Callable[[bytes], None]
+) -> int:
     """Submit the job to SLURM and follow it; returns the exit code of its script."""
     from dsllm.launch.batch import follow_batch, submit
 

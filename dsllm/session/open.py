@@ -1,7 +1,6 @@
 """Opens a run: everything that is refused is refused before anything is written; then a ready engine, its data and progress."""
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -9,28 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from dsllm import counts
-from dsllm.config.precision import resolve_precision
 from dsllm.config.run import RunConfig
-from dsllm.config.train import Precision
 from dsllm.data.manifest import FILE_NAME as DATA_MANIFEST
 from dsllm.data.manifest import Manifest
 from dsllm.data.training import TrainingBatches
 from dsllm.engine.build import Engine
 from dsllm.engine.nvme import swap_files
 from dsllm.engine.processes.cores import Cores
-from dsllm.engine.processes.device import check_compiler, choose_device, set_up_process
+from dsllm.engine.processes.device import set_up_process
 from dsllm.engine.processes.process_group import World, lost_ranks_named, process_group
 from dsllm.engine.processes.ranks import Ranks
-from dsllm.engine.settings.final_config import final_config
-from dsllm.engine.settings.layout import Layout, ranks_by_node
 from dsllm.engine.state import load_loss_scaler_state
 from dsllm.files import sha256_of_file
-from dsllm.mesh import make_mesh
-from dsllm.model.kernels import load_kernels
 from dsllm.run_directory import read_status, refuse_live_run
 from dsllm.session.assembly import ready_engine
 from dsllm.session.directory import HeldDirectory, held_directory
 from dsllm.session.first_state import first_state
+from dsllm.session.machine import run_on_machine
 from dsllm.session.progress import Progress
 from dsllm.session.record import RunRecord
 from dsllm.session.resume import (
@@ -102,27 +96,24 @@ def open_session(
         DsllmError: the run is refused; then nothing was written, locked or removed.
     """
     cores = set_up_process(ranks.local_size, ranks.local_rank, config.train.bind_cores)
-    prepared = _prepare(config, given, ranks)
-    config = prepared.config
+    run = run_on_machine(config, given, ranks)
+    config, precision = run.config, run.layout.precision
     directory, timeout = Path(config.run.directory), timedelta(minutes=config.train.timeout_minutes)
-    count = counts.parameter_count(config.model, config.context_length).total
-    with process_group(ranks, prepared.device, prepared.layout.mesh, timeout) as world, lost_ranks_named(world):
-        final = _agreed_config(prepared, given, world)
+    with process_group(ranks, run.device, run.layout.mesh, timeout) as world, lost_ranks_named(world):
+        final = run.final_config(world)
         refuse_live_run(directory)
         start = _find_start(config, world, report)
         preflight(start.progress)
         if start.progress.step >= config.num_steps:
-            if world.send_from_rank_0(read_status(directory).get("state")) != "finished":  # killed before it said so
-                with held_directory(directory, world, report) as held:
-                    held.write_status("finished", step=start.progress.step, tokens=start.progress.tokens)
+            _set_finished(directory, start.progress, world, report)
             yield FinishedRun(directory=directory, progress=start.progress)
             return
         with (
-            swap_files(final, count, prepared.precision, ranks),
+            swap_files(final, _num_parameters(config), precision, ranks),
             held_directory(directory, world, report) as held,
             lost_ranks_named(world),  # inside, so that status.json gets its message too
         ):
-            engine = ready_engine(config, final, prepared.precision, world, start.state)
+            engine = ready_engine(config, final, precision, world, start.state)
             load_loss_scaler_state(engine, start.loss_scaler)
             batches = _training_batches(config, manifest, world)
             check_delivery(start.progress, batches, world)
@@ -137,43 +128,6 @@ def open_session(
                 cores=cores,
                 report=report,
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Prepared:
-    """What follows from the run on this machine, before any rank is asked."""
-
-    config: RunConfig
-    device: Any
-    precision: Precision
-    layout: Layout
-
-
-def _prepare(config: RunConfig, given: Mapping[str, Any], ranks: Ranks) -> _Prepared:
-    device = choose_device(ranks.local_rank)
-    precision = resolve_precision(config.train.precision, device.type)
-    # the record says what was really used: `auto` on another device would be another precision
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
-    mesh = make_mesh(config.parallel, ranks.world_size)
-    layout = Layout(mesh=mesh, device=device.type, precision=precision, ranks_by_node=_even_hosts(ranks))
-    final_config(config, given, layout)  # refuses now what can be refused before the ranks meet
-    load_kernels(config.train.kernels, device.type)
-    if config.train.compile:
-        check_compiler(device)
-    return _Prepared(config=config, device=device, precision=precision, layout=layout)
-
-
-def _agreed_config(prepared: _Prepared, given: Mapping[str, Any], world: World) -> Mapping[str, Any]:
-    """The final DeepSpeed config, from the hosts as they are: the same on every rank."""
-    hosts = ranks_by_node(world.gather((world.ranks.local_rank, world.ranks.local_size)))
-    layout = dataclasses.replace(prepared.layout, ranks_by_node=hosts)
-    return final_config(prepared.config, given, layout)
-
-
-def _even_hosts(ranks: Ranks) -> tuple[int, ...]:
-    """The ranks of each host as far as this one can know: as many as here on each, the rest on the last."""
-    whole, rest = divmod(ranks.world_size, ranks.local_size)
-    return (ranks.local_size,) * whole + ((rest,) if rest else ())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,3 +167,14 @@ def _training_batches(config: RunConfig, manifest: Manifest, world: World) -> Tr
         data_rank=world.data_rank,
         data_size=world.data_size,
     )
+
+
+def _num_parameters(config: RunConfig) -> int:
+    return counts.parameter_count(config.model, config.context_length).total
+
+
+def _set_finished(directory: Path, progress: Progress, world: World, report: Report) -> None:
+    """Write the status of a finished run that was killed before it could."""
+    if world.send_from_rank_0(read_status(directory).get("state")) != "finished":
+        with held_directory(directory, world, report) as held:
+            held.write_status("finished", step=progress.step, tokens=progress.tokens)

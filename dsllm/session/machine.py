@@ -1,0 +1,65 @@
+"""What a run becomes on this machine: device, precision, layout, and the final DeepSpeed config on which all ranks agree."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dsllm.config.precision import resolve_precision
+from dsllm.config.run import RunConfig
+from dsllm.engine.processes.device import check_compiler, choose_device
+from dsllm.engine.processes.process_group import World
+from dsllm.engine.processes.ranks import Ranks
+from dsllm.engine.settings.final_config import final_config
+from dsllm.engine.settings.layout import Layout, ranks_by_node
+from dsllm.mesh import make_mesh
+from dsllm.model.kernels import load_kernels
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOnMachine:
+    """A run on this rank's machine, before the ranks have met."""
+
+    config: RunConfig
+    """The run with its precision resolved, since `auto` on another device would be another precision."""
+    given: Mapping[str, Any]
+    """The DeepSpeed JSON that the run names."""
+    device: torch.device
+    layout: Layout
+
+    def final_config(self, world: World) -> dict[str, Any]:
+        """The final DeepSpeed config, from the hosts as they are: the same on every rank. A collective call.
+
+        Raises:
+            ConfigError: the run cannot work on these hosts.
+        """
+        hosts = ranks_by_node(world.gather((world.ranks.local_rank, world.ranks.local_size)))
+        return final_config(self.config, self.given, dataclasses.replace(self.layout, ranks_by_node=hosts))
+
+
+def run_on_machine(config: RunConfig, given: Mapping[str, Any], ranks: Ranks) -> RunOnMachine:
+    """Resolve a run on this rank's machine, and refuse what can be refused before the ranks meet.
+
+    Raises:
+        ConfigError: the run, its DeepSpeed JSON, the number of ranks and the device do not fit together.
+        LaunchError: there is no GPU for this rank.
+        MissingExtra: the run's kernels are not installed.
+    """
+    device = choose_device(ranks.local_rank)
+    precision = resolve_precision(config.train.precision, device.type)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
+    mesh = make_mesh(config.parallel, ranks.world_size)
+    layout = Layout(mesh=mesh, device=device.type, precision=precision, ranks_by_node=_even_hosts(ranks))
+    final_config(config, given, layout)
+    load_kernels(config.train.kernels, device.type)
+    if config.train.compile:
+        check_compiler(device)
+    return RunOnMachine(config=config, given=given, device=device, layout=layout)
+
+
+def _even_hosts(ranks: Ranks) -> tuple[int, ...]:
+    """The ranks of each host as far as this one can know: as many as here on each, the rest on the last."""
+    full, rest = divmod(ranks.world_size, ranks.local_size)
+    return (ranks.local_size,) * full + ((rest,) if rest else ())
