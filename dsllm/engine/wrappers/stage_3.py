@@ -1,6 +1,7 @@
 """ZeRO-3: rank r has the r-th part of each parameter; the parts of a sub-group follow each other in one flat tensor."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -40,16 +41,31 @@ class Stage3Wrapper(Wrapper):
             group = self.optimizer.sub_group_to_group_id[sub_group]
             offset = 0
             for p in self.optimizer.fp16_groups[sub_group]:
-                rank = self.optimizer._get_param_partition_rank(p)
-                yield from _part(self.names[id(p)], p, rank, flat, offset, group, swapped)
+                part = self._part(p, self.optimizer._get_param_partition_rank(p))
+                if part.count:
+                    yield dataclasses.replace(part, owner=flat, offset=offset, group=group, swapped=swapped)
                 offset += p.ds_tensor.ds_numel
 
     def frozen_pieces(self) -> Iterator[Piece]:
         """This rank's part of each frozen parameter, in the type that the layers see."""
-        for name, p in self.engine.module.named_parameters():
+        for p in self.engine.module.parameters():
             if not p.requires_grad:
-                rank = dist.get_rank(p.ds_process_group)
-                yield from _part(name, p, rank, p.ds_tensor, 0, None, None)
+                part = self._part(p, dist.get_rank(p.ds_process_group))
+                if part.count:
+                    yield part
+
+    def _part(self, p: Any, rank: int) -> Piece:
+        """The part of a parameter that a rank has, as a piece of the partition itself; the last ranks' parts are padded."""
+        width = p.ds_tensor.ds_numel
+        start = rank * width
+        return Piece(
+            name=self.names[id(p)],
+            shape=tuple(p.ds_shape),
+            start=start,
+            count=max(0, min(width, p.ds_numel - start)),
+            owner=p.ds_tensor,
+            group=None,
+        )
 
     def refresh(self) -> None:
         """Round the masters to the partitions of the weights, and gather the small weights that every rank keeps whole."""
@@ -85,22 +101,3 @@ class Stage3Wrapper(Wrapper):
         super().forget_state()
         if any(piece.swapped is not None for piece in self.trainable_pieces()):
             forget_swapped_state(self.optimizer)
-
-
-def _part(
-    name: str, p: Any, rank: int, owner: torch.Tensor, offset: int, group: int | None, swapped: int | None
-) -> Iterator[Piece]:
-    width = p.ds_tensor.ds_numel  # the last ranks' parts are padded to it
-    start = rank * width
-    count = max(0, min(width, p.ds_numel - start))
-    if count:
-        yield Piece(
-            name=name,
-            shape=tuple(p.ds_shape),
-            start=start,
-            count=count,
-            owner=owner,
-            offset=offset,
-            group=group,
-            swapped=swapped,
-        )
