@@ -13,8 +13,11 @@ from dsllm.config.run import RunConfig, RunSection
 from dsllm.config.train import OptimizerConfig, TrainConfig
 from dsllm.engine.build import Engine, build_engine
 from dsllm.engine.processes.process_group import World
-from dsllm.engine.settings.final_config import Layout, final_config, read_deepspeed_json
+from dsllm.engine.settings.final_config import final_config
+from dsllm.engine.settings.json_file import read_deepspeed_json
+from dsllm.engine.settings.layout import Layout
 from dsllm.engine.state import load_state
+from dsllm.mesh import Mesh
 from dsllm.model.initial import decay_groups
 from dsllm.model.initial_state import InitialValues
 from dsllm.model.transformer import Transformer, parameter_shapes
@@ -57,7 +60,7 @@ def build(
     config = run_of(shape, seed)
     given = read_deepspeed_json(f"ds_configs/zero{stage}.json")
     given["zero_optimization"] |= zero
-    layout = Layout(world_size=world.size, device=world.device.type, precision="fp32_compute_bf16")
+    layout = Layout(mesh=Mesh(data=world.size), device=world.device.type, precision="fp32_compute_bf16")
     engine = build_engine(
         lambda: Transformer(config.model, config.context_length, compute_dtype),
         decay_groups,

@@ -21,7 +21,7 @@ from dsllm.doctor.disks import Folder
 from dsllm.doctor.findings import Finding
 from dsllm.doctor.network import why_unreachable
 from dsllm.engine.processes.ranks import discover_ranks
-from dsllm.engine.settings.final_config import read_deepspeed_json
+from dsllm.engine.settings.json_file import read_deepspeed_json
 from dsllm.errors import EXIT_FAILED, ConfigError, LaunchError
 from dsllm.files import write_atomically
 

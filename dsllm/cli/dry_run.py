@@ -12,8 +12,10 @@ from dsllm.config.run import RunConfig
 from dsllm.config.train import Precision
 from dsllm.config.yaml_file import write_yaml
 from dsllm.data.manifest import load_manifest
-from dsllm.engine.settings.final_config import Layout, final_config
+from dsllm.engine.settings.final_config import final_config
+from dsllm.engine.settings.layout import Layout
 from dsllm.engine.settings.offload import offload_devices, offloaded_bytes
+from dsllm.mesh import Mesh
 
 GIB = 2**30
 
@@ -22,7 +24,7 @@ def show(config: RunConfig, given: Mapping[str, Any], world_size: int) -> int:
     """Print everything that is known of a run before it starts; the exit code."""
     config, vocabulary = with_some_vocabulary(config)
     precision, device = _guess_device(config)
-    final = final_config(config, given, Layout(world_size=world_size, device=device, precision=precision))
+    final = final_config(config, given, Layout(mesh=Mesh(data=world_size), device=device, precision=precision))
     print("# run\n" + write_yaml(run_to_dict(config)))
     print("# final DeepSpeed config\n" + json.dumps(final, indent=2))
     print("\n# " + "\n# ".join(_summary(config, final, world_size, precision, device, vocabulary)))

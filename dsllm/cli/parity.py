@@ -16,35 +16,36 @@ from dsllm.errors import EXIT_FAILED, EXIT_USAGE
 from dsllm.files import write_atomically
 from dsllm.parity.combinations import WORLD_SIZES
 from dsllm.parity.compare import Row
-from dsllm.parity.coverage import untouched
+from dsllm.parity.covering_rows import settings_without_rows
 from dsllm.parity.report import HEAD, Report, as_json, as_markdown, cells, verdict, worst_by_precision
-from dsllm.parity.table import Plan, plan_table, run_table
+from dsllm.parity.table import Selection, run_table, select_combinations
 
 EXIT_CTRL_C = 130
 
 
 def run(options: argparse.Namespace, words: Sequence[str]) -> int:
-    """The table; the exit code: 0 where every combination lies within its bounds.
+    """Run the table and show it; exit code 0: every combination is within its bounds.
 
     Args:
         options: world_sizes, quick, only, seed, json, write.
         words: the arguments as the user gave them, for the page.
     """
-    plan = plan_table(options.world_sizes or WORLD_SIZES, options.quick, options.only)
-    if not plan.combinations:
+    selection = select_combinations(options.world_sizes or WORLD_SIZES, options.quick, options.only)
+    if not selection.combinations:
         print(
-            f"dsllm doctor: no combination to run: {'; '.join(plan.left_out) or '--only matches none'}", file=sys.stderr
+            f"dsllm doctor: no combination to run: {'; '.join(selection.left_out) or '--only matches none'}",
+            file=sys.stderr,
         )
         return EXIT_USAGE
     console = Console(stderr=options.json == "-")  # stdout is the JSON's
     start = time.monotonic()
     try:
-        rows = _run(plan, options.seed, console)
+        rows = _run(selection, options.seed, console)
     except KeyboardInterrupt:
         console.print("interrupted; no rank is left running")
         return EXIT_CTRL_C
     report = Report(
-        plan=plan,
+        selection=selection,
         rows=tuple(rows),
         command=shlex.join(["dsllm", "doctor", *words]),
         seconds=time.monotonic() - start,
@@ -55,20 +56,20 @@ def run(options: argparse.Namespace, words: Sequence[str]) -> int:
         text = json.dumps(as_json(report), indent=2) + "\n"
         print(text, end="") if options.json == "-" else write_atomically(Path(options.json), text)
     if options.write:
-        write_atomically(options.write, as_markdown(report, untouched()))
+        write_atomically(options.write, as_markdown(report, settings_without_rows()))
     return 0 if report.passed else EXIT_FAILED
 
 
-def _run(plan: Plan, seed: int, console: Console) -> list[Row]:
-    """All rows; a bar on a terminal, and a line for each row that failed."""
+def _run(selection: Selection, seed: int, console: Console) -> list[Row]:
+    """All rows. Shows a progress bar on a terminal, and a line for each row that failed."""
     rows: list[Row] = []
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         # a row on 4 ranks takes several times as long as one on 1: the estimate counts ranks
-        task = progress.add_task("parity", total=len(plan.combinations))
-        for row in run_table(plan.combinations, plan.device, seed):
+        task = progress.add_task("parity", total=len(selection.combinations))
+        for row in run_table(selection.combinations, selection.device, seed):
             rows.append(row)
             if not row.passed:
                 progress.console.print(f"{row.combination.name}: {verdict(row)}", style="red", highlight=False)
@@ -87,7 +88,7 @@ def _show(report: Report, console: Console) -> None:
         console.print(
             f"\n{row.combination.name}\n  {'  '.join(cells(row))}\n{row.problem}", highlight=False, markup=False
         )
-    for text in report.plan.left_out:
+    for text in report.selection.left_out:
         console.print(f"not run: {text}", highlight=False)
     passed = len(report.rows) - len(failures)
     console.print(f"{passed} of {len(report.rows)} combinations agree with plain PyTorch, in {report.seconds:.0f} s")

@@ -20,7 +20,8 @@ from dsllm.data.manifest import (
     wait_for_manifest,
 )
 from dsllm.engine.processes.ranks import Ranks, discover_ranks
-from dsllm.engine.settings.final_config import gradient_accumulation, read_deepspeed_json
+from dsllm.engine.settings.final_config import gradient_accumulation
+from dsllm.engine.settings.json_file import read_deepspeed_json
 from dsllm.errors import ConfigError, DataError
 
 PREPARE_SECONDS = 7 * 24 * 3600

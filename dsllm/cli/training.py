@@ -39,11 +39,13 @@ from dsllm.engine.processes.device import (
 )
 from dsllm.engine.processes.process_group import World, lost_ranks_named, process_group
 from dsllm.engine.processes.ranks import Ranks
-from dsllm.engine.settings.final_config import Layout, final_config
+from dsllm.engine.settings.final_config import final_config
+from dsllm.engine.settings.layout import Layout, ranks_by_node
 from dsllm.engine.state import check_attributes, load_state
 from dsllm.errors import EXIT_INTERRUPTED, CheckpointError, DataError, RunError
 from dsllm.evaluate.perplexity import validation_loss
 from dsllm.files import sha256_of_file, write_atomically
+from dsllm.mesh import Mesh
 from dsllm.model.initial import decay_groups
 from dsllm.model.initial_state import InitialValues, WeightsOnly
 from dsllm.model.kernels import Kernels, load_kernels
@@ -71,7 +73,6 @@ def run(
     cores = set_up_process(ranks.local_size, ranks.local_rank, config.train.bind_cores)
     device = choose_device(ranks.local_rank)
     precision = resolve_precision(config.train.precision, device)
-    final = final_config(config, given, _layout(ranks, device, precision))
     count = counts.parameter_count(config.model, config.context_length).total
     kernels = load_kernels(config.train.kernels, device.type)
     if config.train.compile:
@@ -79,9 +80,10 @@ def run(
     tell = Terminal(speaks=ranks.rank == 0)
     timeout = timedelta(minutes=config.train.timeout_minutes)
     with (
-        swap_files(final, count, precision, ranks),
         process_group(ranks, device, timeout) as world,
         lost_ranks_named(world),  # while the directory is taken
+        contextlib.nullcontext(final_config(config, given, _layout(world, precision))) as final,
+        swap_files(final, count, precision, ranks),
         _run_directory(config, world) as attempt,
         lost_ranks_named(world),  # inside it, so that status.json has the words too
     ):
@@ -120,9 +122,14 @@ def run(
         return _conclude(config, progress, stopped_by, world, tell)
 
 
-def _layout(ranks: Ranks, device: torch.device, precision: Precision) -> Layout:
-    nodes = -(-ranks.world_size // ranks.local_size)
-    return Layout(world_size=ranks.world_size, device=device.type, precision=precision, num_nodes=nodes)
+def _layout(world: World, precision: Precision) -> Layout:
+    """The same on every rank, because it is made from what all ranks report; a collective call."""
+    return Layout(
+        mesh=Mesh(data=world.size),
+        device=world.device.type,
+        precision=precision,
+        ranks_by_node=ranks_by_node(world.gather((world.ranks.local_rank, world.ranks.local_size))),
+    )
 
 
 def _make_model(config: RunConfig, precision: Precision, kernels: Kernels) -> Transformer:

@@ -1,7 +1,8 @@
 """Named model sizes: the fields of ModelConfig that make each, and the vocabulary and context it was published with."""
 
-import difflib
 from typing import Any
+
+from dsllm.config.suggest import did_you_mean
 
 
 def _llama(num_layers: int, hidden_size: int, num_heads: int, mlp_size: int, **more: Any) -> dict[str, Any]:
@@ -90,13 +91,12 @@ def resolve_size(model: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
     """The model section with the fields of its named size put under those that were given.
 
     Returns:
-        the section, and what is wrong with its `size` (nothing: all is well)
+        the section, and what is wrong with its `size` (None: it is right)
     """
     size = model.get("size")
     if not isinstance(size, str):
         return model, None  # none given, or a type error that validation reports
     if size in SIZES:
         return SIZES[size] | model, None
-    close = difflib.get_close_matches(size, SIZES, n=1)
-    hint = f"; did you mean '{close[0]}'?" if close else ""
+    hint = did_you_mean(size, SIZES) or "."
     return model, f"unknown size '{size}'{hint} There are: {', '.join(SIZES)}"

@@ -10,9 +10,11 @@ from dsllm.engine.build import Engine, build_engine
 from dsllm.engine.instruments.fp16_on_cpu import fp16_on_cpu
 from dsllm.engine.processes.device import compute_dtype
 from dsllm.engine.processes.process_group import World
-from dsllm.engine.settings.final_config import Layout, final_config
+from dsllm.engine.settings.final_config import final_config
+from dsllm.engine.settings.layout import Layout
 from dsllm.engine.state import check_attributes, load_state, owned_slices
 from dsllm.engine.step import set_learning_rate, take_step
+from dsllm.mesh import Mesh
 from dsllm.model.initial import decay_groups
 from dsllm.model.initial_state import InitialValues
 from dsllm.model.recompute import Recompute
@@ -58,7 +60,7 @@ def make_engine(world: World, combination: Combination, seed: int) -> Engine:
     config = run_of(combination, seed)
     # as far as the checks are concerned, fp16 is on a GPU, where it is at home
     device = "cuda" if combination.precision == "fp16" else world.device.type
-    layout = Layout(world_size=world.size, device=device, precision=combination.precision)
+    layout = Layout(mesh=Mesh(data=world.size), device=device, precision=combination.precision)
     make_model = partial(
         Transformer,
         config.model,

@@ -15,9 +15,11 @@ from dsllm.engine.build import build_engine
 from dsllm.engine.instruments.fp16_on_cpu import fp16_on_cpu
 from dsllm.engine.processes.device import compute_dtype
 from dsllm.engine.processes.process_group import World
-from dsllm.engine.settings.final_config import Layout, final_config
+from dsllm.engine.settings.final_config import final_config
+from dsllm.engine.settings.layout import Layout
 from dsllm.engine.state import load_state
 from dsllm.engine.step import take_step
+from dsllm.mesh import Mesh
 from dsllm.model.initial import decay_groups
 from dsllm.model.initial_state import InitialValues
 from dsllm.model.transformer import Transformer, parameter_shapes
@@ -75,7 +77,7 @@ def states_of(world: World, precision: Precision, stage: int, fp32_gradients: bo
         given["zero_optimization"] |= {"reduce_bucket_size": BUCKET, "stage3_param_persistence_threshold": 0}
     if stage and precision in ("bf16", "fp16"):
         given["data_types"] = {"grad_accum_dtype": "fp32" if fp32_gradients else precision}
-    layout = Layout(world_size=world.size, device="cuda" if precision == "fp16" else "cpu", precision=precision)
+    layout = Layout(mesh=Mesh(data=world.size), device="cuda" if precision == "fp16" else "cpu", precision=precision)
     with fp16_on_cpu(precision):
         engine = build_engine(
             lambda: Transformer(MODEL, SEQUENCE_LENGTH, compute_dtype(precision)),

@@ -13,8 +13,10 @@ from dsllm.engine.build import Engine, build_engine
 from dsllm.engine.instruments.fp16_on_cpu import fp16_on_cpu
 from dsllm.engine.processes.device import compute_dtype
 from dsllm.engine.processes.process_group import World
-from dsllm.engine.settings.final_config import Layout, final_config
+from dsllm.engine.settings.final_config import final_config
+from dsllm.engine.settings.layout import Layout
 from dsllm.engine.state import load_state
+from dsllm.mesh import Mesh
 from dsllm.model.initial import decay_groups, initial_value
 from dsllm.model.recompute import Recompute
 from dsllm.model.transformer import Transformer
@@ -125,7 +127,7 @@ def tiny_engine(
     # buckets and thresholds so small that parameters are really cut and spread over several of them
     small = {"reduce_bucket_size": 5000, "stage3_param_persistence_threshold": 200, "sub_group_size": 20_000}
     given = {"zero_optimization": {"stage": stage, **(small if stage else {}), **zero}}
-    final = final_config(config, given, Layout(world_size=world.size, device=device, precision=precision))
+    final = final_config(config, given, Layout(mesh=Mesh(data=world.size), device=device, precision=precision))
     with fp16_on_cpu(precision):
         engine = build_engine(lambda: tiny_model(config), decay_groups, config.train, precision, final, world)
     load_state(engine, reader or InitialValues(config, parameter_shapes(config.model)))
