@@ -21,7 +21,7 @@ from dsllm.engine.optimizers import set_learning_rate
 from dsllm.engine.processes.device import compute_dtype
 from dsllm.engine.processes.process_group import process_group
 from dsllm.engine.processes.ranks import discover_ranks
-from dsllm.engine.settings.final_config import read_deepspeed_json
+from dsllm.engine.settings.json_file import read_deepspeed_json
 from dsllm.engine.step import StepResult, take_step
 from dsllm.errors import ConfigError
 from dsllm.evaluate import load

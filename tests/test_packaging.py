@@ -21,7 +21,7 @@ from pathlib import Path
 import dsllm
 from dsllm.config.load import load_run
 from dsllm.config.paths import presets_directory
-from dsllm.engine.settings.final_config import read_deepspeed_json
+from dsllm.engine.settings.json_file import read_deepspeed_json
 assert Path("site").resolve() in Path(dsllm.__file__).parents, dsllm.__file__
 assert presets_directory() == Path(dsllm.__file__).parent / "presets"
 config = load_run(None)

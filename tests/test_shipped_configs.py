@@ -6,7 +6,10 @@ import pytest
 
 from dsllm.config.load import load_run, run_from_dict, run_to_dict
 from dsllm.config.paths import DEFAULT_RECIPE, find_file, presets_directory
-from dsllm.engine.settings.final_config import Layout, final_config, read_deepspeed_json
+from dsllm.engine.settings.final_config import final_config
+from dsllm.engine.settings.json_file import read_deepspeed_json
+from dsllm.engine.settings.layout import Layout
+from dsllm.mesh import Mesh
 
 RECIPES = sorted((presets_directory() / "launch" / "recipes").glob("*.yaml"))
 JSONS = sorted((presets_directory() / "ds_configs").glob("*.json"))
@@ -32,7 +35,7 @@ def test_recipe_loads_and_survives_saving(recipe: Path) -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=stem)
 def test_recipe_has_a_final_deepspeed_config(recipe: Path, world_size: int) -> None:
     config = load_run(str(recipe))
-    layout = Layout(world_size=world_size, device="cpu", precision="fp32_compute_bf16")
+    layout = Layout(mesh=Mesh(data=world_size), device="cpu", precision="fp32_compute_bf16")
     final = final_config(config, read_deepspeed_json(config.deepspeed), layout)
     assert final["train_batch_size"] == config.train.global_batch_sequences
 
@@ -40,7 +43,7 @@ def test_recipe_has_a_final_deepspeed_config(recipe: Path, world_size: int) -> N
 @pytest.mark.parametrize("device, precision", [("cpu", "fp32"), ("cpu", "fp32_compute_bf16"), ("cuda", "bf16")])
 @pytest.mark.parametrize("path", JSONS, ids=stem)
 def test_json_joins_the_default_run(path: Path, device: str, precision: str) -> None:
-    layout = Layout(world_size=2, device=device, precision=precision)
+    layout = Layout(mesh=Mesh(data=2), device=device, precision=precision)
     final = final_config(load_run(None), read_deepspeed_json(str(path)), layout)
     assert "auto" not in str(final), "everything that the JSON leaves open is decided"
     assert final["zero_optimization"]["stage"] == int(path.stem.removeprefix("zero")[0])

@@ -11,7 +11,9 @@ from dsllm.config.run import RunConfig, RunSection
 from dsllm.config.train import Precision, TrainConfig
 from dsllm.engine.build import Engine
 from dsllm.engine.processes.process_group import World
-from dsllm.engine.settings.final_config import Layout, final_config, read_deepspeed_json
+from dsllm.engine.settings.final_config import final_config
+from dsllm.engine.settings.layout import Layout
+from dsllm.engine.settings.json_file import read_deepspeed_json
 from dsllm.session.assembly import ready_engine
 
 
@@ -39,5 +41,5 @@ def build(shape: Workload, world: World, stage: int, precision: Precision, seed:
     config = run_of(shape, seed)
     given = read_deepspeed_json(f"ds_configs/zero{stage}.json")
     given["zero_optimization"] |= zero
-    layout = Layout(world_size=world.size, device=world.device.type, precision=precision)
+    layout = Layout(mesh=world.mesh, device=world.device.type, precision=precision)
     return ready_engine(config, final_config(config, given, layout), precision, world)

@@ -12,7 +12,7 @@ from dsllm.config.load import load_run
 from dsllm.config.run import RunConfig
 from dsllm.doctor.disks import Folder
 from dsllm.doctor.local_checks import Request
-from dsllm.engine.settings.final_config import read_deepspeed_json
+from dsllm.engine.settings.json_file import read_deepspeed_json
 from dsllm.parameters import parameter_table
 
 

@@ -57,14 +57,14 @@ def _run(options: argparse.Namespace, command: str, report: Report) -> int:
     from rich.console import Console
 
     from dsllm.cli.parity_report import run_with_progress, show
-    from dsllm.parity.coverage import untouched
+    from dsllm.parity.covering_rows import settings_without_rows
     from dsllm.parity.report import Report as ParityReport
     from dsllm.parity.report import as_json, as_markdown
-    from dsllm.parity.table import plan_table
+    from dsllm.parity.table import select_combinations
 
-    plan = plan_table(options.world_sizes or WORLD_SIZES, options.quick, options.only)
-    if not plan.combinations:
-        reason = "; ".join(plan.left_out) or "--only matches none"
+    selection = select_combinations(options.world_sizes or WORLD_SIZES, options.quick, options.only)
+    if not selection.combinations:
+        reason = "; ".join(selection.left_out) or "--only matches none"
         print(f"dsllm parity: no combination to run: {reason}", file=sys.stderr)
         return EXIT_USAGE
     if options.write:
@@ -72,14 +72,14 @@ def _run(options: argparse.Namespace, command: str, report: Report) -> int:
     console = Console()
     start = time.monotonic()
     try:
-        rows = run_with_progress(plan, options.seed, console)
+        rows = run_with_progress(selection, options.seed, console)
     except KeyboardInterrupt:
         console.print("interrupted; no rank is left running")
         return EXIT_CTRL_C
     seconds = time.monotonic() - start
-    found = ParityReport(plan=plan, rows=tuple(rows), command=command, seconds=seconds, seed=options.seed)
+    found = ParityReport(selection=selection, rows=tuple(rows), command=command, seconds=seconds, seed=options.seed)
     show(found, console)
     report(as_json(found))
     if options.write:
-        write_text(options.write, as_markdown(found, untouched()))
+        write_text(options.write, as_markdown(found, settings_without_rows()))
     return 0 if found.passed else EXIT_FAILED

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
     options = _parse(arguments)
     from dsllm.config.load import load_run
     from dsllm.engine.processes.ranks import discover_ranks
-    from dsllm.engine.settings.final_config import read_deepspeed_json
+    from dsllm.engine.settings.json_file import read_deepspeed_json
 
     words = parse_run_words(options.words, *([options.config] if options.config else []))
     config, ranks = load_run(words.file, words.overrides), discover_ranks()

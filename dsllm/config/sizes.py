@@ -1,7 +1,8 @@
 """Named model sizes: the fields of ModelConfig for each."""
 
-import difflib
 from typing import Any
+
+from dsllm.config.suggest import did_you_mean
 
 
 def _llama(num_layers: int, hidden_size: int, num_heads: int, mlp_size: int, **more: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from dsllm.config.train import Precision
 from dsllm.engine.deepspeed_library import deepspeed
 from dsllm.engine.instruments.operators import CXX, LIBAIO, NINJA, build_tools
 from dsllm.engine.processes.ranks import Ranks
-from dsllm.engine.settings.offload import OFFLOAD_OPTIMIZER, OFFLOAD_PARAM, offloaded_bytes
+from dsllm.engine.settings.offload import OFFLOAD_BLOCKS, offloaded_bytes
 from dsllm.errors import ConfigError
 
 OPERATORS = ("pin_memory", "async_io")
@@ -30,7 +30,7 @@ LOCK_SECONDS = 10.0
 
 def swap_folders(final: Mapping[str, Any]) -> list[Path]:
     """The run's own folders for swap files; none where nothing goes to NVMe."""
-    blocks = (final["zero_optimization"].get(key, {}) for key in (OFFLOAD_OPTIMIZER, OFFLOAD_PARAM))
+    blocks = (final["zero_optimization"].get(key, {}) for key in OFFLOAD_BLOCKS)
     return sorted({Path(block["nvme_path"]) for block in blocks if block.get("device") == "nvme"})
 
 

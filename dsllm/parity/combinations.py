@@ -2,20 +2,27 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from dsllm.config.train import PRECISIONS, ActivationCheckpointing, Precision
+from dsllm.engine.settings.key import Covered, Key, nested
+from dsllm.engine.settings.table import STAGE, TABLE
 
 STAGES = (0, 1, 2, 3)
 WORLD_SIZES = (1, 2, 4)
 ACCUMULATIONS = (1, 3)
 
+DEEPSPEED_SETTINGS: dict[str, tuple[Key, Covered]] = {
+    key.parity.name or key.name: (key, key.parity) for key in TABLE.values() if isinstance(key.parity, Covered)
+}
+"""Every key of the DeepSpeed JSON that a row can set, by the name it has in a row, in the table's order."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Combination:
-    """One set-up. The first fields make the full product; the others are covered pairwise, and None leaves a key out."""
+    """One set-up. The first five fields make the full product; the others are covered pairwise."""
 
     stage: int = 0
     precision: Precision = "fp32"
@@ -30,27 +37,12 @@ class Combination:
     loss_scale: str = "static"
     """fp16 only: static, or dynamic with a scale that grows during the run."""
     activation_checkpointing: ActivationCheckpointing = "none"
-    grad_accum_dtype: str | None = None
-    communication_data_type: str | None = None
-    prescale_gradients: bool | None = None
-    gradient_predivide_factor: float | None = None
-    reduce_bucket_size: int | None = None
-    allgather_bucket_size: int | None = None
-    allgather_partitions: bool | None = None
-    reduce_scatter: bool | None = None
-    overlap_comm: bool | None = None
-    contiguous_gradients: bool | None = None
-    sub_group_size: int | None = None
-    use_multi_rank_bucket_allreduce: bool | None = None
-    ignore_unused_parameters: bool | None = None
-    stage3_prefetch_bucket_size: int | None = None
-    stage3_param_persistence_threshold: int | None = None
-    stage3_model_persistence_threshold: int | None = None
-    stage3_max_live_parameters: int | None = None
-    stage3_max_reuse_distance: int | None = None
-    zero_hpz_partition_size: int | None = None
-    offload_optimizer: str | None = None
-    offload_param: str | None = None
+    deepspeed: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """What the DeepSpeed JSON sets next to the stage, by the names of DEEPSPEED_SETTINGS; all other keys are absent."""
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.deepspeed if name not in DEEPSPEED_SETTINGS]
+        assert not unknown, f"not settings of the DeepSpeed JSON that a row can have: {', '.join(unknown)}"
 
     @property
     def num_micro_batches(self) -> int:
@@ -59,7 +51,7 @@ class Combination:
 
     @property
     def name(self) -> str:
-        """Its place in the full product, then what it sets besides."""
+        """Its place in the full product, then its other settings."""
         return " ".join([self.place, *self.settings])
 
     @property
@@ -71,33 +63,24 @@ class Combination:
 
     @property
     def settings(self) -> list[str]:
-        """What it sets besides."""
-        return [
-            f"{field.name}={getattr(self, field.name)}"
-            for field in dataclasses.fields(self)
-            if field.name not in PRODUCT and getattr(self, field.name) != field.default
-        ]
+        """Its other settings, as NAME=VALUE."""
+        own = [f for f in dataclasses.fields(self) if f.name not in (*PRODUCT, "deepspeed")]
+        differing = {f.name: getattr(self, f.name) for f in own if getattr(self, f.name) != f.default}
+        of_json = {name: self.deepspeed[name] for name in DEEPSPEED_SETTINGS if name in self.deepspeed}
+        return [f"{name}={value}" for name, value in (differing | of_json).items()]
 
     def deepspeed_json(self) -> dict[str, Any]:
         """What a user would write as the DeepSpeed JSON."""
-        given: dict[str, Any] = {key: value for key in TOP_LEVEL if (value := getattr(self, key)) is not None}
-        if self.grad_accum_dtype is not None:
-            given["data_types"] = {"grad_accum_dtype": self.grad_accum_dtype}
-        zero = {key: value for key in ZERO if (value := getattr(self, key)) is not None}
-        zero |= {key: {"device": device} for key in OFFLOAD if (device := getattr(self, key)) is not None}
-        return given | {"zero_optimization": {"stage": self.stage, **zero}}
+        paths = {DEEPSPEED_SETTINGS[name][0].path: value for name, value in self.deepspeed.items()}
+        return nested({STAGE: self.stage} | paths)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every setting by name, for --json; None where a key of the DeepSpeed JSON is absent."""
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "deepspeed"}
+        return own | {name: self.deepspeed.get(name) for name in DEEPSPEED_SETTINGS}
 
 
 PRODUCT = ("stage", "precision", "accumulation", "clipping", "world_size")
-TOP_LEVEL = ("communication_data_type", "prescale_gradients", "gradient_predivide_factor")
-OFFLOAD = ("offload_optimizer", "offload_param")
-ZERO = (
-    "reduce_bucket_size", "allgather_bucket_size", "allgather_partitions", "reduce_scatter", "overlap_comm",
-    "contiguous_gradients", "sub_group_size", "use_multi_rank_bucket_allreduce", "ignore_unused_parameters",
-    "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold", "stage3_model_persistence_threshold",
-    "stage3_max_live_parameters", "stage3_max_reuse_distance", "zero_hpz_partition_size",
-)  # fmt: skip
-"""Keys of zero_optimization that are written as they are."""
 
 
 def full_product() -> Iterator[Combination]:
@@ -110,7 +93,7 @@ def full_product() -> Iterator[Combination]:
     ):
         if precision == "fp16" and stage == 0:
             continue  # refused: DeepSpeed divides the gradients by a loss scale that it never applied
-        small: dict[str, Any] = {"reduce_bucket_size": 3000, "allgather_bucket_size": 3000} if stage else {}
+        small = {"reduce_bucket_size": 3000, "allgather_bucket_size": 3000} if stage else {}
         if stage == 3:
             small |= {"stage3_param_persistence_threshold": 100, "sub_group_size": 6000}
         yield Combination(
@@ -119,5 +102,5 @@ def full_product() -> Iterator[Combination]:
             accumulation=accumulation,
             clipping=clipping,
             world_size=world_size,
-            **small,
+            deepspeed=small,
         )

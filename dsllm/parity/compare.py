@@ -1,4 +1,4 @@
-"""Compares the engine's training with the reference: one function, for the table, for the tests and for planted faults."""
+"""Compares the engine's training with the reference; the table, the tests and the planted faults all call it."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from dsllm.parity.reference import Reference, norm_of
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One combination's result: deviations beside bounds, or the error that kept it from running."""
+    """One combination's result: deviations and their bounds, or the error that stopped it."""
 
     combination: Combination
     loss: float
@@ -26,7 +26,7 @@ class Row:
     """||w - w_ref|| / ||w_ref - w_initial|| after the last step."""
     bounds: Bounds
     problem: str = ""
-    """What is wrong besides deviations: ranks that differ, a step not taken, an error."""
+    """What else is wrong: ranks that differ, a step that was not applied, an error. Empty: no problem."""
 
     @property
     def ratio(self) -> float:
@@ -36,7 +36,7 @@ class Row:
 
     @property
     def passed(self) -> bool:
-        """Within all bounds, and nothing else wrong."""
+        """Whether all deviations are within their bounds and there is no problem."""
         return not self.problem and self.ratio <= 1
 
     def as_dict(self) -> dict[str, Any]:
@@ -47,12 +47,12 @@ class Row:
             "problem": self.problem,
             "deviations": {"loss": self.loss, "norm": self.norm, "weights": self.weights},
             "bounds": asdict(self.bounds),
-            "combination": asdict(self.combination),
+            "combination": self.combination.as_dict(),
         }
 
 
 def compare(combination: Combination, reference: Reference, ranks: Sequence[RankTrained]) -> Row:
-    """What the ranks trained, against what the plain loop trained on the same samples."""
+    """Compare what the ranks trained with what the plain loop trained on the same samples."""
     first = ranks[0]
     weights, missing = _assembled(reference, ranks)
     problems = [missing] if missing else []
@@ -72,7 +72,7 @@ def compare(combination: Combination, reference: Reference, ranks: Sequence[Rank
 
 
 def failed(combination: Combination, reference: Reference, problem: str) -> Row:
-    """The row of a combination that did not run to its end."""
+    """The row of a combination that stopped with an error."""
     bounds = bounds_for(combination, reference)
     return Row(combination=combination, loss=math.nan, norm=math.nan, weights=math.nan, bounds=bounds, problem=problem)
 
@@ -83,7 +83,7 @@ def _largest(values: Sequence[float], wanted: Sequence[float]) -> float:
 
 
 def _assembled(reference: Reference, ranks: Sequence[RankTrained]) -> tuple[dict[str, np.ndarray], str]:
-    """The whole weights from the pieces that the ranks own, each element exactly once."""
+    """The whole weights, made of the pieces that the ranks own, and what is wrong with the pieces."""
     whole = {name: np.full_like(values, np.nan) for name, values in reference.weights.items()}
     written = {name: np.zeros(values.shape, dtype=int) for name, values in reference.weights.items()}
     for rank in ranks:

@@ -9,7 +9,8 @@ from dsllm.engine.build import Engine
 from dsllm.engine.instruments.fp16_on_cpu import fp16_on_cpu
 from dsllm.engine.optimizers import set_learning_rate
 from dsllm.engine.processes.process_group import World
-from dsllm.engine.settings.final_config import Layout, final_config
+from dsllm.engine.settings.final_config import final_config
+from dsllm.engine.settings.layout import Layout
 from dsllm.engine.state import owned_slices
 from dsllm.engine.step import take_step
 from dsllm.objectives import TokenLoss
@@ -58,7 +59,7 @@ def make_engine(world: World, combination: Combination, seed: int) -> Engine:
     config = run_of(combination, seed)
     # as far as the checks are concerned, fp16 is on a GPU, where it is at home
     device = "cuda" if combination.precision == "fp16" else world.device.type
-    layout = Layout(world_size=world.size, device=device, precision=combination.precision)
+    layout = Layout(mesh=world.mesh, device=device, precision=combination.precision)
     final = final_config(config, combination.deepspeed_json(), layout)
     with fp16_on_cpu(combination.precision):
         return ready_engine(config, final, combination.precision, world)

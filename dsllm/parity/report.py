@@ -8,15 +8,15 @@ from importlib.metadata import version
 from typing import Any
 
 from dsllm.parity.compare import Row
-from dsllm.parity.cover import FACTORS
-from dsllm.parity.table import Plan
+from dsllm.parity.pairwise import FACTORS
+from dsllm.parity.table import Selection
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """A table that has been run."""
 
-    plan: Plan
+    selection: Selection
     rows: tuple[Row, ...]
     command: str
     seconds: float
@@ -24,18 +24,18 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Every row that was asked for was run, and lies within its bounds."""
-        return len(self.rows) == len(self.plan.combinations) and all(row.passed for row in self.rows)
+        """Every selected row was run, and is within its bounds."""
+        return len(self.rows) == len(self.selection.combinations) and all(row.passed for row in self.rows)
 
     @property
     def machine(self) -> str:
-        """Where the numbers come from."""
+        """The device and the versions that the numbers come from."""
         versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "deepspeed"))
-        return f"{self.plan.device}, Python {platform.python_version()}, {versions}"
+        return f"{self.selection.device}, Python {platform.python_version()}, {versions}"
 
 
 def worst_by_precision(rows: Sequence[Row]) -> list[tuple[str, int, Row]]:
-    """Per precision: how many rows, and the one nearest to its bound."""
+    """For each precision: the number of rows, and the row nearest to its bound."""
     found: list[tuple[str, int, Row]] = []
     for precision in dict.fromkeys(row.combination.precision for row in rows):
         own = [row for row in rows if row.combination.precision == precision]
@@ -54,19 +54,19 @@ def as_json(report: Report) -> dict[str, Any]:
         "command": report.command,
         "seed": report.seed,
         "seconds": round(report.seconds, 1),
-        "left_out": list(report.plan.left_out),
+        "left_out": list(report.selection.left_out),
         "rows": rows,
     }
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """A row's numbers as text: each deviation beside its bound, and what came of it."""
+    """A row's numbers as text: each deviation with its bound, and the result."""
     pairs = ((row.loss, row.bounds.loss), (row.norm, row.bounds.norm), (row.weights, row.bounds.weights))
     return (*(f"{deviation:.1e} / {bound:.1e}" for deviation, bound in pairs), verdict(row))
 
 
 def verdict(row: Row) -> str:
-    """passed, or what is wrong; fp16 on a CPU is marked as such."""
+    """Whether a row passed, or what is wrong with it."""
     if row.problem:
         return f"FAILED: {row.problem.strip().splitlines()[-1]}"
     return f"{'passed' if row.passed else 'FAILED'}, {row.ratio:.2f} of its bound"
@@ -94,18 +94,19 @@ four ranks. fp16 rows{fp16} compute in fp16 wherever they run; `dsllm train` ref
 {left_out}
 ## Which row covers a run
 
-`dsllm/parity/coverage.py` answers it for any DeepSpeed JSON. The full product: every ZeRO stage x precision x accumulation
-(1 and more) x clipping (on, off) x 1, 2 and 4 ranks that the config accepts. The cover: every pair of values of the
-following factors that can stand together, with stage and precision as one factor, so that each value meets every stage
-in every precision.
+`dsllm/parity/covering_rows.py` answers it for any DeepSpeed JSON. The full product: every ZeRO stage x precision x
+accumulation (1 and more) x clipping (on, off) x 1, 2 and 4 ranks that the config accepts. The pairwise rows: every pair of
+values of the following factors that can be combined, with stage and precision as one factor, so that each value meets
+every stage in every precision.
 
 {factors}
 
-Settings that cannot touch a number, and why:
+Settings that no row has, and why:
 
-{untouched}
+{without_rows}
 
-What DeepSpeed accepts and nobody has proven is refused when the config is read, by name and with the reason.
+All other keys of DeepSpeed are refused when the config is read, by name and with the reason
+(`dsllm/engine/settings/table.py`).
 
 ## All rows
 
@@ -113,16 +114,16 @@ What DeepSpeed accepts and nobody has proven is refused when the config is read,
 """
 
 
-def as_markdown(report: Report, untouched: Sequence[tuple[str, str]]) -> str:
+def as_markdown(report: Report, without_rows: Sequence[tuple[str, str]]) -> str:
     """docs/parity.md.
 
     Args:
-        untouched: settings that cannot touch numbers, each with the reason.
+        without_rows: accepted settings that no row has, each with the reason.
     """
     good = f"All {len(report.rows)} combinations passed." if report.passed else "**Not all combinations passed.**"
     lines = [f"| {precision} | {number} | {row.combination.name} | {' | '.join(cells(row))} |"
              for precision, number, row in worst_by_precision(report.rows)]  # fmt: skip
-    left_out = [f"Not run: {text}." for text in report.plan.left_out]
+    left_out = [f"Not run: {text}." for text in report.selection.left_out]
     rows = [f"| {row.combination.name} | {' | '.join(cells(row))} |" for row in report.rows]
     return PAGE.format(
         command=report.command,
@@ -130,13 +131,13 @@ def as_markdown(report: Report, untouched: Sequence[tuple[str, str]]) -> str:
         machine=report.machine,
         seconds=report.seconds,
         seed=report.seed,
-        fp16=" (on this machine on the CPU)" if report.plan.device == "cpu" else "",
+        fp16=" (on this machine on the CPU)" if report.selection.device == "cpu" else "",
         worst="\n".join([_head("precision", "rows", "row", *HEAD), *lines]),
         left_out="\n".join(["", *left_out, ""]) if left_out else "",
         factors="\n".join(
             f"- {name}: {', '.join(_shown(v) for v in values if v is not None)}" for name, values in FACTORS.items()
         ),
-        untouched="\n".join(f"- `{name}`: {reason}" for name, reason in untouched),
+        without_rows="\n".join(f"- `{name}`: {reason}" for name, reason in without_rows),
         rows="\n".join([_head("row", *HEAD), *rows]),
     )
 

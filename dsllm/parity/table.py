@@ -1,4 +1,4 @@
-"""Runs a table of combinations: per world size one job of ranks that trains them one after the other, and the references."""
+"""Runs the parity table: for each world size, one job of ranks trains the combinations one after the other."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -7,17 +7,17 @@ from dsllm.engine.processes.local_ranks import RankError, iterate_on_ranks, loca
 from dsllm.engine.processes.process_group import World
 from dsllm.parity.combinations import Combination, full_product
 from dsllm.parity.compare import Row, compare, failed
-from dsllm.parity.cover import pairwise_cover
 from dsllm.parity.engine_run import train_all_on_rank
+from dsllm.parity.pairwise import pairwise_rows
 from dsllm.parity.reference import Reference, train_reference
 
 SECONDS_PER_ROW = 240.0
-"""A row that takes longer hangs: the slowest takes a few seconds, and a minute where a layer is compiled."""
+"""A row that takes longer hangs: the slowest row takes a few seconds, or a minute where a layer is compiled."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What is to be run on this machine, and what is not."""
+class Selection:
+    """The combinations to run on this machine, and those that are left out."""
 
     combinations: tuple[Combination, ...]
     """By world size, the smallest first."""
@@ -27,12 +27,12 @@ class Plan:
     """"cpu" or "cuda"."""
 
 
-def plan_table(world_sizes: Sequence[int], quick: bool, only: str) -> Plan:
-    """The combinations that this machine can run.
+def select_combinations(world_sizes: Sequence[int], quick: bool, only: str) -> Selection:
+    """The combinations that were asked for and that this machine can run.
 
     Args:
-        quick: the cover alone, without the full product.
-        only: words that must stand in the name of a combination.
+        quick: the pairwise rows alone, without the full product.
+        only: words that the name of a combination must have.
     """
     device, most = local_devices()
     chosen = [c for c in all_combinations(quick) if set(only.split()) <= set(c.name.split())]
@@ -46,16 +46,16 @@ def plan_table(world_sizes: Sequence[int], quick: bool, only: str) -> Plan:
             "not asked for" if size not in world_sizes else f"this machine has {most} GPUs, and each rank needs one"
         )
         left_out.append(f"{number} combinations on {size} ranks: {reason}")
-    return Plan(combinations=tuple(runs), left_out=tuple(left_out), device=device)
+    return Selection(combinations=tuple(runs), left_out=tuple(left_out), device=device)
 
 
 def all_combinations(quick: bool = False) -> list[Combination]:
-    """The full product, unless `quick`, and the cover."""
-    return list(dict.fromkeys([*([] if quick else full_product()), *pairwise_cover()]))
+    """The full product and the pairwise rows; `quick`: the pairwise rows alone."""
+    return list(dict.fromkeys([*([] if quick else full_product()), *pairwise_rows()]))
 
 
 def run_table(combinations: Sequence[Combination], device: str, seed: int) -> Iterator[Row]:
-    """Each combination's row as soon as it is known; combinations of one world size stand together."""
+    """Each combination's row as soon as it is known, the smallest world size first."""
     references = References(device, seed)
     for world_size in sorted({c.world_size for c in combinations}):
         left = [c for c in combinations if c.world_size == world_size]
@@ -69,7 +69,7 @@ def run_table(combinations: Sequence[Combination], device: str, seed: int) -> It
 
 
 def _until_failure(combinations: Sequence[Combination], references: "References") -> Iterator[Row]:
-    """One job of ranks: the rows up to the first combination that does not run to its end, which is the last row then."""
+    """One job of ranks: the rows up to the first combination that fails; its own row is the last."""
     rounds = iterate_on_ranks(
         combinations[0].world_size,
         train_all_on_rank,
@@ -89,7 +89,7 @@ def _until_failure(combinations: Sequence[Combination], references: "References"
 
 
 class References:
-    """The plain runs that a table needs, each made once, in a process of its own."""
+    """The plain PyTorch runs that a table needs. Each is made once, in another process."""
 
     def __init__(self, device: str, seed: int):
         self.device, self.seed = device, seed
@@ -99,7 +99,7 @@ class References:
         return self.known[what_reference_sees(combination)]
 
     def prepare(self, combinations: Iterable[Combination]) -> None:
-        """Train those that are missing."""
+        """Train the references that are missing."""
         seen = dict.fromkeys(what_reference_sees(c) for c in combinations)
         missing = [c for c in seen if c not in self.known]
         if not missing:
@@ -112,7 +112,7 @@ class References:
 
 
 def what_reference_sees(combination: Combination) -> Combination:
-    """The combination without all that only the engine knows: combinations that agree in it share a reference."""
+    """The part of a combination that plain PyTorch sees: combinations that share it share a reference."""
     return Combination(
         precision=combination.precision,
         accumulation=combination.accumulation,

@@ -16,7 +16,9 @@ from dsllm.batches import MicroBatch
 from dsllm.cli.train import _parse
 from dsllm.config.load import load_run
 from dsllm.config.run import RunConfig
-from dsllm.engine.settings.final_config import Layout, final_config, gradient_accumulation, read_deepspeed_json
+from dsllm.engine.settings.final_config import final_config, gradient_accumulation
+from dsllm.engine.settings.layout import Layout
+from dsllm.engine.settings.json_file import read_deepspeed_json
 from dsllm.objectives import TokenLoss
 from tests.helpers.ranks import run_ranks
 

@@ -14,15 +14,17 @@ from torch.distributed import distributed_c10d
 from dsllm.engine.deepspeed_library import deepspeed
 from dsllm.engine.optimizers import set_learning_rate
 from dsllm.engine.processes.process_group import World, bound_all_groups
-from dsllm.engine.settings.final_config import Layout, final_config
+from dsllm.engine.settings.final_config import final_config
+from dsllm.engine.settings.layout import Layout
 from dsllm.engine.state import load_state, owned_slices
 from dsllm.errors import ConfigError
+from dsllm.mesh import Mesh
 from dsllm.slices import WEIGHTS, Region
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import first_state, tiny_engine, tiny_run, tiny_step
 
 STAGES = (0, 1, 2, 3)
-GPU = Layout(world_size=2, device="cuda", precision="bf16")
+GPU = Layout(mesh=Mesh(data=2), device="cuda", precision="bf16")
 
 
 def refusal(given: dict, layout: Layout = GPU) -> str:

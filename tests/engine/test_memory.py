@@ -13,7 +13,8 @@ from dsllm.config.train import LossScaleConfig, Precision
 from dsllm.counts import ModelStates, model_states
 from dsllm.engine.instruments.fp16_on_cpu import fp16_on_cpu
 from dsllm.engine.processes.process_group import World
-from dsllm.engine.settings.final_config import Layout, final_config
+from dsllm.engine.settings.final_config import final_config
+from dsllm.engine.settings.layout import Layout
 from dsllm.parameters import parameter_table
 from dsllm.session.assembly import ready_engine
 from tests.helpers.ranks import run_ranks
@@ -70,7 +71,7 @@ def states_of(world: World, precision: Precision, stage: int, fp32_gradients: bo
         given["zero_optimization"] |= {"reduce_bucket_size": BUCKET, "stage3_param_persistence_threshold": 0}
     if stage and precision in ("bf16", "fp16"):
         given["data_types"] = {"grad_accum_dtype": "fp32" if fp32_gradients else precision}
-    layout = Layout(world_size=world.size, device="cuda" if precision == "fp16" else "cpu", precision=precision)
+    layout = Layout(mesh=world.mesh, device="cuda" if precision == "fp16" else "cpu", precision=precision)
     with fp16_on_cpu(precision):
         engine = ready_engine(config, final_config(config, given, layout), precision, world)
     held, step = [bytes_held() - before], engine.deepspeed.step

@@ -16,8 +16,10 @@ from dsllm.config.run import RunConfig
 from dsllm.engine import nvme
 from dsllm.engine.processes.process_group import World
 from dsllm.engine.processes.ranks import Ranks
-from dsllm.engine.settings.final_config import Layout, final_config
+from dsllm.engine.settings.final_config import final_config
+from dsllm.engine.settings.layout import Layout
 from dsllm.errors import ConfigError
+from dsllm.mesh import Mesh
 from dsllm.parity.bounds import SAFETY, UNIT_ROUNDOFF
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import tiny_engine, tiny_run
@@ -53,7 +55,7 @@ def on_nvme(path: Path) -> dict[str, Any]:
 
 
 def final_of(path: Path) -> dict[str, Any]:
-    layout = Layout(world_size=1, device="cpu", precision="fp32")
+    layout = Layout(mesh=Mesh(), device="cpu", precision="fp32")
     return final_config(tiny_run(), {"zero_optimization": {"stage": 3, **on_nvme(path)}}, layout)
 
 
@@ -85,7 +87,7 @@ def tools(tmp_path, monkeypatch) -> Path:
 
 
 def test_without_nvme_nothing_is_asked_for(tools):
-    final = final_config(tiny_run(), {}, Layout(world_size=1, device="cpu", precision="fp32"))
+    final = final_config(tiny_run(), {}, Layout(mesh=Mesh(), device="cpu", precision="fp32"))
     with nvme.swap_files(final, 1000, "fp32", ALONE):
         pass
 
@@ -130,7 +132,7 @@ def test_two_runs_on_one_nvme_have_folders_of_their_own_and_leave_nothing(tmp_pa
     final = final_of(tmp_path)
     (folder,) = nvme.swap_folders(final)
     other = dataclasses.replace(tiny_run(), run=dataclasses.replace(tiny_run().run, directory="runs/other"))
-    layout = Layout(world_size=1, device="cpu", precision="fp32")
+    layout = Layout(mesh=Mesh(), device="cpu", precision="fp32")
     assert nvme.swap_folders(final_config(other, {"zero_optimization": {"stage": 3, **on_nvme(tmp_path)}}, layout)) != [
         folder
     ]

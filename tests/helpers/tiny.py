@@ -13,7 +13,8 @@ from dsllm.config.train import TrainConfig
 from dsllm.engine.build import Engine
 from dsllm.engine.instruments.fp16_on_cpu import fp16_on_cpu
 from dsllm.engine.processes.process_group import World
-from dsllm.engine.settings.final_config import Layout, final_config
+from dsllm.engine.settings.final_config import final_config
+from dsllm.engine.settings.layout import Layout
 from dsllm.engine.step import StepResult, take_step
 from dsllm.model.initial_state import InitialValues
 from dsllm.model.kernels import TORCH
@@ -94,7 +95,7 @@ def tiny_engine(
     # buckets and thresholds so small that parameters are really cut and spread over several of them
     small = {"reduce_bucket_size": 5000, "stage3_param_persistence_threshold": 200, "sub_group_size": 20_000}
     given = {"zero_optimization": {"stage": stage, **(small if stage else {}), **zero}}
-    final = final_config(config, given, Layout(world_size=world.size, device=device, precision=precision))
+    final = final_config(config, given, Layout(mesh=world.mesh, device=device, precision=precision))
     with fp16_on_cpu(precision):
         return ready_engine(config, final, precision, world, reader)
 

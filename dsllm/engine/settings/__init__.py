@@ -1,1 +1,1 @@
-"""The DeepSpeed JSON: what a run and its file say, checked and completed into the final config."""
+"""The DeepSpeed JSON: one table of its keys, the checks that read the table, and the final config that DeepSpeed gets."""

@@ -1,24 +1,49 @@
-"""What the machine adds to a run: how many ranks on how many nodes, which device, which precision."""
+"""The layout of a job: its mesh of ranks, their hosts, the device and the precision."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dsllm.config.train import Precision
+from dsllm.mesh import Mesh
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What the machine adds to the run."""
+    """What the machines add to a run. The same on every rank: made from what all ranks report, see `ranks_by_node`."""
 
-    world_size: int
-    """Data-parallel ranks."""
+    mesh: Mesh
     device: str
     """"cpu" or "cuda"."""
     precision: Precision
     """The run's precision, with auto resolved."""
-    num_nodes: int = 1
-    """Hosts; each has the same number of ranks."""
+    ranks_by_node: tuple[int, ...] = ()
+    """Number of ranks on each host, in the order of the ranks. () (default): all ranks are on one host."""
+
+    def __post_init__(self) -> None:
+        ranks, hosts = self.mesh.world_size, self.ranks_by_node
+        assert not hosts or sum(hosts) == ranks, f"the hosts have {hosts} ranks, but the mesh has {ranks}"
 
     @property
-    def ranks_per_node(self) -> int:
-        """Ranks on one host."""
-        return self.world_size // self.num_nodes
+    def data_size(self) -> int:
+        """Data-parallel ranks: they divide the global batch and, with ZeRO, the model states among them."""
+        return self.mesh.data
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of hosts."""
+        return len(self.ranks_by_node) or 1
+
+    @property
+    def ranks_per_node(self) -> int | None:
+        """Number of ranks on every host; None where the hosts differ."""
+        sizes = set(self.ranks_by_node or (self.mesh.world_size,))
+        return sizes.pop() if len(sizes) == 1 else None
+
+
+def ranks_by_node(local: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+    """Number of ranks on each host.
+
+    Args:
+        local: local rank and local size as every rank reports them, in the order of the ranks.
+    """
+    return tuple(size for local_rank, size in local if local_rank == 0)

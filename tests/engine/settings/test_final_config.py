@@ -1,29 +1,33 @@
-"""The final DeepSpeed config: complete, owned by one side each, and every clash in one error."""
+"""The final DeepSpeed config: complete, decided by one side each, and every clash in one error."""
 
 import json
-from pathlib import Path
+from typing import Any
 
 import pytest
 from deepspeed.runtime.config import DeepSpeedConfig
-from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 from dsllm.config.paths import presets_directory
-from dsllm.engine.settings.final_config import (
-    ZERO_KEYS,
-    ZERO_REFUSED,
-    Layout,
-    final_config,
-    gradient_accumulation,
-    read_deepspeed_json,
-)
+from dsllm.engine.settings.final_config import final_config, gradient_accumulation
+from dsllm.engine.settings.json_file import read_deepspeed_json
+from dsllm.engine.settings.layout import Layout
+from dsllm.engine.settings.table import TABLE
 from dsllm.errors import ConfigError
-from tests.helpers.tiny import tiny_run
+from dsllm.mesh import Mesh
+from tests.helpers.tiny import parameter_shapes, tiny_run
 
-CPU = Layout(world_size=2, device="cpu", precision="fp32")
-GPU = Layout(world_size=2, device="cuda", precision="bf16")
+CPU = Layout(mesh=Mesh(data=2), device="cpu", precision="fp32")
+GPU = Layout(mesh=Mesh(data=2), device="cuda", precision="bf16")
+FP16 = Layout(mesh=Mesh(data=2), device="cuda", precision="fp16")
+GPUS = Layout(mesh=Mesh(data=16), device="cuda", precision="bf16", ranks_by_node=(8, 8))
+NVME = {"device": "nvme", "nvme_path": "/nvme"}
 
 
-def problems(given: dict, layout: Layout = CPU, **train) -> list[str]:
+def zero_of(zero: dict[str, Any], layout: Layout = CPU, **top: Any) -> dict[str, Any]:
+    config = tiny_run(global_batch_sequences=2 * layout.data_size)
+    return final_config(config, {"zero_optimization": zero, **top}, layout)
+
+
+def problems(given: dict, layout: Layout = CPU, **train: Any) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         final_config(tiny_run(**train), given, layout)
     return caught.value.problems
@@ -43,6 +47,16 @@ def test_keys_whose_default_surprises_are_written_out(stage):
         assert final["data_types"] == {"grad_accum_dtype": "fp32"} and final["communication_data_type"] == "fp32"
 
 
+@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("layout", [CPU, GPU], ids=["cpu", "gpu"])
+def test_what_is_written_exists_at_the_stage(stage, layout):
+    zero = zero_of({"stage": stage}, layout)["zero_optimization"]
+    rows = {key.name: key for key in TABLE.values() if key.block == "zero_optimization"}
+    assert all(stage in rows[name].stages for name in zero)
+    expected = {key.name for key in rows.values() if key.default is not None and stage in key.stages}
+    assert set(zero) == expected
+
+
 @pytest.mark.parametrize("file", sorted((presets_directory() / "ds_configs").glob("*.json")), ids=lambda p: p.name)
 @pytest.mark.parametrize("layout", [CPU, GPU], ids=["cpu", "gpu"])
 def test_deepspeed_takes_what_the_shipped_files_become(file, layout, monkeypatch):
@@ -53,21 +67,22 @@ def test_deepspeed_takes_what_the_shipped_files_become(file, layout, monkeypatch
     assert parsed.zero_config.stage == final["zero_optimization"]["stage"]
 
 
-def test_the_tables_name_deepspeeds_keys():
-    known = {name for key, f in DeepSpeedZeroConfig.model_fields.items() for name in (key, f.alias)}
-    assert set(ZERO_KEYS) <= known
-
-
 def test_auto_and_absent_and_equal_are_no_clash():
     given = {
         "train_batch_size": "auto",
         "gradient_clipping": 1.0,
         "bf16": {"enabled": "auto"},
-        "fp16": {"enabled": False},
+        "fp16": {"enabled": False, "auto_cast": False},
         "optimizer": "auto",
+        "tensorboard": {"enabled": False},
+        "flops_profiler": {"enabled": False},
         "zero_optimization": {"stage": 2, "overlap_comm": "auto", "offload_optimizer": {"device": "none"}},
     }
-    assert final_config(tiny_run(), given, CPU)["zero_optimization"]["overlap_comm"] is False
+    final = final_config(tiny_run(), given, CPU)
+    assert final["zero_optimization"]["overlap_comm"] is False and "tensorboard" not in final
+    assert set(final["fp16"]) == {
+        *("enabled", "loss_scale", "initial_scale_power", "loss_scale_window", "hysteresis", "min_loss_scale")
+    }
 
 
 def test_every_clash_in_one_error():
@@ -98,24 +113,74 @@ def test_every_clash_in_one_error():
     assert "stage: must be 0, 1, 2 or 3, but it is 4" in text
     assert "reduce_bucket_size: must be a whole number, but it is 'big'" in text
     assert "check_grad_overflow: without it a non-finite gradient ruins the weights" in text
-    assert "elasticity: a dsllm run resumes on any number of ranks" in text
+    assert "elasticity: removed from DeepSpeed 0.19; a dsllm run resumes on any number of ranks" in text
 
 
-@pytest.mark.parametrize("key", sorted(ZERO_REFUSED))
-def test_known_bad_zero_keys_are_refused_with_the_reason(key):
-    bad = key not in ("check_grad_overflow", "compute_grad_norm", "load_from_fp32_weights")
-    (text,) = problems({"zero_optimization": {"stage": 1, key: bad}})
-    assert ZERO_REFUSED[key] in text
+def test_a_batch_that_does_not_divide_is_one_problem_among_the_others():
+    found = problems({"train_batch_size": 64, "optimizer": {"type": "AdamW"}}, global_batch_sequences=9)
+    assert len(found) == 3
+    assert "9 is not divisible" in found[0] and "the run says 9" in found[1] and "optimizer belongs" in found[2]
 
 
-def test_memory_efficient_linear_is_refused():
-    assert "rounds twice" in problems({"zero_optimization": {"stage": 3, "memory_efficient_linear": True}})[0]
+def test_every_problem_with_offload_in_one_error():
+    zero = {
+        "stage": 3,
+        "offload_optimizer": {
+            "device": "nvme",
+            "nvme_path": "relative",
+            "buffer_count": 3,
+            "pin_memory": 1,
+            "ratio": 0.5,
+            "fast_init": True,
+            "super_offload": True,
+            "cpuadam_cores_perc": 0.8,
+            "bufer_count": 4,
+        },
+        "offload_param": {"device": "disk", "buffer_size": 1.5, "max_in_cpu": -1},
+        "zero_hpz_partition_size": 3,
+        "zero_quantized_weights": True,
+        "zero_quantized_gradients": True,
+    }
+    aio = {"block_size": 1000, "queue_depth": 0, "use_gds": True, "thread_count": 1}
+    found = problems({"zero_optimization": zero, "aio": aio, "zero_force_ds_cpu_optimizer": True})
+    expected = [
+        "offload_optimizer.nvme_path: must be absolute",
+        "offload_optimizer.buffer_count: 3 is too few",
+        "offload_optimizer.pin_memory: must be true or false, but it is 1",
+        "offload_optimizer.ratio: it needs DeepSpeed's own CPU Adam",
+        "offload_optimizer.fast_init: it shortens",
+        "offload_optimizer.super_offload: it steps in processes of its own",
+        "offload_optimizer.cpuadam_cores_perc: it belongs to super_offload",
+        "offload_optimizer.bufer_count: unknown key; did you mean 'buffer_count'?",
+        "offload_param.device: must be 'none', 'cpu' or 'nvme', but it is 'disk'",
+        "offload_param.buffer_size: must be a whole number, but it is 1.5",
+        "offload_param.max_in_cpu: must be at least 0, but it is -1",
+        "zero_hpz_partition_size: 3 does not divide the 2 ranks of a node",
+        "zero_quantized_weights: its kernels are CUDA's",
+        "zero_quantized_gradients: on one node DeepSpeed accepts it and leaves it out silently",
+        "zero_quantized_gradients: its kernels are CUDA's",
+        "aio.block_size: direct I/O works in whole pages",
+        "aio.queue_depth: must be at least 1, but it is 0",
+        "aio.use_gds: GPUDirect Storage is not proven here",
+        "aio.thread_count: unknown key",
+        "zero_force_ds_cpu_optimizer: it asks for DeepSpeed's own CPU Adam",
+    ]
+    for words in expected:
+        assert any(words in problem for problem in found), words
+    assert len(found) == len(expected), found
 
 
-def test_fp16_at_stage_0_and_on_cpu():
-    both = problems({}, Layout(world_size=2, device="cpu", precision="fp16"))
-    assert "no fp16" in both[0] and "never applied" in both[1]
-    assert len(problems({}, Layout(world_size=2, device="cuda", precision="fp16"))) == 1
+@pytest.mark.parametrize("layout", [CPU, GPU], ids=["fp32", "bf16"])
+def test_stage_auto_is_stage_0_in_every_check_and_in_the_result(layout):
+    assert zero_of({"stage": "auto"}, layout) == zero_of({"stage": 0}, layout) == zero_of({}, layout)
+
+
+@pytest.mark.parametrize("stage", ["auto", 0])
+def test_stage_auto_does_not_hide_what_stage_0_computes_wrongly(stage):
+    given = {"zero_optimization": {"stage": stage}, "data_types": {"grad_accum_dtype": "fp16"}}
+    assert "never applied" in problems(given, FP16)[0]
+    given = {"zero_optimization": {"stage": stage}, "data_types": {"grad_accum_dtype": "fp32"}}
+    assert "at ZeRO stage 0: DeepSpeed has no such optimizer there" in problems(given, GPU)[0]
 
 
 def test_a_batch_that_does_not_divide_names_the_nearest_that_do():
@@ -127,54 +192,9 @@ def test_a_batch_that_does_not_divide_names_the_nearest_that_do():
     assert gradient_accumulation(tiny_run(), 4) == 1
 
 
-@pytest.mark.parametrize("text", ["", "[1]", '{"zero_optimization": {"stage": 1}, "zero_optimization": {"stage": 2}}'])
-def test_a_file_that_is_no_deepspeed_json(tmp_path, text):
-    path = tmp_path / "bad.json"
-    path.write_text(text)
-    with pytest.raises(ConfigError, match=r"bad\.json"):
-        read_deepspeed_json(str(path))
-
-
-def test_a_missing_json_says_where_it_was_looked_for():
-    with pytest.raises(ConfigError, match=r"absent\.json .looked in the working directory"):
-        read_deepspeed_json("absent.json", Path("/tmp"))
-
-
-FP16 = Layout(world_size=2, device="cuda", precision="fp16")
-
-
-@pytest.mark.parametrize(
-    ("given", "layout", "says"),
-    [
-        ({"communication_data_type": "bf16"}, FP16, ["bf16 keeps 3 bits less than fp16: use fp32 or fp16"]),
-        ({"communication_data_type": "fp16"}, GPU, ["fp16 overflows where bf16 does not: use fp32 or bf16"]),
-        ({"communication_data_type": "fp16"}, CPU, ["fp16 with train.precision fp32 would overflow: use fp32 or bf16"]),
-        ({"communication_data_type": "int8"}, GPU, ["must be 'fp32' or 'bf16', but it is 'int8'"]),
-        ({"communication_data_type": ["fp32"]}, GPU, ["must be 'fp32' or 'bf16', but it is ['fp32']"]),
-        ({"data_types": {"grad_accum_dtype": "bf16"}}, FP16, ["would add up fp16 gradients in a third type"]),
-        ({"data_types": {"grad_accum_dtype": "bf16"}}, CPU, ["would round fp32 gradients to bf16 at every addition"]),
-        ({"data_types": "fp32"}, GPU, ["data_types: must be an object, but it is 'fp32'"]),
-        ({"data_types": {"grad_acum_dtype": "fp32"}}, GPU, ["data_types.grad_acum_dtype: unknown key"]),
-        ({"data_types": {"grad_accum_dtype": "fp8"}}, GPU, ["fp8 is refused until a GPU run"]),
-        ({"fp8": {"enabled": True}}, GPU, ["fp8 is refused until a GPU run"]),
-        ({"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}, GPU, ["torch_autocast belongs to the run"]),
-        (
-            {"data_types": {"grad_accum_dtype": "fp32"}, "zero_optimization": {"stage": 0}},
-            GPU,
-            ["at ZeRO stage 0: DeepSpeed has no such optimizer there"],
-        ),
-        (
-            {"data_types": {"grad_accum_dtype": "bf16"}, "communication_data_type": "bf16", "fp8": True, "amp": True},
-            Layout(world_size=2, device="cpu", precision="fp16"),
-            ["Apex AMP was removed", "fp8 is refused", "no fp16", "third type", "bf16 keeps 3 bits less"],
-        ),
-    ],
-)  # fmt: skip
-def test_wrong_types_are_refused_with_all_reasons_at_once(given, layout, says):
-    given = {"zero_optimization": {"stage": 2}} | given
-    found = problems(given, layout)
-    assert len(found) == len(says), found
-    assert all(any(text in problem for problem in found) for text in says), found
+def test_the_batch_is_divided_by_the_data_axis_only():
+    layout = Layout(mesh=Mesh(data=2, tensor=2), device="cuda", precision="bf16")
+    assert final_config(tiny_run(), {}, layout)["gradient_accumulation_steps"] == 2
 
 
 @pytest.mark.parametrize("layout", [CPU, GPU, FP16], ids=["fp32", "bf16", "fp16"])
@@ -185,3 +205,48 @@ def test_types_that_are_asked_for_are_handed_on(layout):
     if layout.precision != "fp32":
         given |= {"data_types": {"grad_accum_dtype": own}}
         assert final_config(tiny_run(), given, layout)["data_types"] == {"grad_accum_dtype": own}
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_offload_to_cpu_is_written_out_and_keeps_torchs_adamw(stage):
+    final = zero_of({"stage": stage, "offload_optimizer": {"device": "cpu"}})
+    assert final["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": True}
+    assert final["zero_force_ds_cpu_optimizer"] is False and "aio" not in final
+
+
+@pytest.mark.parametrize("off", [{"device": "none"}, "auto", False, None, {}])
+def test_without_offload_nothing_is_added(off):
+    final = zero_of({"stage": 2, "offload_optimizer": off, "offload_param": off})
+    assert not {"offload_optimizer", "offload_param", "zero_hpz_partition_size"} & set(final["zero_optimization"])
+    assert "zero_force_ds_cpu_optimizer" not in final
+
+
+def test_nvme_is_written_out():
+    final = zero_of({"stage": 3, "offload_optimizer": NVME, "offload_param": NVME | {"max_in_cpu": 0}})
+    optimizer, param = (final["zero_optimization"][key] for key in ("offload_optimizer", "offload_param"))
+    assert optimizer["buffer_count"] == 4  # what AdamW works on at once
+    assert optimizer["nvme_path"] == param["nvme_path"] and optimizer["nvme_path"].startswith("/nvme/dsllm-tiny-")
+    largest = max(int.__mul__(*s) for s in parameter_shapes().values() if len(s) == 2)
+    assert param["buffer_size"] == -(-largest // 2)  # a rank's share of the largest parameter
+    assert final["zero_optimization"]["stage3_max_reuse_distance"] == 0
+    assert final["aio"]["block_size"] == 2**20 and final["aio"]["use_gds"] is False
+
+
+def test_hpz_auto_is_all_ranks_of_a_host():
+    assert zero_of({"stage": 3, "zero_hpz_partition_size": "auto"}, GPUS)["zero_optimization"]["zero_hpz_partition_size"] == 8
+    assert zero_of({"stage": 3}, GPUS)["zero_optimization"]["zero_hpz_partition_size"] == 1
+    assert "zero_hpz_partition_size" not in zero_of({"stage": 2, "zero_hpz_partition_size": "auto"}, GPUS)["zero_optimization"]
+
+
+UNEVEN = Layout(mesh=Mesh(data=6), device="cuda", precision="bf16", ranks_by_node=(4, 2))
+
+
+def test_uneven_hosts_are_refused_only_where_a_setting_needs_even_ones():
+    assert zero_of({"stage": 3}, UNEVEN)["zero_optimization"]["stage"] == 3
+    assert zero_of({"stage": 2, "zero_hpz_partition_size": "auto"}, UNEVEN)
+    # groups of two neighbouring ranks stay within a host
+    assert zero_of({"stage": 3, "zero_hpz_partition_size": 2}, UNEVEN)["zero_optimization"]["zero_hpz_partition_size"] == 2
+    with pytest.raises(ConfigError, match='"auto" is all ranks of a host, but the hosts have 4, 2 ranks: give a number'):
+        zero_of({"stage": 3, "zero_hpz_partition_size": "auto"}, UNEVEN)
+    with pytest.raises(ConfigError, match="4 does not divide the 2 and 4 ranks of a node"):
+        zero_of({"stage": 3, "zero_hpz_partition_size": 4}, UNEVEN)

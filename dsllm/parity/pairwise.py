@@ -1,19 +1,17 @@
-"""The other factors: their values, what excludes what, and few combinations in which every allowed pair of values meets."""
+"""The pairwise rows: few combinations in which every allowed pair of values of two factors meets."""
 
 import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dsllm.config.train import Precision
-from dsllm.parity.combinations import Combination, full_product
+from dsllm.engine.settings.key import ALL_STAGES
+from dsllm.parity.combinations import DEEPSPEED_SETTINGS, Combination, full_product
 
 MODE = "mode"
 """Stage and precision as one factor, so that each value of the others meets every stage in every precision."""
 
-SMALL, LARGE = 1_000, 1_000_000
-"""Elements: smaller than one matrix of the tiny model, and larger than all of it."""
-
-FACTORS: dict[str, tuple[Any, ...]] = {
+RUN_FACTORS: dict[str, tuple[Any, ...]] = {
     MODE: tuple(dict.fromkeys((c.stage, c.precision) for c in full_product())),
     "world_size": (2, 4, 1),
     "accumulation": (3, 1),
@@ -22,37 +20,23 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "masked": (False, True),
     "loss_scale": ("static", "dynamic"),
     "activation_checkpointing": ("none", "full", "attention", "mlp", 2),
-    "grad_accum_dtype": ("fp32", "bf16", "fp16"),
-    "communication_data_type": ("fp32", "bf16", "fp16"),
-    "reduce_scatter": (None, False, True),
-    "prescale_gradients": (False, True),
-    "gradient_predivide_factor": (1.0, 2.0),
-    "reduce_bucket_size": (None, SMALL, LARGE),
-    "allgather_bucket_size": (None, SMALL, LARGE),
-    "allgather_partitions": (None, True, False),
-    "overlap_comm": (None, False, True),
-    "contiguous_gradients": (None, True, False),
-    "sub_group_size": (None, SMALL, LARGE),
-    "use_multi_rank_bucket_allreduce": (None, True, False),
-    "ignore_unused_parameters": (None, True, False),
-    "stage3_prefetch_bucket_size": (None, 0, SMALL, LARGE),
-    "stage3_param_persistence_threshold": (None, 0, SMALL, LARGE),
-    "stage3_model_persistence_threshold": (None, SMALL, LARGE),
-    "stage3_max_live_parameters": (None, 0, SMALL, LARGE),
-    "stage3_max_reuse_distance": (None, 0, SMALL, LARGE),
-    "offload_optimizer": (None, "none", "cpu"),
-    "offload_param": (None, "none", "cpu"),
-    "zero_hpz_partition_size": (None, 1, 2),
 }
-"""None: the key is absent, as it must be where it means nothing."""
 
-OF_STAGES_1_TO_3 = (
-    "reduce_scatter", "reduce_bucket_size", "allgather_bucket_size", "allgather_partitions", "overlap_comm",
-    "contiguous_gradients", "use_multi_rank_bucket_allreduce", "ignore_unused_parameters", "offload_optimizer",
-)  # fmt: skip
-OF_STAGE_3 = (
-    "sub_group_size", "offload_param", "zero_hpz_partition_size", *(key for key in FACTORS if key.startswith("stage3_")),
-)  # fmt: skip
+
+def _json_factors() -> dict[str, tuple[Any, ...]]:
+    """The DeepSpeed JSON's factors. None: the key is absent, as it must be at the stages where it does not exist."""
+    values = {
+        name: covered.values if key.stages == ALL_STAGES else (None, *covered.values)
+        for name, (key, covered) in DEEPSPEED_SETTINGS.items()
+    }
+    order = [name for name in values if name != "reduce_scatter"]
+    # a row takes its values in this order, and reduce_scatter decides what these two may be
+    order.insert(order.index("prescale_gradients"), "reduce_scatter")
+    return {name: values[name] for name in order}
+
+
+FACTORS: dict[str, tuple[Any, ...]] = RUN_FACTORS | _json_factors()
+"""The values of every factor. A row is filled from the first factor to the last."""
 
 SIXTEEN_BITS = ("bf16", "fp16")
 
@@ -60,7 +44,7 @@ Assignment = Mapping[str, Any]
 """Values of some of the factors."""
 
 
-def pairwise_cover() -> list[Combination]:
+def pairwise_rows() -> list[Combination]:
     """Combinations in which every allowed pair of values of two factors meets; always the same.
 
     Greedy: each row starts from the first pair that is still missing, and gives every other factor the value that makes
@@ -77,9 +61,17 @@ def pairwise_cover() -> list[Combination]:
 
 
 def as_combination(row: Assignment) -> Combination:
-    """A combination of a value for every factor."""
+    """The combination that has a row's value for every factor."""
     stage, precision = row[MODE]
-    return Combination(stage=stage, precision=precision, **{k: v for k, v in row.items() if k != MODE})
+    own = {name: value for name, value in row.items() if name in RUN_FACTORS and name != MODE}
+    of_json = {name: value for name, value in row.items() if name in DEEPSPEED_SETTINGS and value is not None}
+    return Combination(stage=stage, precision=precision, deepspeed=of_json, **own)
+
+
+def as_assignment(combination: Combination) -> dict[str, Any]:
+    """A combination's value for every factor: the inverse of `as_combination`."""
+    values = combination.as_dict() | {MODE: (combination.stage, combination.precision)}
+    return {name: values[name] for name in FACTORS}
 
 
 Setting = tuple[str, Any]
@@ -99,16 +91,20 @@ def _modes(given: Assignment) -> tuple[Any, ...]:
 
 
 def allowed(row: Assignment) -> bool:
-    """Whether the values set so far can stand together. Each rule looks at the mode and one or two other factors."""
+    """Whether the values set so far can be combined. Each rule looks at the mode and one or two other factors."""
     stage, precision = row[MODE]
     return (
-        all((stage > 0) == (row[key] is not None) for key in OF_STAGES_1_TO_3 if key in row)
-        and all((stage == 3) == (row[key] is not None) for key in OF_STAGE_3 if key in row)
+        all(_allowed_at_stage(name, value, stage) for name, value in row.items())
         and _allowed_dtypes(row, stage, precision)
         and (row.get("loss_scale") != "dynamic" or precision == "fp16")
         and _allowed_scaling(row, stage)
         and (row.get("zero_hpz_partition_size") != 2 or row.get("world_size") != 1)
     )
+
+
+def _allowed_at_stage(name: str, value: Any, stage: int) -> bool:
+    """A key of the DeepSpeed JSON has a value at the stages where it exists, and only there."""
+    return name not in DEEPSPEED_SETTINGS or (value is not None) == (stage in DEEPSPEED_SETTINGS[name][0].stages)
 
 
 def _allowed_dtypes(row: Assignment, stage: int, precision: Precision) -> bool:

@@ -8,6 +8,7 @@ from dsllm.config.train import PRECISIONS
 from dsllm.engine.settings.final_config import final_config
 from dsllm.engine.settings.layout import Layout
 from dsllm.errors import ConfigError
+from dsllm.mesh import Mesh
 from dsllm.parity.combinations import ACCUMULATIONS, STAGES, WORLD_SIZES, Combination, full_product
 from dsllm.parity.cover import FACTORS, MODE, allowed, allowed_pairs, as_combination, pairwise_cover
 from dsllm.parity.tiny_run import run_of
@@ -16,7 +17,7 @@ COVER = pairwise_cover()
 
 
 def accepted(row: Combination) -> bool:
-    layout = Layout(world_size=row.world_size, device="cuda", precision=row.precision)
+    layout = Layout(mesh=Mesh(data=row.world_size), device="cuda", precision=row.precision)
     try:
         final_config(run_of(row, 0), row.deepspeed_json(), layout)
     except ConfigError:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from dsllm.config.train import PRECISIONS
-from dsllm.engine.settings.final_config import OWNED_BY_JSON, ZERO_KEYS, read_deepspeed_json
+from dsllm.engine.settings.final_config import OWNED_BY_JSON, ZERO_KEYS
+from dsllm.engine.settings.json_file import read_deepspeed_json
 from dsllm.engine.settings.layout import Layout
 from dsllm.engine.settings.offload import OFFLOAD_OPTIMIZER, OFFLOAD_PARAM, OPTIMIZER_KEYS, PARAM_KEYS, ZEROPP_KEYS
 from dsllm.errors import ConfigError
