@@ -33,12 +33,7 @@ def test_help_loads_no_heavy_library():
     assert all(f"  {name}" in shown for name in COMMANDS)
 
 
-TRAIN = pytest.param(
-    "train", marks=pytest.mark.xfail(strict=True, reason="cli/train.py imports the run's config first")
-)
-
-
-@pytest.mark.parametrize("command", [TRAIN if name == "train" else name for name in COMMANDS])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_a_command_loads_no_heavy_library_and_explains_json(command):
     shown = help_of(command)
     assert f"usage: dsllm {command}" in shown and "--json FILE" in shown
