@@ -12,8 +12,8 @@ from dsllm.config.train import Precision, TrainConfig
 from dsllm.engine.build import Engine
 from dsllm.engine.processes.process_group import World
 from dsllm.engine.settings.final_config import final_config
-from dsllm.engine.settings.layout import Layout
 from dsllm.engine.settings.json_file import read_deepspeed_json
+from dsllm.engine.settings.layout import Layout
 from dsllm.session.assembly import ready_engine
 
 

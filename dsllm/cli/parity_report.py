@@ -6,18 +6,18 @@ from rich.table import Table
 
 from dsllm.parity.compare import Row
 from dsllm.parity.report import HEAD, Report, cells, verdict, worst_by_precision
-from dsllm.parity.table import Plan, run_table
+from dsllm.parity.table import Selection, run_table
 
 
-def run_with_progress(plan: Plan, seed: int, console: Console) -> list[Row]:
+def run_with_progress(selection: Selection, seed: int, console: Console) -> list[Row]:
     """Run all rows; a bar on a terminal, and a line for each row that fails."""
     rows: list[Row] = []
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task("parity", total=len(plan.combinations))
-        for row in run_table(plan.combinations, plan.device, seed):
+        task = progress.add_task("parity", total=len(selection.combinations))
+        for row in run_table(selection.combinations, selection.device, seed):
             rows.append(row)
             if not row.passed:
                 progress.console.print(f"{row.combination.name}: {verdict(row)}", style="red", highlight=False)
@@ -36,7 +36,7 @@ def show(report: Report, console: Console) -> None:
         console.print(
             f"\n{row.combination.name}\n  {'  '.join(cells(row))}\n{row.problem}", highlight=False, markup=False
         )
-    for text in report.plan.left_out:
+    for text in report.selection.left_out:
         console.print(f"not run: {text}", highlight=False)
     passed = len(report.rows) - len(failures)
     console.print(f"{passed} of {len(report.rows)} combinations agree with plain PyTorch, in {report.seconds:.0f} s")

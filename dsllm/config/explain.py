@@ -1,12 +1,12 @@
 """Turns validation errors into lines that name file and line, field, problem, and the likely intention."""
 
 import dataclasses
-import difflib
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from dsllm.config.suggest import did_you_mean
 from dsllm.config.yaml_file import Lines
 
 
@@ -41,7 +41,7 @@ def explain(error: ValidationError, origin: Origin, root: type) -> list[str]:
     for item in error.errors():
         path = tuple(str(p) for p in item["loc"])
         if item["type"] == "extra_forbidden" or item["type"] == "unexpected_keyword_argument":
-            lines.append(f"{origin.of(path)}: {'.'.join(path)}: unknown key{_did_you_mean(path, root)}")
+            lines.append(f"{origin.of(path)}: {'.'.join(path)}: unknown key{_suggestion(path, root)}")
         elif item["type"] in ("missing", "missing_argument"):
             lines.append(f"{origin.of(path)}: {'.'.join(path)}: is required")
         elif path and (path[-1] == "int" or path[-1].startswith("literal[")):  # a union's arms are reported one by one
@@ -62,13 +62,13 @@ def _say(item: Any) -> str:
     return f"{message}, but it is {item['input']!r}"
 
 
-def _did_you_mean(path: tuple[str, ...], root: type) -> str:
+def _suggestion(path: tuple[str, ...], root: type) -> str:
     """A suggestion from the keys of that section, or of another section that has such a key."""
     known = _keys_by_section(root)
     section = ".".join("*" if p.isdigit() else p for p in path[:-1])
-    close = difflib.get_close_matches(path[-1], known.get(section, []), n=1)
+    close = did_you_mean(path[-1], known.get(section, []))
     if close:
-        return f"; did you mean '{close[0]}'?"
+        return close
     elsewhere = [f"{s}.{path[-1]}" if s else path[-1] for s, keys in known.items() if path[-1] in keys]
     if elsewhere:
         return f"; did you mean {' or '.join(repr(e) for e in elsewhere)}?"

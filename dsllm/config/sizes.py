@@ -78,6 +78,5 @@ def resolve_size(model: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
         return model, None  # no size, or one of a wrong type, which validation reports
     if size in SIZES:
         return SIZES[size] | model, None
-    close = difflib.get_close_matches(size, SIZES, n=1)
-    hint = f"; did you mean '{close[0]}'?" if close else ""
+    hint = did_you_mean(size, SIZES) or "."
     return model, f"unknown size '{size}'{hint}; the sizes are {', '.join(SIZES)}"

@@ -17,8 +17,9 @@ from dsllm.cli.train import _parse
 from dsllm.config.load import load_run
 from dsllm.config.run import RunConfig
 from dsllm.engine.settings.final_config import final_config, gradient_accumulation
-from dsllm.engine.settings.layout import Layout
 from dsllm.engine.settings.json_file import read_deepspeed_json
+from dsllm.engine.settings.layout import Layout
+from dsllm.mesh import Mesh
 from dsllm.objectives import TokenLoss
 from tests.helpers.ranks import run_ranks
 
@@ -98,7 +99,7 @@ def test_every_gpu_check_is_a_run_that_dsllm_accepts_there() -> None:
         assert config.num_steps == checks.NUM_STEPS
         precision = config.train.precision
         assert precision != "auto" and (not check.like or check.like in names)
-        layout = Layout(world_size=1, device="cuda", precision=precision)
+        layout = Layout(mesh=Mesh(data=1), device="cuda", precision=precision)
         assert final_config(config, read_deepspeed_json(config.deepspeed), layout)
 
 

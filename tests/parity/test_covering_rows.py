@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dsllm.parity.cover import FACTORS
+from dsllm.parity.coverage import OUTSIDE, UNTOUCHED, coverage
 
 from dsllm.config.train import PRECISIONS
 from dsllm.engine.settings.final_config import OWNED_BY_JSON, ZERO_KEYS
@@ -11,9 +13,8 @@ from dsllm.engine.settings.json_file import read_deepspeed_json
 from dsllm.engine.settings.layout import Layout
 from dsllm.engine.settings.offload import OFFLOAD_OPTIMIZER, OFFLOAD_PARAM, OPTIMIZER_KEYS, PARAM_KEYS, ZEROPP_KEYS
 from dsllm.errors import ConfigError
+from dsllm.mesh import Mesh
 from dsllm.parity.combinations import Combination
-from dsllm.parity.cover import FACTORS
-from dsllm.parity.coverage import OUTSIDE, UNTOUCHED, coverage
 from dsllm.parity.tiny_run import run_of
 
 JSONS = sorted((Path(__file__).parents[2] / "ds_configs").glob("*.json"))
@@ -47,7 +48,7 @@ def test_every_accepted_offload_key_is_a_factor_or_named():
 def test_every_shipped_config_finds_its_rows(file: Path, precision: Any):
     given = read_deepspeed_json(str(file))
     row = Combination(precision=precision, world_size=4, accumulation=3)
-    layout = Layout(world_size=4, device="cuda", precision=precision)
+    layout = Layout(mesh=Mesh(data=4), device="cuda", precision=precision)
     try:
         found = coverage(run_of(row, 0), given, layout)
     except ConfigError as error:
@@ -66,7 +67,7 @@ def test_a_setting_leads_to_rows_that_have_it():
         "zero_optimization": {"stage": 2, "overlap_comm": True, "reduce_bucket_size": 5},
     }
     config = run_of(Combination(precision="bf16", activation_checkpointing="mlp"), 0)
-    found = coverage(config, given, Layout(world_size=1, device="cpu", precision="bf16"))
+    found = coverage(config, given, Layout(mesh=Mesh(data=1), device="cpu", precision="bf16"))
     assert all(row.overlap_comm is True for row in found.settings["overlap_comm"])
     assert all(row.communication_data_type == "bf16" for row in found.settings["communication_data_type"])
     assert all(row.activation_checkpointing == "mlp" for row in found.settings["activation_checkpointing"])

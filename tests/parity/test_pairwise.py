@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+from dsllm.parity.cover import FACTORS, MODE, allowed, allowed_pairs, as_combination, pairwise_cover
 
 from dsllm.config.train import PRECISIONS
 from dsllm.engine.settings.final_config import final_config
@@ -10,7 +11,6 @@ from dsllm.engine.settings.layout import Layout
 from dsllm.errors import ConfigError
 from dsllm.mesh import Mesh
 from dsllm.parity.combinations import ACCUMULATIONS, STAGES, WORLD_SIZES, Combination, full_product
-from dsllm.parity.cover import FACTORS, MODE, allowed, allowed_pairs, as_combination, pairwise_cover
 from dsllm.parity.tiny_run import run_of
 
 COVER = pairwise_cover()

@@ -5,10 +5,10 @@ import math
 
 import numpy as np
 import pytest
+from dsllm.parity.cover import pairwise_cover
 
 from dsllm.parity.combinations import Combination, full_product
 from dsllm.parity.compare import Row, compare
-from dsllm.parity.cover import pairwise_cover
 from dsllm.parity.engine_run import RankTrained
 from dsllm.parity.report import Report, as_json, as_markdown, worst_by_precision
 from dsllm.parity.table import Plan, all_combinations, plan_table, run_table
