@@ -78,5 +78,5 @@ def resolve_size(model: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
         return model, None  # no size, or one of a wrong type, which validation reports
     if size in SIZES:
         return SIZES[size] | model, None
-    hint = did_you_mean(size, SIZES) or "."
+    hint = did_you_mean(size, SIZES)
     return model, f"unknown size '{size}'{hint}; the sizes are {', '.join(SIZES)}"

@@ -11,6 +11,7 @@ import pytest
 from dsllm.engine.processes.ranks import Ranks
 from dsllm.engine.processes.rendezvous import meet
 from dsllm.errors import LaunchError
+from dsllm.mesh import Mesh
 from tests.helpers.ranks import context
 
 
@@ -36,7 +37,7 @@ def try_to_meet(ranks: Ranks, seconds: float, answers) -> None:
     }
     began, text, store = time.monotonic(), "met", None
     try:
-        store = meet(ranks, timedelta(seconds=seconds))
+        store = meet(ranks, Mesh(data=ranks.world_size), timedelta(seconds=seconds))
     except LaunchError as error:
         text = str(error)
     answers.put((text, time.monotonic() - began))

@@ -13,7 +13,7 @@ from dsllm.engine.settings.offload import (
     swap_folder,
 )
 from dsllm.mesh import Mesh
-from tests.helpers.tiny import parameter_shapes, tiny_run
+from tests.helpers.tiny import TABLE, tiny_run
 
 NVME = {"device": "nvme", "nvme_path": "/nvme"}
 READ, WRITE = (f"zero_optimization.offload_optimizer.pipeline_{what}" for what in ("read", "write"))
@@ -39,7 +39,7 @@ def test_two_runs_have_two_swap_folders():
 
 @pytest.mark.parametrize("data_size", [1, 2, 3])
 def test_a_buffer_holds_a_ranks_share_of_the_largest_parameter(data_size):
-    largest = max(int.__mul__(*s) for s in parameter_shapes().values() if len(s) == 2)
+    largest = max(row.num_elements for row in TABLE)
     share = largest_share(tiny_run(), Layout(mesh=Mesh(data=data_size), device="cpu", precision="fp32"))
     assert largest <= share * data_size < largest + data_size
 
