@@ -12,7 +12,6 @@ from dsllm.config.load import load_run
 from dsllm.config.run import RunConfig
 from dsllm.data.manifest import (
     Manifest,
-    check_shards,
     check_tokenizer,
     hash_of,
     load_manifest,
@@ -80,7 +79,7 @@ def prepared_data(config: RunConfig, ranks: Ranks) -> Manifest:
     """The manifest of the run's token shards; data that is not prepared yet is prepared by rank 0, the others wait.
 
     Raises:
-        DataError: prepared from other settings, or something is wrong with the shards or the tokenizer.
+        DataError: prepared from other settings, or with another tokenizer.
     """
     directory, settings = Path(config.data.directory or ""), settings_of(config)
     if (directory / "manifest.json").is_file():
@@ -97,7 +96,6 @@ def prepared_data(config: RunConfig, ranks: Ranks) -> Manifest:
         manifest = prepare(config, directory, tell)
     else:
         manifest = wait_for_manifest(directory, settings, PREPARE_SECONDS)
-    check_shards(directory, manifest, ranks.rank, ranks.world_size)
     check_tokenizer(directory, manifest)
     return manifest
 

@@ -24,7 +24,7 @@ from dsllm.config.train import Precision
 from dsllm.config.yaml_file import read_yaml, write_yaml
 from dsllm.data import fingerprint
 from dsllm.data.manifest import FILE_NAME as DATA_MANIFEST
-from dsllm.data.manifest import Manifest
+from dsllm.data.manifest import Manifest, check_shards
 from dsllm.data.position import Position
 from dsllm.data.training import TrainingBatches
 from dsllm.data.validation import ValidationBatches
@@ -84,7 +84,7 @@ def run(
         swap_files(final, count, precision, ranks),
         process_group(ranks, device, timeout) as world,
         lost_ranks_named(world),  # while the directory is taken
-        _run_directory(config, world) as attempt,
+        _run_directory(config, manifest, world) as attempt,
         lost_ranks_named(world),  # inside it, so that status.json has the words too
     ):
         directory = Path(config.run.directory)
@@ -136,11 +136,12 @@ def _make_model(config: RunConfig, precision: Precision, kernels: Kernels) -> Tr
 
 
 @contextlib.contextmanager
-def _run_directory(config: RunConfig, world: World) -> Iterator[int]:
-    """Hold the run's directory: locked by rank 0, seen by all, its status true however the block ends.
+def _run_directory(config: RunConfig, manifest: Manifest, world: World) -> Iterator[int]:
+    """Check the data, then hold the run's directory: locked by rank 0, seen by all, its status true however the block ends.
 
     Yields the attempt's number, from 1.
     """
+    _check_shards(config, manifest, world)
     directory, lock, problem = Path(config.run.directory), None, ""
     if world.rank == 0:
         try:
@@ -164,6 +165,18 @@ def _run_directory(config: RunConfig, world: World) -> Iterator[int]:
     finally:
         if lock is not None:
             lock.release()
+
+
+def _check_shards(config: RunConfig, manifest: Manifest, world: World) -> None:
+    """Check the token shards, each on one rank. All ranks raise if one of them finds a problem; a collective call."""
+    problem = ""
+    try:
+        check_shards(Path(config.data.directory or ""), manifest, world.rank, world.size)
+    except DataError as error:
+        problem = str(error)
+    problems = [text for text in world.gather(problem) if text]
+    if problems:
+        raise DataError("\n".join(problems))
 
 
 def _check_directory(config: RunConfig, directory: Path, reader: CheckpointReader | None, tell: Tell) -> None:
