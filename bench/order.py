@@ -229,7 +229,7 @@ def ours(directory: Path, kind: str) -> tuple[Callable[[], Any], Callable[[Any, 
 
 
 def megatron(directory: Path) -> tuple[Callable[[], Any], Callable[[Any, int], Any]]:
-    """One epoch of a GPTDataset over the same shard, without attention masks, its index cached beside it."""
+    """One epoch of a GPTDataset over the same shard, without attention masks, its index cached in the same folder."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

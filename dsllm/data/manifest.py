@@ -199,8 +199,8 @@ def wait_for_manifest(directory: Path, settings: dict[str, Any], seconds: float)
 def check_shards(directory: Path, manifest: Manifest, rank: int = 0, num_ranks: int = 1) -> None:
     """Compare this rank's share of the shards with the manifest: sizes and headers, 46 bytes each.
 
-    The ranks' shares together are all shards: a run on many ranks opens each file once, not once per rank. A rank that finds
-    a problem raises alone, so that the caller must share the outcome before anybody goes on.
+    The ranks' shares together are all shards, so a run on many ranks opens each file once, not once per rank. Only the rank
+    that finds a problem raises: the caller must share the outcome with the other ranks.
 
     Raises:
         DataError: with one line for each shard that is missing, damaged or not the one in the manifest.

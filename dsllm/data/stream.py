@@ -35,7 +35,7 @@ def _open_shard(prefix: Path, bin_bytes: int) -> Shard:
 
 
 class TokenStream:
-    """Shards one after the other. Shards are opened when a token of theirs is read."""
+    """The shards of a stream, one after the other. A shard is opened when one of its tokens is read."""
 
     def __init__(self, name: str, directory: Path, records: Sequence[ShardRecord], open_shard: OpenShard):
         """
