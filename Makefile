@@ -7,6 +7,7 @@
 #   make check       lint, types, import contracts, quick tests
 #   make bench       throughput beside other training loops, into bench/RESULTS.md: on a quiet machine, half an hour
 #   make bench-overhead   what the engine costs beside the same model in a plain loop
+#   make bench-prefetch   what reading ahead gains when every read of a shard takes 5 ms longer
 #   make bench-recipe     what each part of the recipe for CPUs gains, alone and added to the others
 #   make bench-curves     whether the fast and the plain path learn alike
 #   make bench-help       what `dsllm --help` and every COMMAND --help cost
@@ -36,7 +37,7 @@ export DS_BUILD_OPS = 0# DeepSpeed's own C++ operators are not used, so none is 
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .PHONY: help setup pretrain test check lint types contracts test-quick test-more test-slow test-matrix bench docs constraints clean
-.PHONY: bench-overhead bench-recipe bench-curves bench-help bench-gpu
+.PHONY: bench-overhead bench-prefetch bench-recipe bench-curves bench-help bench-gpu
 help:
 	@sed -n '/^#   make/s/^# *//p' Makefile
 
@@ -93,7 +94,7 @@ test-matrix:
 bench: $(STAMP) .venv-litgpt/stamp
 	python -m bench.throughput --write
 
-bench-overhead bench-recipe bench-curves: bench-%: $(STAMP)
+bench-overhead bench-prefetch bench-recipe bench-curves: bench-%: $(STAMP)
 	python -m bench.$* --write
 
 bench-help: $(STAMP)

@@ -1,15 +1,17 @@
-"""Time and memory until the first batch, from 10^6 to 10^12 tokens: our order without an index beside Megatron-core's.
+"""Time and memory until the first batch, from 10^6 to 10^12 tokens, of dsllm and of Megatron-core.
 
     python bench/order.py [--directory FOLDER] [--most-tokens 1e12] [--most-megatron-tokens 1e10] [--repeats 3]
 
-The .bin files are holes (no blocks on the disk), documents have 1000 tokens, sequences 1024. Where Megatron-core is to
-build its index, the .idx is written in full, as it reads all of it; beyond that only the entry that opening reads.
-Every number is the median of processes of its own; imports are not counted on either side.
+dsllm reads shards of the size that `dsllm prepare` writes by default, and for comparison with Megatron-core one shard of
+all tokens. The .bin files are holes (no blocks on the disk), documents have 1000 tokens, sequences 1024. Megatron-core
+reads the whole .idx, so where it takes part the .idx is written in full; elsewhere only the entries that opening reads.
+Every number is the median of several processes. Imports are not counted.
 """
 
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -46,7 +48,16 @@ SEED = 1234
 NUM_READS = 200
 CHUNK = 10**7
 MIB = 2**20
-KINDS = {"ours": "dsllm", "megatron": "Megatron-core, first start", "megatron-cached": "Megatron-core, index cached"}
+SHARD_TOKENS = 16 * 10**6
+"""Of a shard with data.shard_megabytes at its default of 64, at about 4 bytes of text per token."""
+NUM_RANKS = 64
+KINDS = {
+    "shards": "dsllm, shards of 16 million tokens, one rank",
+    "shards-shared": f"dsllm, the same shards, one of {NUM_RANKS} ranks",
+    "ours": "dsllm, one shard",
+    "megatron": "Megatron-core, one shard, first start",
+    "megatron-cached": "Megatron-core, one shard, index cached",
+}
 
 
 def main() -> None:
@@ -55,22 +66,32 @@ def main() -> None:
     if arguments.measure:
         print(json.dumps(measure(arguments.measure, Path(arguments.directory))))
         return
-    print("| tokens | loader | start-up, s | resident memory, MiB | peak, MiB | one sequence, µs |")
-    print("|---:|---|---:|---:|---:|---:|")
+    print("| tokens | shards | loader | start-up, s | resident memory, MiB | peak, MiB | one sequence, µs |")
+    print("|---:|---:|---|---:|---:|---:|---:|")
     with tempfile.TemporaryDirectory(dir=arguments.directory) as folder:
         for exponent in range(6, 13):
-            num_tokens = 10**exponent
-            if num_tokens > arguments.most_tokens:
-                break
-            kinds = list(KINDS) if num_tokens <= arguments.most_megatron_tokens else ["ours"]
-            directory = Path(folder, str(exponent))
-            try:
-                write_corpus(directory, num_tokens, full_index=len(kinds) > 1)
-            except OSError as error:
-                print(f"| 10^{exponent} | not measured: {error.strerror} ({2 * num_tokens:.0e} bytes) | | | | |")
-                continue
-            for kind in kinds:
-                print(f"| 10^{exponent} | {KINDS[kind]} | {row(kind, directory, arguments.repeats)} |", flush=True)
+            if 10**exponent <= arguments.most_tokens:
+                print_rows(Path(folder, str(exponent)), exponent, arguments)
+
+
+def print_rows(folder: Path, exponent: int, arguments: argparse.Namespace) -> None:
+    """Write the corpora of one size and measure every loader on them."""
+    num_tokens = 10**exponent
+    with_megatron = num_tokens <= arguments.most_megatron_tokens
+    sharded, whole = folder / "sharded", folder / "whole"
+    try:
+        write_corpus(sharded, num_tokens, SHARD_TOKENS, full_index=False)
+        write_corpus(whole, num_tokens, num_tokens, full_index=with_megatron)
+    except OSError as error:
+        print(f"| 10^{exponent} | | not measured: {error.strerror} ({2 * num_tokens:.0e} bytes) | | | | |")
+        return
+    for kind, name in KINDS.items():
+        directory = sharded if kind.startswith("shards") else whole
+        shards = -(-num_tokens // SHARD_TOKENS) if directory == sharded else 1
+        if with_megatron or not kind.startswith("megatron"):
+            cells = row(kind, directory, arguments.repeats)
+            print(f"| 10^{exponent} | {shards:,} | {name} | {cells} |", flush=True)
+    shutil.rmtree(folder)  # a tenth of a million small files
 
 
 def parse() -> argparse.Namespace:
@@ -84,24 +105,14 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def write_corpus(directory: Path, num_tokens: int, full_index: bool) -> None:
-    """A prepared directory of one shard of zeros."""
-    prefix = directory / "train-holes-00000"
+def write_corpus(directory: Path, num_tokens: int, shard_tokens: int, full_index: bool) -> None:
+    """A prepared directory of zeros in shards of at most so many tokens."""
     tokenizer = directory / "tokenizer"
     tokenizer.mkdir(parents=True)
     (tokenizer / "tokenizer.json").write_text("{}")
-    num_documents = num_tokens // DOCUMENT_TOKENS
-    with bin_path(prefix).open("wb") as file:
-        file.truncate(2 * num_tokens)
-    write_index(idx_path(prefix), num_documents, full_index)
-    record = ShardRecord(
-        prefix=prefix.name,
-        num_tokens=num_tokens,
-        num_documents=num_documents,
-        text_bytes=None,
-        bin_bytes=2 * num_tokens,
-        idx_bytes=idx_path(prefix).stat().st_size,
-        bin_sha256=None,
+    records = tuple(
+        write_holes(directory / f"train-holes-{i:05d}", min(shard_tokens, num_tokens - start), full_index)
+        for i, start in enumerate(range(0, num_tokens, shard_tokens))
     )
     tokenizer_record = TokenizerRecord(
         directory="tokenizer", sha256=sha256_of_folder(tokenizer), vocab_size=50000, end_of_text_id=0
@@ -110,10 +121,27 @@ def write_corpus(directory: Path, num_tokens: int, full_index: bool) -> None:
         settings={},
         settings_sha256=hash_of({}),
         tokenizer=tokenizer_record,
-        sources=(SourceRecord(name="holes", train=(record,), validation=()),),
+        sources=(SourceRecord(name="holes", train=records, validation=()),),
         dtype="uint16",
     )
     write_manifest(directory, manifest)
+
+
+def write_holes(prefix: Path, num_tokens: int, full_index: bool) -> ShardRecord:
+    """A shard of zeros that takes no space on the disk."""
+    num_documents = num_tokens // DOCUMENT_TOKENS
+    with bin_path(prefix).open("wb") as file:
+        file.truncate(2 * num_tokens)
+    write_index(idx_path(prefix), num_documents, full_index)
+    return ShardRecord(
+        prefix=prefix.name,
+        num_tokens=num_tokens,
+        num_documents=num_documents,
+        text_bytes=None,
+        bin_bytes=2 * num_tokens,
+        idx_bytes=idx_path(prefix).stat().st_size,
+        bin_sha256=None,
+    )
 
 
 def write_index(path: Path, count: int, full: bool) -> None:
@@ -130,7 +158,7 @@ def write_index(path: Path, count: int, full: bool) -> None:
 def write_array(
     file: BinaryIO, offset: int, places: range, dtype: str, value_at: Callable[[np.ndarray], np.ndarray]
 ) -> None:
-    """The entries of an array at some places of it; what lies before stays a hole."""
+    """The entries of an array at some places of it; what is before them stays a hole."""
     file.seek(offset + np.dtype(dtype).itemsize * places.start)
     for start in range(places.start, places.stop, CHUNK):
         value_at(np.arange(start, min(start + CHUNK, places.stop), dtype=np.int64)).astype(dtype).tofile(file)
@@ -156,7 +184,7 @@ def row(kind: str, directory: Path, repeats: int) -> str:
 
 def measure(kind: str, directory: Path) -> dict[str, float]:
     """Start one loader in this process; memory is what it adds to the process with everything imported."""
-    start, read = (ours if kind == "ours" else megatron)(directory)
+    start, read = megatron(directory) if kind.startswith("megatron") else ours(directory, kind)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
     before = memory("VmRSS")
     began = time.perf_counter()
@@ -179,12 +207,12 @@ def memory(field: str) -> float:
     return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024 / MIB
 
 
-def ours(directory: Path) -> tuple[Callable[[], Any], Callable[[Any, int], Any]]:
+def ours(directory: Path, kind: str) -> tuple[Callable[[], Any], Callable[[Any, int], Any]]:
     """Everything that training does with its data before the first step, all checks included."""
 
     def start() -> TrainingBatches:
         manifest = load_manifest(directory)
-        check_shards(directory, manifest)
+        check_shards(directory, manifest, 0, NUM_RANKS if kind == "shards-shared" else 1)
         check_tokenizer(directory, manifest)
         return TrainingBatches(
             directory,
@@ -201,7 +229,7 @@ def ours(directory: Path) -> tuple[Callable[[], Any], Callable[[Any, int], Any]]
 
 
 def megatron(directory: Path) -> tuple[Callable[[], Any], Callable[[Any, int], Any]]:
-    """One epoch of a GPTDataset over the same shard, without attention masks, its index cached beside it."""
+    """One epoch of a GPTDataset over the same shard, without attention masks, its index cached in the same folder."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

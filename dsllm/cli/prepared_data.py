@@ -9,7 +9,6 @@ from dsllm.config.run import RunConfig
 from dsllm.data.manifest import (
     FILE_NAME,
     Manifest,
-    check_shards,
     check_tokenizer,
     hash_of,
     load_manifest,
@@ -27,7 +26,7 @@ def prepared_data(config: RunConfig, ranks: Ranks) -> Manifest:
     """The manifest of the run's token shards. Rank 0 prepares data that is not prepared yet, the others wait.
 
     Raises:
-        DataError: prepared from other settings, or something is wrong with the shards or the tokenizer.
+        DataError: prepared from other settings, or with another tokenizer.
     """
     directory, settings = Path(config.data.directory or ""), settings_of(config)
     if (directory / FILE_NAME).is_file():
@@ -45,7 +44,6 @@ def prepared_data(config: RunConfig, ranks: Ranks) -> Manifest:
         manifest = prepare(config, directory, report)
     else:
         manifest = wait_for_manifest(directory, settings, PREPARE_SECONDS)
-    check_shards(directory, manifest, ranks.rank, ranks.world_size)
     check_tokenizer(directory, manifest)
     return manifest
 

@@ -199,8 +199,8 @@ def wait_for_manifest(directory: Path, settings: dict[str, Any], seconds: float)
 def check_shards(directory: Path, manifest: Manifest, rank: int = 0, num_ranks: int = 1) -> None:
     """Compare this rank's share of the shards with the manifest: sizes and headers, 46 bytes each.
 
-    The shares of all ranks together are all shards, so that each is opened by one rank and the start of a run on many ranks
-    does not open every file on every rank. All ranks must see the same directory.
+    The ranks' shares together are all shards, so a run on many ranks opens each file once, not once per rank. Only the rank
+    that finds a problem raises: the caller must share the outcome with the other ranks.
 
     Raises:
         DataError: with one line for each shard that is missing, damaged or not the one in the manifest.
@@ -224,7 +224,7 @@ def _problems(prefix: Path, records: list[ShardRecord], dtype: str | None) -> It
     except DataError as error:
         yield str(error)
         return
-    found = (shard.num_tokens * shard.dtype.itemsize, shard.index_bytes)
+    found = (shard.bin_bytes, shard.index_bytes)
     expected = (records[0].bin_bytes, records[0].idx_bytes)
     if found != expected:
         yield f"{prefix}: .bin and .idx have {found} bytes, the manifest says {expected}: not the shard that was prepared"

@@ -64,7 +64,7 @@ class Position:
 
         Args:
             ranges: [first, stop) each, in any order. They begin at `next_sample` or later, or are in `skipped` already:
-                what was delivered cannot be skipped any more.
+                samples that were delivered cannot be skipped.
         """
         merged: list[Range] = []
         for first, stop in sorted([*self.skipped, *ranges]):
@@ -101,5 +101,5 @@ _ADAPTER = TypeAdapter(Position)
 
 
 def _below(sample: int, ranges: Sequence[Range]) -> list[Range]:
-    """The parts of the ranges that lie before a sample."""
+    """The parts of the ranges that are before a sample."""
     return [(first, min(stop, sample)) for first, stop in ranges if first < sample]

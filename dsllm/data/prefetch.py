@@ -21,41 +21,41 @@ class StepBatches(Protocol):
 
 
 class Prefetch:
-    """Delivers what `batches.step` delivers, and reads one step ahead.
+    """Delivers the same micro-batches as `batches.step`, and reads one step ahead.
 
         with Prefetch(batches) as ahead:
             while ...:
                 next_position = position.after(num_samples)
                 micro_batches = ahead.step(position, next_position)
 
-    A wrong `next_position` costs time and nothing else: what was read ahead is dropped, and the position that is asked
-    for is read then. An error while reading ahead is raised by the call that asks for that position, with its own type;
-    if no call asks for it, it is dropped too. At most two steps are in memory: the caller's, and the next one.
+    A wrong `next_position` costs time and nothing else: the thread drops the step that it read ahead, and reads the one
+    that the call asks for. An error while reading ahead is raised by the call that asks for that step, with its own type;
+    if no call asks for the step, nothing is raised. At most two steps are in memory: the caller's, and the next one.
 
-    One thread does all the reading; it starts with the first step and ends with the block, after the read that it is
-    in. With several processes on a host, enter the block in each of them, after the fork.
+    One thread does all the reading. It starts at the first step, so create the object after a fork. It ends with the block:
+    leaving the block, by an error too, waits until the step that is being read is read.
     """
 
     def __init__(self, batches: StepBatches, *, enabled: bool = True, pin: bool = False):
         """
         Args:
-            batches: where the micro-batches are read. While the block runs, only the thread may call it.
-            enabled: False: read each step when it is asked for, without a thread.
+            batches: reads the micro-batches. Inside the block only the thread calls it.
+            enabled: False: read each step when a call asks for it, without a thread.
             pin: copy the tensors into page-locked memory, from which a GPU copies faster and without the CPU. Document
-                numbers stay as they are: the model reads them on the CPU.
+                numbers are not copied, because the model reads them on the CPU.
         """
         self._batches = batches
         self._pin = pin
-        # Not a daemon thread: the interpreter would end under it while it reads.
+        # The executor joins its thread at the end. A daemon thread would still be reading when the interpreter ends.
         self._reader = ThreadPoolExecutor(1, "prefetch") if enabled else None
         self._ahead: tuple[Position, Future[list[MicroBatch]]] | None = None
 
     def step(self, position: Position, next_position: Position | None) -> list[MicroBatch]:
-        """This rank's micro-batches of a step. Waits for as long as they are not read yet.
+        """This rank's micro-batches of a step; waits until they are read.
 
         Args:
             position: where the step begins.
-            next_position: where the next step will begin, to read it ahead. None: there is no next step.
+            next_position: where the next step will probably begin; it is read ahead. None: there is no next step.
 
         Raises:
             DataError: as `batches.step(position)`.

@@ -183,6 +183,7 @@ class Shard:
                 f"{self.path}: {found} bytes, but {self._index_path.name} describes {header.bin_bytes}: "
                 "truncated, or not the pair of this .idx; copy or prepare it again"
             )
+        self.bin_bytes = found
         self.num_tokens = found // self.dtype.itemsize
 
     def read(self, start: int, stop: int) -> np.ndarray:

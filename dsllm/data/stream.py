@@ -14,17 +14,28 @@ from dsllm.errors import DataError
 
 MOST_OPEN_SHARDS = 256  # a process may have 1024 open files by default
 
-OpenShard = Callable[[Path], Shard]
+OpenShard = Callable[[Path, int], Shard]
 
 
 def open_streams(directory: Path, sources: Sequence[tuple[str, Sequence[ShardRecord]]]) -> list["TokenStream"]:
     """One stream for each (name, records) of a prepared directory. They share a limited number of open shards."""
-    open_shard = lru_cache(MOST_OPEN_SHARDS)(Shard)
+    open_shard = lru_cache(MOST_OPEN_SHARDS)(_open_shard)
     return [TokenStream(name, directory, records, open_shard) for name, records in sources]
 
 
+def _open_shard(prefix: Path, bin_bytes: int) -> Shard:
+    """Open a shard of which the manifest knows the size."""
+    shard = Shard(prefix)
+    # At the start each shard is checked by one rank only; this rank may see another file, on a disk of its own.
+    if shard.bin_bytes != bin_bytes:
+        raise DataError(
+            f"{shard.path}: {shard.bin_bytes} bytes, the manifest says {bin_bytes}: not the shard that was prepared"
+        )
+    return shard
+
+
 class TokenStream:
-    """Shards one after the other. Shards are opened when a token of theirs is read."""
+    """The shards of a stream, one after the other. A shard is opened when one of its tokens is read."""
 
     def __init__(self, name: str, directory: Path, records: Sequence[ShardRecord], open_shard: OpenShard):
         """
@@ -32,7 +43,7 @@ class TokenStream:
             name: the source's name, for messages.
             directory: the prepared directory.
             records: the part of each shard that belongs to the stream.
-            open_shard: opens a shard, or returns it if it is open already.
+            open_shard: opens the shard of a prefix and a size in bytes, or returns it if it is open already.
         """
         self.name = name
         self._directory = directory
@@ -54,7 +65,8 @@ class TokenStream:
             end = min(stop, self._starts[index + 1])
             record = self._records[index]
             shift = record.first_token - self._starts[index]
-            parts.append(self._open_shard(self._directory / record.prefix).read(start + shift, end + shift))
+            shard = self._open_shard(self._directory / record.prefix, record.bin_bytes)
+            parts.append(shard.read(start + shift, end + shift))
             start, index = end, index + 1
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 

@@ -33,9 +33,9 @@ class TrainingBatches:
             micro_batches = batches.step(position)
             position = position.after(batches.global_batch_sequences)
 
-    Nothing in here moves on. The loop may ask for any position at any time, also for one that it has left: that is how a
-    run goes back to a checkpoint, delivers its last step once more to check it, or skips samples. `Prefetch` has the
-    same `step` and reads ahead.
+    The object has no position of its own: any position may be asked for at any time. This is how a run returns to a
+    checkpoint (its position), checks the step before it (`position.before`), and skips samples (`position.skipping`).
+    `Prefetch` wraps the object and reads one step ahead.
 
     Raises:
         DataError: the sources are not those of the manifest, or are shorter than one sequence.

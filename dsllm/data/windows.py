@@ -1,4 +1,4 @@
-"""Turns windows of token ids into what the model reads: inputs, targets one token later, and document numbers."""
+"""Turns windows of token ids into inputs, targets (one token later) and document numbers."""
 
 # Shapes: B sequences of a micro-batch, T tokens of a sequence.
 

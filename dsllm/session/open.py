@@ -10,7 +10,7 @@ from typing import Any
 from dsllm import counts
 from dsllm.config.run import RunConfig
 from dsllm.data.manifest import FILE_NAME as DATA_MANIFEST
-from dsllm.data.manifest import Manifest
+from dsllm.data.manifest import Manifest, check_shards
 from dsllm.data.training import TrainingBatches
 from dsllm.engine.build import Engine
 from dsllm.engine.nvme import swap_files
@@ -19,6 +19,7 @@ from dsllm.engine.processes.device import set_up_process
 from dsllm.engine.processes.process_group import World, lost_ranks_named, process_group
 from dsllm.engine.processes.ranks import Ranks
 from dsllm.engine.state import load_loss_scaler_state
+from dsllm.errors import DataError
 from dsllm.files import sha256_of_file
 from dsllm.run_directory import read_status, refuse_live_run
 from dsllm.session.assembly import ready_engine
@@ -102,6 +103,7 @@ def open_session(
     with process_group(ranks, run.device, run.layout.mesh, timeout) as world, lost_ranks_named(world):
         final = run.final_config(world)
         refuse_live_run(directory)
+        _check_shards(config, manifest, world)
         start = _find_start(config, world, report)
         preflight(start.progress)
         if start.progress.step >= config.num_steps:
@@ -154,6 +156,18 @@ def _find_start(config: RunConfig, world: World, report: Report) -> _Start:
     check_data(progress, data_sha256, config, reader.folder)
     report(f"resuming {reader.folder}: step {progress.step:,}, {progress.tokens:,} tokens")
     return _Start(state=reader, loss_scaler=reader.manifest.engine["loss_scaler"], progress=progress)
+
+
+def _check_shards(config: RunConfig, manifest: Manifest, world: World) -> None:
+    """Check the token shards, each on one rank; all ranks raise if one of them finds a problem. A collective call."""
+    problem = ""
+    try:
+        check_shards(Path(config.data.directory or ""), manifest, world.rank, world.size)
+    except DataError as error:
+        problem = str(error)
+    problems = [text for text in world.gather(problem) if text]
+    if problems:
+        raise DataError("\n".join(problems))
 
 
 def _training_batches(config: RunConfig, manifest: Manifest, world: World) -> TrainingBatches:

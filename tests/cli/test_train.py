@@ -121,7 +121,7 @@ def test_killed_at_a_random_step_it_continues_to_the_last_bit(uninterrupted, fol
     job.wait_for_step(folder / "runs" / "tiny" / "metrics.jsonl", step)
     job.kill()
     assert checkpoints(folder)
-    codes, output = train(folder, 2, ["tiny.yaml", zero(stage)])
+    codes, output = train(folder, 2, ["tiny.yaml", zero(stage), "data.prefetch=false"])
     assert codes == [0, 0], output
     assert "resuming" in output
     assert curve(folder) == uninterrupted(stage), f"killed at step {step}"
@@ -285,11 +285,15 @@ def test_tokenizer_that_does_not_match_the_shards(folder):
     assert codes == [1] and "tokenizer" in output and "Traceback" not in output
 
 
-def test_truncated_shard(folder):
-    file = next((folder / "data" / "tiny").glob("train-golden-*.bin"))
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_truncated_shard(folder, split):
+    """Each of the two shards is checked by one of the ranks, and both ranks end."""
+    file = next((folder / "data" / "tiny").glob(f"{split}-golden-*.bin"))
     os.truncate(file, file.stat().st_size - 2)
-    codes, output = train(folder, 1, ["tiny.yaml"])
-    assert codes == [1] and file.name.removesuffix(".bin") in output and "Traceback" not in output
+    codes, output = train(folder, 2, ["tiny.yaml"])
+    assert codes == [1, 1] and "Traceback" not in output
+    assert f"{file.name}: {file.stat().st_size} bytes, but" in output
+    assert not (folder / "runs").exists(), "the refused attempt leaves no trace"
 
 
 def test_corpus_shorter_than_one_sequence(folder):

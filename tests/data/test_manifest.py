@@ -1,4 +1,4 @@
-"""What was prepared is what is trained on: anything else is refused by name, without reading the corpus."""
+"""Training uses the shards and tokenizer that were prepared; others are refused by name, without reading the corpus."""
 
 import dataclasses
 import json

@@ -58,7 +58,7 @@ def test_closed_form_of_the_mixture_equals_counting(weights: list[float]) -> Non
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_every_source_has_its_share_after_any_number_of_samples(weights: list[float]) -> None:
-    """Bejian and Faure 1977: in [0, w) of the van der Corput sequence lie n w points, to within log2(n) / 3 + 1."""
+    """Bejian and Faure 1977: [0, w) has n w of the first n van der Corput points, to within log2(n) / 3 + 1."""
     mixture = Mixture(weights)
     shares = np.array(weights) / sum(weights)
     for n in [*range(1, 300), *range(300, 10**6, 9973), 10**12 + 1]:

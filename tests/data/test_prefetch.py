@@ -28,7 +28,7 @@ SECONDS = 10.0
 
 
 class Watched:
-    """Training batches that note what is read by which thread, and can be held up as a slow disk would."""
+    """Training batches that record which thread reads which step, and that can be blocked like a slow disk."""
 
     def __init__(self, batches: TrainingBatches):
         self.batches = batches

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from dsllm.data.stream import open_streams
-from tests.helpers.prepared import counting_documents, write_prepared
+from dsllm.errors import DataError
+from tests.helpers.prepared import counting_documents, write_prepared, write_shard
 from tests.helpers.training_data import at_step, data, training
 
 
@@ -27,6 +28,14 @@ def test_blocks_share_one_token(tmp_path: Path, length: int, blocks: int) -> Non
     for block in range(blocks):
         first = block * length + 1
         assert stream.read_block(block, length).tolist() == list(range(first, first + length + 1))
+
+
+def test_a_shard_of_another_size_than_the_manifest_says_is_not_read(tmp_path: Path) -> None:
+    manifest = write_prepared(tmp_path, {"a": [counting_documents(11)]})
+    (stream,) = open_streams(tmp_path, [("a", manifest.sources[0].train)])
+    write_shard(tmp_path, "train-a-00000", counting_documents(12), 60000)
+    with pytest.raises(DataError, match="24 bytes, the manifest says 22"):
+        stream.read(0, 1)
 
 
 def test_few_shards_are_open_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

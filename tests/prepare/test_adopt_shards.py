@@ -51,7 +51,7 @@ def test_the_last_documents_are_held_out_over_all_shards(tokenizer_folder: Path,
     assert documents_of(source.validation) == [i for document in documents[6:] for i in document]
     assert [r.num_documents for r in (*source.train, *source.validation)] == [4, 2, 2, 2]
     assert all(Path(record.prefix).is_absolute() for record in manifest.records())
-    check_shards(tmp_path / "data", manifest, full=True)
+    check_shards(tmp_path / "data", manifest)
     assert card["splits"]["train"]["bytes"] is None and card["baselines"] == {}
     assert lines == []
 

@@ -17,7 +17,7 @@ import pytest
 from dsllm.config.data import SourceConfig, TokenizerConfig
 from dsllm.config.run import RunConfig
 from dsllm.data.manifest import check_shards, check_tokenizer, load_manifest
-from dsllm.data.shards import Shard
+from dsllm.data.shards import Shard, bin_path
 from dsllm.data.tokenizer import load_tokenizer
 from dsllm.errors import DataError
 from dsllm.files import sha256_of_file
@@ -80,7 +80,9 @@ def test_the_shards_contain_what_was_read(tmp_path: Path):
     ids = card["splits"]["validation"]["tokens"] - len(held_out)
     assert card["splits"]["validation"]["bytes"] == card["baselines"]["num_bytes"] == text_bytes
     assert card["tokenizer"]["held_out_bytes_per_token"] == text_bytes / ids
-    check_shards(tmp_path / "data", manifest, full=True)
+    check_shards(tmp_path / "data", manifest)
+    for record in manifest.records():
+        assert record.bin_sha256 == sha256_of_file(bin_path(tmp_path / "data" / record.prefix))
     check_tokenizer(tmp_path / "data", manifest)
 
 
@@ -130,7 +132,7 @@ def test_other_settings_are_refused_with_the_difference_unless_forced(tmp_path: 
         assert part in str(caught.value)
     assert contents(tmp_path) == before
     manifest = prepare(other, tmp_path / "data", lambda line: None, force=True)
-    check_shards(tmp_path / "data", manifest, full=True)
+    check_shards(tmp_path / "data", manifest)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
     prepare(other, tmp_path / "fresh", lambda line: None)
     assert contents(tmp_path / "data") == contents(tmp_path / "fresh")
