@@ -28,7 +28,7 @@ class ProfiledSteps:
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """What a step of a rank should do by formula (dsllm/counts.py)."""
+    """What a step of a rank should do by formula (dsllm/counts)."""
 
     flops: float
     communication: Communication

@@ -1,4 +1,4 @@
-"""Model states in memory are what counts.py says: the tensors of a rank counted at every moment of a step."""
+"""Model states in memory are what dsllm/counts says: the tensors of a rank counted at every moment of a step."""
 
 import dataclasses
 import gc

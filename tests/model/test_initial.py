@@ -9,10 +9,8 @@ import torch
 
 from dsllm.config.model import ModelConfig
 from dsllm.model.initial import fill_initial, initial_value
-from dsllm.model.initial_state import InitialValues
 from dsllm.model.transformer import Transformer
 from dsllm.parameters import Parameter, parameter_table
-from dsllm.slices import WEIGHTS, Region, whole
 from tests.helpers.models import CONTEXT, GPT2, LLAMA
 
 CONFIG = ModelConfig(num_layers=8, hidden_size=256, num_heads=4, mlp_size=256, vocab_size=1000)
@@ -83,11 +81,3 @@ def test_another_model_is_not_filled():
         fill_initial(
             Transformer(LLAMA, CONTEXT), parameter_table(dataclasses.replace(LLAMA, positions="learned"), 64), 1
         )
-
-
-def test_as_a_state_they_are_read_region_by_region_and_have_no_optimizer_state():
-    parameter = row("embed.weight")
-    state = InitialValues(parameter_table(CONFIG, CONTEXT), seed=3)
-    found = state.read("embed.weight", WEIGHTS, Region(whole(parameter.shape), 1000, 2000))
-    assert torch.equal(found, initial_value(parameter, 3).flatten()[1000:2000])
-    assert state.keys("embed.weight") == (WEIGHTS,) and not state.scalars("embed.weight")

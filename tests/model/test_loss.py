@@ -39,7 +39,7 @@ def chunking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     ("dtype", "weight_dtype", "tolerance"),
     [
         (torch.float32, torch.float32, 2e-6),  # sums of 12 and of 37 terms in fp32
-        # Logits of up to 10 are rounded to bf16, half a step of 2^-5 = 0.03 at the largest, beside losses of up to 20;
+        # Logits of up to 10 are rounded to bf16, half a step of 2^-5 = 0.03 at the largest, with losses of up to 20;
         # gradients have roundings of 2^-9 in probabilities, in hidden and in the result.
         (torch.bfloat16, torch.float32, 1e-2),
         (torch.bfloat16, torch.bfloat16, 1e-2),

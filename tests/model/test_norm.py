@@ -20,8 +20,8 @@ def reference(kind: str, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tens
 @pytest.mark.parametrize("kind", ["rms", "layer"])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
-    # fp32: a few roundings of 6e-8, beside sums over 96 elements. bf16: x comes and y goes rounded to 2^-9 = 2e-3 of
-    # the element, and the gradient is a sum of two such terms; both beside the largest element.
+    # fp32: a few roundings of 6e-8 in sums over 96 elements. bf16: x and y are rounded to 2^-9 = 2e-3 of
+    # the element, and the gradient is a sum of two such terms; both relative to the largest element.
     [(torch.float32, 2e-6), (torch.bfloat16, 8e-3)],
 )
 @pytest.mark.parametrize("scale", [1.0, 1e-3])  # the small one shows a wrong epsilon

@@ -45,6 +45,22 @@ def test_gradients():
         assert torch.autograd.gradcheck(lambda x, c=config: turned(x, c), (x,))
 
 
+def test_each_token_turns_by_its_own_position():
+    positions = torch.tensor([[0, 1, 2, 0, 1, 5, 6, 7, 8, 9], [30, 2, 2, 4, 0, 0, 1, 2, 3, 4]])
+    found = rotate(X, *RotaryTable(CONFIG).at(0, 31, X, positions))
+    for sequence, row in enumerate(positions.tolist()):
+        for token, position in enumerate(row):
+            alone = turned(X[sequence : sequence + 1, token : token + 1], start=position)
+            assert torch.equal(found[sequence, :, token], alone[0, :, 0])
+
+
+def test_gradients_at_given_positions():
+    x, positions = X[:, :4].clone().requires_grad_(), torch.tensor([[0, 1, 0, 1], [3, 2, 1, 0]])
+    for fraction in (1.0, 0.5):
+        tables = RotaryTable(dataclasses.replace(CONFIG, rope_fraction=fraction)).at(0, 4, x, positions)
+        assert torch.autograd.gradcheck(lambda x, tables=tables: rotate(x, *tables), (x,))
+
+
 def test_low_precision_tables_are_rounded_from_exact_ones():
     cosines, _ = RotaryTable(CONFIG).at(4000, 4001, torch.zeros(1, dtype=torch.bfloat16))
     exact, _ = RotaryTable(CONFIG).at(4000, 4001, torch.zeros(1))

@@ -182,20 +182,34 @@ def test_building_draws_no_numbers_and_takes_torchs_default_type():
 
 def mlp_cut_by_torch(world: World) -> list[float]:
     """Deviations of output and gradients of an MLP that torch's tensor parallelism has cut, from the whole one's."""
-    whole = random_model(LLAMA).layers[0].mlp
+    config = SHAPES["llama-biases"]
+    whole = random_model(config).layers[0].mlp
     x = torch.randn(2, 5, 48, generator=torch.Generator().manual_seed(0))
     out = whole(x)
     wanted = [out, *torch.autograd.grad(out.sum(), list(whole.parameters()))]
     mesh = init_device_mesh("cpu", (world.size,))
-    plan = {"gate": ColwiseParallel(), "up": ColwiseParallel(), "down": RowwiseParallel()}
+    rows = {
+        parameter.name.removeprefix("layers.0.mlp."): parameter
+        for parameter in parameter_table(config, CONTEXT)
+        if parameter.layer == "layers.0" and parameter.part == "mlp"
+    }
+    plan = {
+        name.removesuffix(".weight"): ColwiseParallel() if row.tensor_axis == 0 else RowwiseParallel()
+        for name, row in rows.items()
+        if row.role == "matrix"
+    }
+    assert set(plan) == {"gate", "up", "down"}
     cut = parallelize_module(copy.deepcopy(whole), mesh, plan)
-    assert tuple(cut.up.weight.to_local().shape) == (80 // world.size, 48)
+    for name, row in rows.items():
+        shares = [world.size if axis == row.tensor_axis else 1 for axis in range(len(row.shape))]
+        local = cut.get_parameter(name).to_local()
+        assert tuple(local.shape) == tuple(n // share for n, share in zip(row.shape, shares, strict=True)), name
     out = cut(x)
     found = [out, *(grad.full_tensor() for grad in torch.autograd.grad(out.sum(), list(cut.parameters())))]
     return [float((f - w).detach().norm() / w.detach().norm()) for f, w in zip(found, wanted, strict=True)]
 
 
-def test_torchs_tensor_parallelism_cuts_our_layers():
+def test_torchs_tensor_parallelism_cuts_our_layers_by_the_axes_of_the_table():
     for deviations in run_ranks(2, mlp_cut_by_torch):
         assert max(deviations) < 1e-6  # sums of 80 terms in two halves: a few roundings of 2^-24 each
 

@@ -1,4 +1,4 @@
-"""What a step is counted to do equals what the formulas of dsllm/counts.py say."""
+"""What a step is counted to do equals what the formulas of dsllm/counts say."""
 
 import dataclasses
 
