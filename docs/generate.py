@@ -63,7 +63,7 @@ def configuration() -> str:
 def cluster() -> str:
     """docs/cluster.md: every field of a cluster file."""
     about = [
-        "A cluster is one YAML file, given to `dsllm launch --cluster`; [launch.md](launch.md) explains its use,",
+        "A cluster is one YAML file, given to `dsllm launch --cluster`; [launch.md](launch.md) shows how to use it,",
         "`launch/cluster/` has examples. Written by `make docs` from `dsllm/config/cluster.py`.",
     ]
     return "\n".join(["# The cluster file", "", *about, *_tree(("cluster",), "ClusterConfig", "the cluster"), ""])

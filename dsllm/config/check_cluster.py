@@ -1,4 +1,4 @@
-"""Checks the fields of a cluster against each other, and everything that a shell or a scheduler will read."""
+"""Checks the fields of a cluster against each other, and every text that a shell or a scheduler will read."""
 
 import os
 import re
@@ -8,10 +8,10 @@ from dsllm.config.check import Problem
 from dsllm.config.cluster import ClusterConfig, ContainerConfig, SlurmConfig
 
 HOST_NAME = r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"
-"""What a host may be called: nothing that ssh could take for an option, or a shell for a command."""
+"""A host's name; excludes what ssh could read as an option, or a shell as a command."""
 
 _VARIABLE_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
-_LAUNCHERS_OWN = (
+_SET_BY_LAUNCHERS = (
     r"(LOCAL_|GROUP_)?RANK|(LOCAL_)?WORLD_SIZE|LOCAL_SIZE|MASTER_(ADDR|PORT)"
     r"|(SLURM|OMPI_COMM|PMIX|TORCHELASTIC)_.*|DSLLM_JOB"
 )
@@ -19,7 +19,7 @@ _TIME_LIMIT = r"\d+|(\d+:)?\d+:\d+|\d+-\d+(:\d+){0,2}"
 
 
 def problems_in_cluster(cluster: ClusterConfig) -> list[Problem]:
-    """Everything about the cluster that cannot work, or that a shell would read as something else."""
+    """Everything in the cluster that cannot work, or that a shell would misread."""
     return [
         *_check_hosts(cluster),
         *_check_numbers(cluster),
@@ -36,11 +36,11 @@ def _check_hosts(cluster: ClusterConfig) -> Iterator[Problem]:
     for i, host in enumerate(cluster.hosts):
         where = f"hosts.{i}"
         if not re.fullmatch(HOST_NAME, host.name):
-            yield f"{where}.name", f"{host.name!r} is no host name: letters, digits, '.', '-' and '_' only"
+            yield f"{where}.name", f"{host.name!r} is not a host name: use letters, digits, '.', '-' and '_' only"
         if names.index(host.name) != i:
             yield (
                 f"{where}.name",
-                f"'{host.name}' is already host {names.index(host.name)}; give its slots once, in all",
+                f"'{host.name}' is already host {names.index(host.name)}; name each host once, with all its slots",
             )
         if host.slots < 1:
             yield f"{where}.slots", f"must be at least 1, but it is {host.slots}"
@@ -59,14 +59,14 @@ def _check_numbers(cluster: ClusterConfig) -> Iterator[Problem]:
 
 
 def _check_words(cluster: ClusterConfig) -> Iterator[Problem]:
-    """Names that scripts and launchers take as they are, and texts that no command line can hold."""
+    """Names that scripts and launchers use unquoted, and texts that no command line can contain."""
     if cluster.interface is not None and not re.fullmatch(r"[A-Za-z0-9_.:@-]+", cluster.interface):
-        yield "interface", f"{cluster.interface!r} is no name of a network interface"
+        yield "interface", f"{cluster.interface!r} is not the name of a network interface"
     if cluster.master_address is not None and not re.fullmatch(HOST_NAME, cluster.master_address):
         yield "master_address", f"{cluster.master_address!r} is neither a host name nor an IPv4 address"
     for i, name in enumerate(cluster.modules):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+/-]*", name):
-            yield f"modules.{i}", f"{name!r} is no name of a module"
+            yield f"modules.{i}", f"{name!r} is not the name of a module"
     texts = {
         **{name: getattr(cluster, name) for name in ("hostfile", "shared_directory", "virtual_environment")},
         **{f"ssh.options.{i}": word for i, word in enumerate(cluster.ssh.options)},
@@ -75,23 +75,23 @@ def _check_words(cluster: ClusterConfig) -> Iterator[Problem]:
     }
     for field, text in texts.items():
         if text is not None and re.search(r"[\0\n\r]", text):
-            yield field, f"{text!r} holds a line break"
+            yield field, f"{text!r} contains a line break"
 
 
 def _check_environment(cluster: ClusterConfig) -> Iterator[Problem]:
     for name, value in cluster.environment.items():
         where = f"environment.{name}"
         if not re.fullmatch(_VARIABLE_NAME, name):
-            yield where, f"{name!r} is no name of a variable: letters, digits and '_' only"
-        elif re.fullmatch(_LAUNCHERS_OWN, name):
+            yield where, f"{name!r} is not a variable name: use letters, digits and '_' only"
+        elif re.fullmatch(_SET_BY_LAUNCHERS, name):
             yield (
                 where,
-                "is set by the launcher; take it out (port, master_address and hosts are fields of the cluster)",
+                "is set by the launcher; remove it (port, master_address and hosts are fields of the cluster)",
             )
         if isinstance(value, bool) or not isinstance(value, str | int | float):
-            yield where, f"must be text or a number, but it is {value!r}; put it in quotes as the program wants it"
+            yield where, f"must be text or a number, but it is {value!r}; put it in quotes, as the program expects it"
         elif "\0" in str(value):
-            yield where, "holds a NUL character, which no variable can"
+            yield where, "contains a NUL character, which no variable can"
 
 
 def _check_launcher(cluster: ClusterConfig) -> Iterator[Problem]:
@@ -110,7 +110,7 @@ def _check_slurm(slurm: SlurmConfig) -> Iterator[Problem]:
     for name in ("partition", "account", "qos", "gres", "memory"):
         value = getattr(slurm, name)
         if value is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.,:=()+-]*", str(value)):
-            yield f"slurm.{name}", f"{value!r} holds more than the letters, digits and ._,:=()+- of such a name"
+            yield f"slurm.{name}", f"{value!r} contains other characters than letters, digits and ._,:=()+-"
     if slurm.time_limit is not None and not re.fullmatch(_TIME_LIMIT, str(slurm.time_limit)):
         yield (
             "slurm.time_limit",
@@ -119,23 +119,29 @@ def _check_slurm(slurm: SlurmConfig) -> Iterator[Problem]:
     elif slurm.time_limit is not None and 2 * slurm.signal_seconds > (limit := seconds_of(str(slurm.time_limit))):
         yield (
             "slurm.signal_seconds",
-            f"{slurm.signal_seconds} leaves too little of time_limit {slurm.time_limit} ({limit} s): a job that is warned "
-            "before its first step saves nothing, and starts over without end; take half of the limit at most",
+            f"{slurm.signal_seconds} leaves too little of time_limit {slurm.time_limit} ({limit} s): a job that gets the "
+            "signal before its first step saves nothing, and restarts forever; set at most half of the limit",
         )
     if slurm.gpus_per_node is not None and slurm.gres is not None and "gpu" in slurm.gres:
-        yield "slurm.gpus_per_node", f"gres {slurm.gres} asks for GPUs too; give one of them"
+        yield "slurm.gpus_per_node", f"gres {slurm.gres} asks for GPUs too; set one of the two"
     for i, option in enumerate(slurm.options):
         if not re.fullmatch(r"--[a-z][a-z-]*(=[^\s#]+)?", option):
-            yield f"slurm.options.{i}", f"{option!r} is no option of the form --name or --name=value, without blanks"
+            yield (
+                f"slurm.options.{i}",
+                f"{option!r} is not an option of the form --name or --name=value, without blanks",
+            )
 
 
 def _check_container(cluster: ClusterConfig, container: ContainerConfig) -> Iterator[Problem]:
     if container.runtime == "pyxis" and (cluster.slurm is None or cluster.slurm.start != "srun"):
-        yield "container.runtime", "pyxis belongs to srun: use launcher slurm with start srun, or apptainer"
+        yield "container.runtime", "pyxis works only under srun: use launcher slurm with start srun, or apptainer"
     texts = [("image", container.image), *((f"mounts.{i}", m) for i, m in enumerate(container.mounts))]
     for field, text in texts:
         if not text or re.search(r"[\0\n\r,]", text) or text.startswith("-"):
-            yield f"container.{field}", f"{text!r} is no image or path: no line breaks, commas or '-' at the start"
+            yield (
+                f"container.{field}",
+                f"{text!r} is not an image or path: remove line breaks, commas and a '-' at the start",
+            )
 
 
 def seconds_of(time_limit: str) -> int:
@@ -150,10 +156,10 @@ def seconds_of(time_limit: str) -> int:
 
 
 def missing_hosts(cluster: ClusterConfig) -> Iterator[Problem]:
-    """A cluster's file that names no host: the job would run on this machine alone."""
+    """The problem of a cluster file that names no host: the job would run on this machine alone."""
     chosen = cluster.chosen_launcher
     if chosen in ("deepspeed", "torchrun", "mpi") and not cluster.hosts and cluster.slots is None:
-        yield "launcher", f"{chosen} needs hosts or a hostfile; for this machine alone give slots"
+        yield "launcher", f"{chosen} needs hosts or a hostfile; for this machine alone set slots"
 
 
 def unset_variables(text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The cluster on which a run is carried out: hosts, SLURM, MPI, environment and time-outs, as one typed, frozen value."""
+"""The cluster that runs a job: hosts, SLURM, MPI, environment and time-outs, as one typed, frozen value."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -10,7 +10,7 @@ Launcher = Literal["local", "deepspeed", "torchrun", "slurm", "mpi"]
 
 @dataclass(frozen=True, kw_only=True)
 class HostConfig:
-    """One host and how many ranks it takes."""
+    """One host, and how many ranks run on it."""
 
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
@@ -22,125 +22,126 @@ class HostConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SshConfig:
-    """How the hosts are reached; keys, users and jump hosts belong into ssh's own config."""
+    """How to reach the hosts. Keys, users and jump hosts belong in ssh's own config."""
 
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
     port: int | None = None
-    """Port of the hosts' sshd; nothing: what ssh's own config says."""
+    """Port of the hosts' sshd. None (default): the port in ssh's own config."""
     options: tuple[str, ...] = ()
-    """More words for ssh's command line, for example [-i, /home/me/.ssh/cluster]."""
+    """Further arguments of ssh, for example [-i, /home/me/.ssh/cluster]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmConfig:
-    """What is asked of SLURM."""
+    """The resources that a SLURM job requests."""
 
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
     partition: str | None = None
-    """Queue; nothing: the cluster's default."""
+    """Queue. None (default): the cluster's default."""
     account: str | None = None
-    """Whose allocation pays."""
+    """The account whose allocation pays."""
     qos: str | None = None
     """Quality of service."""
     nodes: int = 1
-    """Hosts of the job."""
+    """Number of hosts."""
     tasks_per_node: int = 1
     """Ranks on each host: one per GPU."""
     gpus_per_node: int | None = None
-    """GPUs of each host, as --gpus-per-node; where the cluster counts them as gres only, give gres."""
+    """GPUs of each host, as --gpus-per-node; set gres instead if the cluster counts GPUs only there."""
     gres: str | None = None
     """Generic resources of each host, for example gpu:8 or gpu:h100:4."""
     cpus_per_task: int | None = None
     """Cores of each rank."""
     memory: str | int | None = None
-    """Memory of each host, for example 900G; 0: all of it."""
+    """Memory of each host, for example 900G. 0: all of it."""
     time_limit: str | int | None = None
-    """As SLURM writes it: minutes, hours:minutes:seconds, or days-hours:minutes:seconds."""
+    """Longest time of one start: minutes, hours:minutes:seconds, or days-hours:minutes:seconds."""
     requeue: bool = True
-    """Start again after a save at the time limit, and after a host's failure."""
+    """Start again after the job has saved at its time limit, and after a host has failed."""
     signal_seconds: int = 300
-    """How long before the time limit the ranks are told to save and leave; SLURM may be a minute late."""
+    """How long before the time limit the ranks get the signal to save and exit; SLURM may be a minute late."""
     start: Literal["srun", "ssh"] = "srun"
     """srun: one task per rank, no ssh between the hosts; ssh: DeepSpeed's launcher on each host, over ssh."""
     options: tuple[str, ...] = ()
-    """More options for the head of the batch script, for example [--exclusive, --constraint=ib]."""
+    """Further options at the head of the batch script, for example [--exclusive, --constraint=ib]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MpiConfig:
-    """How Open MPI is called."""
+    """How to call Open MPI."""
 
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
     program: str = "mpirun"
-    """Open MPI's mpirun: a name or a path."""
+    """Name or path of Open MPI's mpirun."""
     options: tuple[str, ...] = ()
-    """More words for its command line, for example [--bind-to, none]."""
+    """Further arguments of mpirun, for example [--bind-to, none]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ContainerConfig:
-    """The image in which ranks run. Written by the documentation of these tools; not tried by us."""
+    """The container image in which ranks run. Written from the documentation of these tools; we have not run it."""
 
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
     image: str
-    """What the runtime calls an image: a file, or for pyxis also a registry's name."""
+    """A file; for pyxis also an image in a registry."""
     runtime: Literal["pyxis", "apptainer"]
     """pyxis: SLURM's plug-in for enroot; apptainer: under every launcher."""
     mounts: tuple[str, ...] = ()
-    """Folders seen inside, as HOST_PATH or HOST_PATH:PATH_INSIDE."""
+    """Folders to mount, as HOST_PATH or HOST_PATH:PATH_IN_CONTAINER."""
     options: tuple[str, ...] = ()
-    """More words for srun (pyxis) or for apptainer exec."""
+    """Further arguments of srun (pyxis) or of apptainer exec."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimeoutConfig:
-    """How long `dsllm launch` waits; what still runs after that is killed."""
+    """How long `dsllm launch` waits before it kills what still runs."""
 
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
     save_seconds: float = 600.0
-    """From the wish to stop to the end of the ranks: longer than the slowest save."""
+    """From a request to stop to the end of the ranks; must be longer than the slowest save."""
     end_seconds: float = 90.0
     """From the end of the first host, or of the run, to the end of all others."""
     connect_seconds: int = 15
-    """For ssh to reach a host; one that stays silent for three times as long counts as lost."""
+    """For ssh to reach a host. A host that stays silent for three times as long counts as lost."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
-    """Where a run is carried out, whatever it computes. In paths, ${NAME} and ~ stand for what they are where dsllm
-    launch runs."""
+    """The machines that a run uses. In paths, ${NAME} and ~ are replaced by their values on the machine that calls
+    `dsllm launch`."""
 
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
     launcher: Launcher | None = None
-    """Who starts the ranks; nothing: slurm if there is a section slurm, deepspeed if there are hosts, otherwise local."""
+    """The program that starts the ranks. None (default): slurm if there is a section slurm, deepspeed if there are hosts,
+    otherwise local."""
     hosts: tuple[HostConfig, ...] = ()
     """The hosts; rank 0 is on the first one."""
     hostfile: str | None = None
-    """In place of hosts: a file of DeepSpeed's kind, with a line `NAME slots=N` for each host."""
+    """In place of hosts: a DeepSpeed hostfile, with a line `NAME slots=N` for each host."""
     slots: int | None = None
-    """Ranks of a local run; nothing: one per GPU of this machine, or one."""
+    """Ranks of a local run. None (default): one per GPU of this machine, or one if it has no GPU."""
     shared_directory: str | None = None
-    """Folder that all hosts see under the same path: ranks start in it, and relative paths of the run, its own directory
-    too, count from it. Nothing: the working directory of the command."""
+    """Folder that all hosts see under the same path. Ranks start in it, and relative paths of the run, including its
+    directory, count from it. None (default): the working directory of the command."""
     master_address: str | None = None
-    """Address of the first host for the other ranks; nothing: its name."""
+    """Address at which the other ranks reach the first host. None (default): its name."""
     port: int | None = None
-    """Port of rank 0's store; nothing: a number made from the job's name, a free one for local runs."""
+    """Port of rank 0's store. None (default): a number made from the job's name; for local runs a free port."""
     interface: str | None = None
-    """Network interface of the ranks' traffic, for example ib0: gloo, NCCL and MPI are told."""
+    """Network interface that gloo, NCCL and MPI use, for example ib0. None (default): they choose one."""
     modules: tuple[str, ...] = ()
-    """Loaded with `module load` on each host."""
+    """Environment modules to load on each host with `module load`."""
     virtual_environment: str | None = None
-    """Folder of the virtual environment on each host; nothing: with modules or a container, the `python` found there,
+    """Folder of the virtual environment on each host. None (default): with modules or a container, their `python`;
     otherwise the Python that runs this command."""
     environment: dict[str, Any] = field(default_factory=dict)
-    """Variables for the ranks, as they are: nothing in them is expanded."""
+    """Environment variables of the ranks; their values are passed on literally."""
     container: ContainerConfig | None = None
     ssh: SshConfig = field(default_factory=SshConfig)
     slurm: SlurmConfig | None = None
@@ -149,7 +150,7 @@ class ClusterConfig:
 
     @property
     def chosen_launcher(self) -> Launcher:
-        """The launcher as asked for, or as the sections tell."""
+        """The launcher that is set, else the one that the sections imply."""
         if self.launcher:
             return self.launcher
         return "slurm" if self.slurm else "deepspeed" if self.hosts else "local"

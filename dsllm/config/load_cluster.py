@@ -18,17 +18,21 @@ _PATHS = ("hostfile", "shared_directory", "virtual_environment")
 
 
 def load_cluster(path: str | None, hostfile: str | None = None, launcher: Launcher | None = None) -> ClusterConfig:
-    """The cluster in a YAML file (nothing: this machine), with the hosts of a hostfile in place of its own.
+    """Load a cluster, and check all of it.
 
     Args:
-        launcher: in place of the file's.
+        path: the YAML file. None: this machine.
+        hostfile: its hosts replace those of the YAML file.
+        launcher: replaces that of the YAML file.
     Raises:
-        ConfigError: a file is missing or unreadable, or anything in it does not fit; lists every problem.
+        ConfigError: a file is missing or unreadable, or something in it cannot work; lists every problem.
     """
     file = Path(path or "no cluster file")
     tree, lines = read_yaml(file) if path else ({}, {})
     origin = Origin(file, lines, {})
-    tree = {key: value for key, value in tree.items() if value is not None}  # a section commented out: its defaults
+    tree = {
+        key: value for key, value in tree.items() if value is not None
+    }  # a section whose lines are commented out has its defaults
     if launcher:
         tree["launcher"] = launcher
     if hostfile:
@@ -41,17 +45,17 @@ def load_cluster(path: str | None, hostfile: str | None = None, launcher: Launch
     problems: list[str] = []
     cluster = _with_paths(cluster, file.parent, origin, problems)
     cluster = _with_hosts(cluster, origin, problems)
-    found = problems_in_cluster(cluster)
-    if path and not problems:  # without a file this machine is meant
-        found += missing_hosts(cluster)
-    problems += [f"{origin.of(tuple(name.split('.')))}: {name}: {text}" for name, text in found]
+    cluster_problems = problems_in_cluster(cluster)
+    if path and not problems:  # without a file, it is this machine
+        cluster_problems += missing_hosts(cluster)
+    problems += [f"{origin.of(tuple(name.split('.')))}: {name}: {text}" for name, text in cluster_problems]
     if problems:
         raise ConfigError(problems)
     return cluster
 
 
-def _with_paths(cluster: ClusterConfig, beside: Path, origin: Origin, problems: list[str]) -> ClusterConfig:
-    """Variables and ~ in paths resolved here; a hostfile's path counts from the YAML file's folder."""
+def _with_paths(cluster: ClusterConfig, folder: Path, origin: Origin, problems: list[str]) -> ClusterConfig:
+    """Replace variables and ~ in paths by their values here; a hostfile's path counts from `folder`."""
     changed = {}
     for name in _PATHS:
         text = getattr(cluster, name)
@@ -63,20 +67,21 @@ def _with_paths(cluster: ClusterConfig, beside: Path, origin: Origin, problems: 
         if not changed[name].strip():
             problems.append(f"{origin.of((name,))}: {name}: is empty")
     if "hostfile" in changed:
-        changed["hostfile"] = os.path.abspath(beside / changed["hostfile"])
+        changed["hostfile"] = os.path.abspath(folder / changed["hostfile"])
     for name in ("shared_directory", "virtual_environment"):
         if name in changed and not os.path.isabs(changed[name]):
             problems.append(
-                f"{origin.of((name,))}: {name}: {changed[name]!r} must be absolute: hosts have no common folder"
+                f"{origin.of((name,))}: {name}: {changed[name]!r} must be absolute: the hosts have no common working directory"
             )
     return dataclasses.replace(cluster, **changed)
 
 
 def _with_hosts(cluster: ClusterConfig, origin: Origin, problems: list[str]) -> ClusterConfig:
+    """Read the hosts of the hostfile, if the cluster names one."""
     if cluster.hostfile is None or any(": hostfile: " in problem for problem in problems):
         return cluster
     if cluster.hosts:
-        problems.append(f"{origin.of(('hostfile',))}: hostfile: hosts are given too; give one of them")
+        problems.append(f"{origin.of(('hostfile',))}: hostfile: hosts are set too; set one of the two")
         return cluster
     try:
         return dataclasses.replace(cluster, hosts=read_hostfile(Path(cluster.hostfile)))

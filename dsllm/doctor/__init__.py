@@ -1,1 +1,1 @@
-"""dsllm doctor: looks at what a run depends on, on every rank, and says what is wrong and what to do."""
+"""dsllm doctor: checks what a run depends on, on every rank, and says what is wrong and what to do about it."""

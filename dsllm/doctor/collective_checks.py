@@ -1,4 +1,4 @@
-"""All ranks together: compare what each one sees, then measure clocks, disks, matrix products and collectives."""
+"""Checks that all ranks make together: compares what they see, then measures clocks, disks, matrix products, collectives."""
 
 import contextlib
 import dataclasses
@@ -11,7 +11,7 @@ from dsllm.config.precision import resolve_precision
 from dsllm.doctor.clocks import Offsets, check_clocks, measure_offsets
 from dsllm.doctor.disks import FolderFacts, check_disks, marker, try_folder
 from dsllm.doctor.findings import Finding, Place, one_per_host
-from dsllm.doctor.gpus import check_gpus, driver_is_there
+from dsllm.doctor.gpus import check_gpus, has_driver
 from dsllm.doctor.local_checks import LocalFacts, Request
 from dsllm.doctor.machine import check_machines, look_at_machine
 from dsllm.doctor.network import check_networks
@@ -32,7 +32,7 @@ from dsllm.engine.processes.device import (
 from dsllm.engine.processes.process_group import World, lost_ranks_named, process_group
 from dsllm.engine.processes.ranks import Ranks
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,18 +48,18 @@ class RankFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Examination:
-    """All that was seen and measured, the same on every rank."""
+    """Everything that was seen and measured; the same on every rank."""
 
     ranks: Mapping[Place, RankFacts]
     launcher: str
     device: str
     clocks: Offsets
     folders: Mapping[Place, Sequence[FolderFacts]]
-    """Of one rank of each host."""
+    """Of one rank per host."""
     gemm: Mapping[Place, float]
     """FLOP/s."""
     dtype: str
-    """In which the matrix products were."""
+    """Type of the numbers in the matrix products."""
     collectives: Sequence[CollectiveTime]
     findings: Sequence[Finding]
     seconds: float
@@ -70,38 +70,38 @@ class Examination:
         return len(one_per_host(self.ranks))
 
 
-def examine_all_ranks(ranks: Ranks, facts: LocalFacts, request: Request, tell: Tell) -> Examination:
-    """Join the other ranks and look at everything; all ranks call this, and all get the same.
+def examine_all_ranks(ranks: Ranks, facts: LocalFacts, request: Request, report: Report) -> Examination:
+    """Join the other ranks and examine everything. All ranks call this and get the same result.
 
     Args:
-        tell: is told what is being done.
+        report: takes a few words about what is happening now.
     Raises:
-        LaunchError: the others did not come, or one of them was lost.
+        LaunchError: the other ranks did not join, or one of them was lost.
     """
     set_up_process(ranks.local_size, ranks.local_rank, request.bind_cores)
     device = choose_device(ranks.local_rank)
-    tell(f"waiting for {ranks.world_size} ranks")
+    report(f"waiting for {ranks.world_size} ranks")
     with (
         process_group(ranks, device, timeout=request.timeout) as world,
         lost_ranks_named(world, "--timeout-minutes", "look at that rank's host first"),
     ):
-        return examine(world, facts, request, tell)
+        return examine(world, facts, request, report)
 
 
-def examine(world: World, facts: LocalFacts, request: Request, tell: Tell) -> Examination:
-    """Look at everything; a collective call."""
+def examine(world: World, facts: LocalFacts, request: Request, report: Report) -> Examination:
+    """Examine everything. A collective call."""
     start = time.monotonic()
-    tell("comparing the ranks")
+    report("comparing the ranks")
     own = _with_torch(facts, world)
     seen = {other.local.place: other for other in world.gather(own)}
-    tell("comparing clocks")
+    report("comparing clocks")
     clocks = measure_offsets(world)
-    tell("trying the disks")
-    folders, blind = _look_at_disks(world, facts.place, seen, request)
-    tell("multiplying matrices")
+    report("trying the disks")
+    folders, unshared = _look_at_disks(world, facts.place, seen, request)
+    report("multiplying matrices")
     dtype = compute_dtype(resolve_precision("auto", world.device.type))
     gemm = dict(zip(seen, measure_gemm(world, dtype), strict=True))
-    tell("timing collectives")
+    report("timing collectives")
     collectives = measure_collectives(world, SIZES[world.device.type])
     examination = Examination(
         ranks=seen,
@@ -115,60 +115,62 @@ def examine(world: World, facts: LocalFacts, request: Request, tell: Tell) -> Ex
         findings=(),
         seconds=0.0,
     )
-    findings = check_all(examination, request.operators, blind)
+    findings = check_all(examination, request.operators, unshared)
     return dataclasses.replace(examination, findings=findings, seconds=time.monotonic() - start)
 
 
 def _with_torch(facts: LocalFacts, world: World) -> RankFacts:
-    """What the rank knows of itself once torch is there."""
+    """The rank's facts, with those that need torch."""
     versions = {**facts.versions.versions, **library_versions()}
     return RankFacts(
         local=dataclasses.replace(
             facts,
             versions=dataclasses.replace(facts.versions, versions=versions),
-            machine=look_at_machine(num_threads()),  # again: it may have been bound to its cores since
+            machine=look_at_machine(num_threads()),  # again: it may have been bound to cores in the meantime
         ),
         operators=look_at_operators(),
         gpu=gpu_of(world.device),
-        driver=driver_is_there(),
+        driver=has_driver(),
     )
 
 
 def _look_at_disks(
     world: World, place: Place, seen: Mapping[Place, RankFacts], request: Request
 ) -> tuple[dict[Place, tuple[FolderFacts, ...]], dict[str, list[Place]]]:
-    """The folders as each host sees them, and those hosts that do not see what rank 0 writes into the run's."""
+    """The folders as each host sees them, and by path the places that do not see what rank 0 writes into a run folder."""
     leads = one_per_host(seen)
     own = tuple(try_folder(folder, request.test_bytes) for folder in request.folders) if place in leads else ()
     folders = {lead: answer for lead, answer in zip(seen, world.gather(own), strict=True) if lead in leads}
-    blind = {}
+    unshared = {}
     for index, folder in enumerate(request.folders):
         if len(leads) > 1 and folder.role == "run":
             with marker(own[index]) if world.rank == 0 else contextlib.nullcontext("") as path:
                 path = world.gather(path)[0]
                 sees = world.gather(place not in leads or not path or Path(path).exists())
-            blind[folder.path] = [other for other, good in zip(seen, sees, strict=True) if not good]
-    return folders, {path: places for path, places in blind.items() if places}
+            unshared[folder.path] = [other for other, good in zip(seen, sees, strict=True) if not good]
+    return folders, {path: places for path, places in unshared.items() if places}
 
 
-def check_all(seen: Examination, operators: frozenset[str], blind: Mapping[str, Sequence[Place]]) -> list[Finding]:
-    """Everything that is not as it should be; errors first.
+def check_all(
+    examination: Examination, operators: frozenset[str], unshared: Mapping[str, Sequence[Place]]
+) -> list[Finding]:
+    """All findings, errors first.
 
     Args:
         operators: DeepSpeed's operators that the run needs.
-        blind: folder -> places that do not see what rank 0 wrote there.
+        unshared: folder -> places that do not see what rank 0 wrote there.
     """
-    ranks = seen.ranks
+    ranks = examination.ranks
     machines = {place: own.local.machine for place, own in ranks.items()}
     found = [
         *check_versions({place: own.local.versions for place, own in ranks.items()}),
         *check_gpus({p: own.gpu for p, own in ranks.items()}, {p: own.driver for p, own in ranks.items()}),
-        *check_machines(machines, seen.device),
-        *check_networks({place: own.local.network for place, own in ranks.items()}, machines, seen.device),
-        *check_clocks(dict(zip(ranks, seen.clocks.seconds, strict=True))),
-        *check_disks(seen.folders, blind),
-        *check_gemm(seen.gemm),
-        *check_collectives(seen.collectives, seen.num_hosts, seen.device),
+        *check_machines(machines, examination.device),
+        *check_networks({place: own.local.network for place, own in ranks.items()}, machines, examination.device),
+        *check_clocks(dict(zip(ranks, examination.clocks.seconds, strict=True))),
+        *check_disks(examination.folders, unshared),
+        *check_gemm(examination.gemm),
+        *check_collectives(examination.collectives, examination.num_hosts, examination.device),
         *check_operators({place: own.operators for place, own in ranks.items()}, operators),
     ]
     return sorted(found, key=lambda finding: finding.level != "error")

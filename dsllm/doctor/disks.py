@@ -1,4 +1,4 @@
-"""The folders of a run on each host: whether they can be used, their space, and how fast they write and read."""
+"""The folders of a run on each host: whether they can be used, how much space is free, how fast they write and read."""
 
 import contextlib
 import errno
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsllm.byte_units import GIB, MIB
-from dsllm.doctor.findings import Finding, Place, where
+from dsllm.doctor.findings import Finding, Place, advice_if, below, check, error_if, where
 from dsllm.files import sha256_of_file
 
 TEST_BYTES = 64 * MIB
 PART_BYTES = 4 * MIB
 SLOW_WRITE = 50e6
-"""Bytes a second under which a checkpoint stops the run for long."""
+"""Bytes per second; below this, each checkpoint stops the run for long."""
 SLOW_READ = 20e6
 LONG_SAVE_SECONDS = 300
 MANIFEST = "manifest.json"
@@ -31,35 +31,35 @@ class Folder:
     """"run" or "data"."""
     path: str
     needed_bytes: int = 0
-    """What one checkpoint takes; 0: not known."""
+    """Size of a checkpoint; 0: unknown."""
     num_kept: int = 1
     """Checkpoints that are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FolderFacts:
-    """What a host sees of it. Bytes, and bytes a second."""
+    """A folder as one host sees it. Bytes, and bytes per second."""
 
     folder: Folder
     exists: bool
     tested: str
-    """Where the test file was written: the folder, or the nearest one above it that exists."""
+    """Folder of the test file: the folder itself, or the nearest one above it that exists."""
     free: int = 0
     write: float = 0.0
-    """0: nothing was written."""
+    """0: nothing could be written."""
     read: float = 0.0
     problem: str = ""
-    """Why it cannot be written to."""
+    """Why it cannot be written to; empty: it can be."""
     manifest: str = ""
-    """Hash of the data's manifest; empty: none there."""
+    """Hash of the data's manifest; empty: it has none."""
 
 
 def try_folder(folder: Folder, test_bytes: int = TEST_BYTES) -> FolderFacts:
-    """Write a test file, flush it, read it back from the disk, and remove it; nothing is created besides."""
+    """Write a test file, flush it, read it back from the disk, and remove it; creates nothing else."""
     path = Path(folder.path).absolute()
     tested = next(above for above in (path, *path.parents) if above.is_dir())
     manifest = path / MANIFEST
-    seen = {
+    facts = {
         "folder": folder,
         "exists": path.is_dir(),
         "tested": str(tested),
@@ -69,9 +69,9 @@ def try_folder(folder: Folder, test_bytes: int = TEST_BYTES) -> FolderFacts:
     try:
         write, read = _write_and_read(tested, test_bytes)
     except OSError as error:
-        kept = _speed_of_what_is_there(path) if folder.role == "data" else 0.0
-        return FolderFacts(**seen, problem=_in_words(error), read=kept)  # type: ignore[arg-type]  # the keys above
-    return FolderFacts(**seen, write=write, read=read)  # type: ignore[arg-type]
+        read = _read_speed_of_folder(path) if folder.role == "data" else 0.0
+        return FolderFacts(**facts, problem=_in_words(error), read=read)  # type: ignore[arg-type]  # the keys above
+    return FolderFacts(**facts, write=write, read=read)  # type: ignore[arg-type]
 
 
 def _in_words(error: OSError) -> str:
@@ -81,8 +81,8 @@ def _in_words(error: OSError) -> str:
 
 
 def _write_and_read(directory: Path, num_bytes: int) -> tuple[float, float]:
-    """Bytes a second, flushed to the disk and back from it; random bytes, which no file system compresses."""
-    part = os.urandom(min(PART_BYTES, num_bytes))
+    """Bytes per second to the disk and back from it."""
+    part = os.urandom(min(PART_BYTES, num_bytes))  # no file system can compress random bytes
     with tempfile.NamedTemporaryFile(dir=directory, prefix=".dsllm-doctor-", buffering=0) as file:
         start = time.perf_counter()
         written = 0
@@ -94,7 +94,7 @@ def _write_and_read(directory: Path, num_bytes: int) -> tuple[float, float]:
 
 
 def _read_speed(descriptor: int, num_bytes: int) -> float:
-    with contextlib.suppress(OSError):  # a file system in memory has nothing to let go of
+    with contextlib.suppress(OSError):  # a file system in memory cannot drop its cache
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     start = time.perf_counter()
     done = 0
@@ -103,8 +103,8 @@ def _read_speed(descriptor: int, num_bytes: int) -> float:
     return done / (time.perf_counter() - start)
 
 
-def _speed_of_what_is_there(path: Path) -> float:
-    """Read speed of the largest file of a folder that cannot be written to; 0 where it has none."""
+def _read_speed_of_folder(path: Path) -> float:
+    """Read speed of the largest file in a folder that cannot be written to; 0 if it has no file."""
     files = [file for file in path.glob("**/*") if file.is_file()]
     if not files:
         return 0.0
@@ -113,13 +113,13 @@ def _speed_of_what_is_there(path: Path) -> float:
 
 
 @contextlib.contextmanager
-def marker(seen: FolderFacts) -> Iterator[str]:
-    """A file in the tested folder, for the duration of the block, that the other hosts are to see; its path.
+def marker(facts: FolderFacts) -> Iterator[str]:
+    """Until the block ends, a file in the tested folder that the other hosts should see; yields its path.
 
-    Empty where none can be written: then the folder has a problem of its own.
+    Empty if no file can be written: that is a finding of its own.
     """
     try:
-        file = tempfile.NamedTemporaryFile(dir=seen.tested, prefix=".dsllm-doctor-")  # noqa: SIM115 - closed below
+        file = tempfile.NamedTemporaryFile(dir=facts.tested, prefix=".dsllm-doctor-")  # noqa: SIM115 - closed below
     except OSError:
         yield ""
         return
@@ -127,107 +127,73 @@ def marker(seen: FolderFacts) -> Iterator[str]:
         yield file.name
 
 
-def check_disks(seen: Mapping[Place, Sequence[FolderFacts]], blind: Mapping[str, Sequence[Place]]) -> Iterator[Finding]:
-    """What will stop a run for want of a folder, space or speed.
+# fmt: off
+# One row per check: name, where, level, problem, action.
+def check_disks(
+    folders: Mapping[Place, Sequence[FolderFacts]], unshared: Mapping[str, Sequence[Place]]
+) -> Iterator[Finding]:
+    """Find folders that would stop a run, for lack of permission, space or speed.
 
     Args:
-        seen: the folders of one rank of each host, in the same order everywhere.
-        blind: path of a folder -> places that do not see what rank 0 wrote there.
+        folders: the folders of one rank per host, in the same order everywhere.
+        unshared: path of a folder -> places that do not see what rank 0 wrote there.
     """
-    for place, folders in seen.items():
-        for own in folders:
-            yield from _judge_use(place, own)
-            yield from _judge_space(place, own)
-            yield from _judge_speed(place, own, len(seen))
-    for path, places in blind.items():
-        yield Finding(
-            level="error",
-            check="disk",
-            where=where(places),
-            problem=f"{path}: does not see what rank 0 wrote there: it is another disk",
-            action="mount one shared file system at this path on all hosts, or name a folder on one",
-        )
-    yield from _judge_same_data(seen)
+    for place, own_folders in folders.items():
+        for own in own_folders:
+            yield from _check_use(place.host, own)
+            yield from _check_space(place.host, own)
+            yield from _check_speed(place.host, own, len(folders))
+    for path, places in unshared.items():
+        yield from check("disk", where(places), "error",
+            f"{path}: does not see what rank 0 wrote there: it is another disk",
+            "mount one shared file system at this path on all hosts, or name a folder on one")
+    for path, places in _other_data(folders).items():
+        yield from check("data", where(places), error_if(places),
+            f"data folder {path}: other data than on the first host, or none",
+            "copy the prepared data to every host, or put it on a shared file system")
 
 
-def _judge_use(place: Place, own: FolderFacts) -> Iterator[Finding]:
-    read_only_data = own.folder.role == "data" and own.manifest
-    if own.problem and not read_only_data:
-        yield Finding(
-            level="error",
-            check="disk",
-            where=place.host,
-            problem=f"{own.folder.role} folder {own.folder.path}: cannot be written to at {own.tested}: {own.problem}",
-            action="mend its permissions or free space, or name another folder",
-        )
-    if own.folder.role == "data" and not own.manifest:
-        yield Finding(
-            level="advice",
-            check="data",
-            where=place.host,
-            problem=f"data folder {own.folder.path}: {'has no manifest' if own.exists else 'no such folder'}",
-            action="dsllm prepare RUN.yaml; otherwise rank 0 prepares it at the start, and the other ranks wait",
-        )
+def _check_use(host: str, own: FolderFacts) -> Iterator[Finding]:
+    is_data = own.folder.role == "data"
+    is_read_only = is_data and own.manifest  # prepared data is not written to
+    yield from check("disk", host, error_if(own.problem and not is_read_only),
+        f"{own.folder.role} folder {own.folder.path}: cannot be written to at {own.tested}: {own.problem}",
+        "fix its permissions, free some space, or name another folder")
+    yield from check("data", host, advice_if(is_data and not own.manifest),
+        f"data folder {own.folder.path}: {'has no manifest' if own.exists else 'no such folder'}",
+        "dsllm prepare RUN.yaml; otherwise rank 0 prepares it at the start, and the other ranks wait")
 
 
-def _judge_space(place: Place, own: FolderFacts) -> Iterator[Finding]:
-    need = own.folder.needed_bytes
+def _check_space(host: str, own: FolderFacts) -> Iterator[Finding]:
     if own.folder.role != "run" or own.problem:
         return
-    if need and own.free < (own.folder.num_kept + 1) * need:
-        kept = f"{own.folder.num_kept} of them are kept while the next is written"
-        yield Finding(
-            level="error" if own.free < need else "advice",
-            check="disk",
-            where=place.host,
-            problem=f"{own.folder.path}: {own.free / GIB:.1f} GiB free; a checkpoint takes {need / GIB:.1f} GiB, and {kept}",
-            action="free some space, lower checkpoint.keep_last, or name a run.directory on a larger disk",
-        )
-    elif not need and own.free < GIB:
-        yield Finding(
-            level="advice",
-            check="disk",
-            where=place.host,
-            problem=f"{own.folder.path}: only {own.free / GIB:.2f} GiB free",
-            action="free some space: a checkpoint takes 12 bytes per parameter",
-        )
+    needed, kept = own.folder.needed_bytes, own.folder.num_kept
+    yield from check("disk", host, below(own.free, error=needed, advice=(kept + 1) * needed),
+        f"{own.folder.path}: {own.free / GIB:.1f} GiB free; a checkpoint takes {needed / GIB:.1f} GiB, and {kept} of them are "
+        "kept while the next one is written",
+        "free some space, lower checkpoint.keep_last, or name a run.directory on a larger disk")
+    yield from check("disk", host, advice_if(not needed and own.free < GIB),
+        f"{own.folder.path}: only {own.free / GIB:.2f} GiB free",
+        "free some space: a checkpoint takes 12 bytes per parameter")
 
 
-def _judge_speed(place: Place, own: FolderFacts, num_hosts: int) -> Iterator[Finding]:
+def _check_speed(host: str, own: FolderFacts, num_hosts: int) -> Iterator[Finding]:
     seconds = own.folder.needed_bytes / num_hosts / own.write if own.write else 0.0
-    if 0 < own.write < SLOW_WRITE or seconds > LONG_SAVE_SECONDS:
-        cost = f"; a checkpoint takes {seconds / 60:.0f} minutes" if seconds > 60 else ""
-        yield Finding(
-            level="advice",
-            check="disk",
-            where=place.host,
-            problem=f"{own.folder.path}: writes {own.write / 1e6:.0f} MB/s{cost}",
-            action="a faster disk for the run, or checkpoints further apart (checkpoint.every_steps)",
-        )
-    if 0 < own.read < SLOW_READ:
-        yield Finding(
-            level="advice",
-            check="disk",
-            where=place.host,
-            problem=f"{own.folder.path}: reads {own.read / 1e6:.0f} MB/s",
-            action="a faster disk: resuming reads a whole checkpoint, and training reads the shards",
-        )
+    cost = f"; a checkpoint takes {seconds / 60:.0f} minutes" if seconds > 60 else ""
+    yield from check("disk", host, advice_if(0 < own.write < SLOW_WRITE or seconds > LONG_SAVE_SECONDS),
+        f"{own.folder.path}: writes {own.write / 1e6:.0f} MB/s{cost}",
+        "a faster disk for the run, or checkpoints further apart (checkpoint.every_steps)")
+    yield from check("disk", host, advice_if(0 < own.read < SLOW_READ),
+        f"{own.folder.path}: reads {own.read / 1e6:.0f} MB/s",
+        "a faster disk: resuming reads a whole checkpoint, and training reads the shards")
+# fmt: on
 
 
-def _judge_same_data(seen: Mapping[Place, Sequence[FolderFacts]]) -> Iterator[Finding]:
-    """Every host must see the same prepared data, on a shared disk or as a copy."""
-    known: dict[str, str] = {}
-    for folders in seen.values():
-        known |= {own.folder.path: own.manifest for own in folders if own.manifest and own.folder.path not in known}
-    for path, manifest in known.items():
-        others = [
-            p for p, folders in seen.items() for own in folders if own.folder.path == path and own.manifest != manifest
-        ]
-        if others:
-            yield Finding(
-                level="error",
-                check="data",
-                where=where(others),
-                problem=f"data folder {path}: other data than on the first host, or none",
-                action="copy the prepared data to every host, or put it on a shared file system",
-            )
+def _other_data(folders: Mapping[Place, Sequence[FolderFacts]]) -> dict[str, list[Place]]:
+    """The places that do not see the same prepared data as the first host that has any, by path of the folder."""
+    manifests: dict[str, dict[Place, str]] = {}
+    for place, own_folders in folders.items():
+        for own in own_folders:
+            manifests.setdefault(own.folder.path, {})[place] = own.manifest
+    first = {path: next(filter(None, seen.values()), "") for path, seen in manifests.items()}
+    return {path: [place for place, own in seen.items() if own != first[path]] for path, seen in manifests.items()}

@@ -1,5 +1,6 @@
-"""What a check found wrong, where, and what to do; and the places, rank by rank, that were looked at."""
+"""What a check finds: the problem, the ranks or hosts that have it, and what to do about it."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,24 +11,54 @@ from dsllm.engine.processes.cores import as_list
 Value = TypeVar("Value")
 
 Level = Literal["error", "advice"]
-"""error: a run here would fail, hang, compute something wrong, or waste a good part of the machines. advice: the rest."""
+"""error: a run here would fail, hang, compute wrong numbers, or waste much of the machines. advice: any other problem."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that is not as it should be."""
+    """One problem."""
 
     level: Level
     check: str
     """What was checked, in a word or two."""
     where: str
-    """The ranks or hosts concerned."""
+    """The ranks or hosts that have the problem."""
     problem: str
     action: str
     """What to do about it."""
 
     def __str__(self) -> str:
         return f"{self.level}: {self.check}, {self.where}: {self.problem}; {self.action}"
+
+
+def check(name: str, where: str, level: Level | None, problem: str, action: str) -> Iterator[Finding]:
+    """A row in a table of checks; yields the finding if there is one.
+
+    Args:
+        level: what is measured, compared with its thresholds by `below`, `above`, `error_if` or `advice_if`; None: no problem.
+    """
+    if level:
+        yield Finding(level=level, check=name, where=where, problem=problem, action=action)
+
+
+def below(value: float, *, error: float = -math.inf, advice: float = -math.inf) -> Level | None:
+    """An error or advice if the value is below these thresholds."""
+    return "error" if value < error else "advice" if value < advice else None
+
+
+def above(value: float, *, error: float = math.inf, advice: float = math.inf) -> Level | None:
+    """An error or advice if the value is above these thresholds."""
+    return "error" if value > error else "advice" if value > advice else None
+
+
+def error_if(condition: object) -> Level | None:
+    """An error if the condition holds."""
+    return "error" if condition else None
+
+
+def advice_if(condition: object) -> Level | None:
+    """Advice if the condition holds."""
+    return "advice" if condition else None
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -48,18 +79,18 @@ def where(places: Iterable[Place]) -> str:
     return f"{word} {as_list(tuple(place.rank for place in sorted_places))} on {', '.join(shown)}"
 
 
-def one_per_host(seen: Mapping[Place, Value]) -> dict[Place, Value]:
-    """The lowest rank of each host: for what all ranks of a host share."""
+def one_per_host(values: Mapping[Place, Value]) -> dict[Place, Value]:
+    """The value of each host's lowest rank: for what all ranks of a host share."""
     first: dict[str, Place] = {}
-    for place in sorted(seen):
+    for place in sorted(values):
         first.setdefault(place.host, place)
-    return {place: seen[place] for place in first.values()}
+    return {place: values[place] for place in first.values()}
 
 
-def differing(seen: Mapping[Place, str]) -> Iterator[tuple[str, list[Place], str]]:
+def differing(values: Mapping[Place, str]) -> Iterator[tuple[str, list[Place], str]]:
     """Each value that is not the most common one, the ranks that have it, and the most common one."""
-    if not seen:
+    if not values:
         return
-    usual = Counter(seen[place] for place in sorted(seen)).most_common(1)[0][0]
-    for value in sorted(set(seen.values()) - {usual}):
-        yield value, [place for place, own in seen.items() if own == value], usual
+    usual = Counter(values[place] for place in sorted(values)).most_common(1)[0][0]
+    for value in sorted(set(values.values()) - {usual}):
+        yield value, [place for place, own in values.items() if own == value], usual

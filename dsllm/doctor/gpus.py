@@ -1,54 +1,41 @@
-"""Judges the GPUs: seen by torch at all, alike, and free."""
+"""Checks that torch sees the GPUs, that all ranks have the same kind, and that no other program uses them."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from dsllm.byte_units import GIB
-from dsllm.doctor.findings import Finding, Place, differing, one_per_host, where
+from dsllm.doctor.findings import Finding, Place, below, check, differing, error_if, one_per_host, where
 from dsllm.engine.processes.device import Gpu
 
-IN_USE_SHARE = 0.1
-"""Of a GPU's memory: more than that before anything has started is another program's."""
+FREE_SHARE = 0.9
+"""Of a GPU's memory; if less is free before anything has started, another program uses the GPU."""
 
 
-def driver_is_there() -> bool:
+def has_driver() -> bool:
     """Whether this host has NVIDIA's driver."""
     return Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidiactl").exists()
 
 
+# fmt: off
+# One row per check: name, where, level, problem, action.
 def check_gpus(gpus: Mapping[Place, Gpu | None], drivers: Mapping[Place, bool]) -> Iterator[Finding]:
-    """What is wrong with the ranks' GPUs.
+    """Check the ranks' GPUs.
 
     Args:
         gpus: None for a rank on a CPU.
         drivers: whether the rank's host has a driver.
     """
-    for place in one_per_host(gpus):
-        if gpus[place] is None and drivers[place]:
-            yield Finding(
-                level="error",
-                check="GPUs",
-                where=place.host,
-                problem="NVIDIA's driver is there, but torch sees no GPU: a build without CUDA, too old a driver for it, "
-                "or CUDA_VISIBLE_DEVICES hides them",
-                action="compare `nvidia-smi` with torch.version.cuda, and install the torch that fits the driver",
-            )
-    kinds = {place: gpu.name if gpu else "a CPU" for place, gpu in gpus.items()}
-    for kind, places, usual in differing(kinds):
-        yield Finding(
-            level="error" if "a CPU" in (kind, usual) else "advice",
-            check="GPUs",
-            where=where(places),
-            problem=f"computes on {kind}, the other ranks on {usual}",
-            action="use hosts of one kind: every step waits for the slowest rank, and the smallest memory counts",
-        )
-    for place, gpu in gpus.items():
-        if gpu and gpu.memory_free < (1 - IN_USE_SHARE) * gpu.memory_total:
-            used = gpu.memory_total - gpu.memory_free
-            yield Finding(
-                level="advice",
-                check="GPUs",
-                where=where([place]),
-                problem=f"{used / GIB:.1f} of {gpu.memory_total / GIB:.1f} GiB are in use already",
-                action="look who uses it (nvidia-smi)",
-            )
+    for place, gpu in one_per_host(gpus).items():
+        yield from check("GPUs", place.host, error_if(gpu is None and drivers[place]),
+            "NVIDIA's driver is installed, but torch sees no GPU: torch is a build without CUDA, the driver is too old for "
+            "it, or CUDA_VISIBLE_DEVICES hides the GPUs",
+            "compare `nvidia-smi` with torch.version.cuda, and install the torch that fits the driver")
+    cpu = "a CPU"
+    for kind, places, usual in differing({place: gpu.name if gpu else cpu for place, gpu in gpus.items()}):
+        yield from check("GPUs", where(places), error_if(cpu in (kind, usual)) or "advice",
+            f"computes on {kind}, the other ranks on {usual}",
+            "use hosts of one kind: every step waits for the slowest rank, and the smallest memory counts")
+    for place, own in ((place, gpu) for place, gpu in gpus.items() if gpu):
+        yield from check("GPUs", where([place]), below(own.memory_free / own.memory_total, advice=FREE_SHARE),
+            f"{(own.memory_total - own.memory_free) / GIB:.1f} of {own.memory_total / GIB:.1f} GiB are already in use",
+            "find the program that uses it (nvidia-smi)")

@@ -1,4 +1,4 @@
-"""What a rank says about itself before it talks to others, without torch: so that it is told where torch is broken, too."""
+"""Checks one rank can make without torch or other ranks, so they still report when torch cannot be imported."""
 
 import socket
 from dataclasses import dataclass
@@ -14,17 +14,17 @@ from dsllm.engine.processes.ranks import Ranks
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is to be looked at beyond the machines themselves."""
+    """What to check in addition to the machines themselves."""
 
     folders: tuple[Folder, ...]
     operators: frozenset[str] = frozenset()
-    """DeepSpeed's compiled operators that the run cannot do without."""
+    """DeepSpeed's compiled operators that the run needs."""
     timeout: timedelta = timedelta(minutes=2)
     """Longest wait for another rank."""
     bind_cores: bool | None = None
-    """As in a run: train.bind_cores."""
+    """train.bind_cores of the run."""
     test_bytes: int = TEST_BYTES
-    """Size of the file that disks are tried with."""
+    """Size of the test file on each disk."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class LocalFacts:
 
 
 def collect_local_facts(ranks: Ranks) -> LocalFacts:
-    """This rank, its host's limits and network, and the versions of what is installed."""
+    """This rank, the versions of what is installed, its host's limits and network."""
     return LocalFacts(
         place=Place(rank=ranks.rank, local_rank=ranks.local_rank, host=socket.gethostname()),
         versions=look_at_versions(),
@@ -48,7 +48,7 @@ def collect_local_facts(ranks: Ranks) -> LocalFacts:
 
 
 def check_locally(facts: LocalFacts) -> list[Finding]:
-    """What can be found without the others."""
+    """The findings that need no other rank."""
     place = facts.place
     return [
         *check_versions({place: facts.versions}),
@@ -58,22 +58,22 @@ def check_locally(facts: LocalFacts) -> list[Finding]:
 
 
 def cannot_import(place: Place, error: Exception) -> Finding:
-    """torch or DeepSpeed is there in name only."""
+    """torch or DeepSpeed is installed, but cannot be imported."""
     return Finding(
         level="error",
         check="imports",
         where=where([place]),
         problem=f"torch or DeepSpeed cannot be imported: {type(error).__name__}: {error}",
-        action="install both anew in this environment, torch first, in versions that fit each other and the driver",
+        action="reinstall both in this environment, torch first, in versions that fit each other and the driver",
     )
 
 
 def cannot_join(place: Place, reason: str, error: Exception) -> Finding:
-    """The others cannot be reached."""
+    """This rank cannot reach the others."""
     return Finding(
         level="error",
         check="joining",
         where=where([place]),
         problem=f"{error}{f' ({reason})' if reason else ''}",
-        action="all ranks must be started together, with one master address and port that every host can reach",
+        action="start all ranks together, with one master address and port that every host can reach",
     )

@@ -1,4 +1,4 @@
-"""Network interfaces of a rank's host, which of them gloo and NCCL will use, and whether the master can be reached."""
+"""Network interfaces of a rank's host: which of them gloo and NCCL will use, and whether rank 0's host can be reached."""
 
 import os
 import socket
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import psutil
 
-from dsllm.doctor.findings import Finding, Place, one_per_host, where
+from dsllm.byte_units import KIB
+from dsllm.doctor.findings import Finding, Place, advice_if, check, error_if, one_per_host, where
 from dsllm.doctor.machine import UNLIMITED, Machine
 
 REACH_SECONDS = 5.0
@@ -21,12 +22,12 @@ class Interface:
     name: str
     addresses: tuple[str, ...]
     megabits: int
-    """Speed as the driver tells it; 0: it does not."""
+    """Speed that the driver reports; 0: it reports none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """What one rank sees."""
+    """The network as one rank sees it."""
 
     interfaces: tuple[Interface, ...]
     infiniband: tuple[str, ...]
@@ -36,11 +37,11 @@ class Network:
     nccl: tuple[str, ...]
     """The interfaces that NCCL will use for its sockets, best first."""
     problem: str = ""
-    """Why one of the two has none."""
+    """Why gloo or NCCL has no interface; empty: both have one."""
 
 
 def look_at_network(environment: Mapping[str, str] = os.environ, root: Path = Path("/")) -> Network:
-    """Interfaces, and what gloo and NCCL will choose among them."""
+    """The interfaces of this host, and those that gloo and NCCL will choose."""
     interfaces = _interfaces()
     gloo, problem = gloo_interface(interfaces, environment.get("GLOO_SOCKET_IFNAME", ""), _own_addresses())
     nccl = nccl_interfaces([interface.name for interface in interfaces], environment.get("NCCL_SOCKET_IFNAME", ""))
@@ -60,7 +61,7 @@ def _interfaces() -> tuple[Interface, ...]:
 
 
 def _own_addresses() -> list[str]:
-    """What this host's own name resolves to, in the order in which gloo tries it."""
+    """The addresses that this host's own name resolves to, in the order in which gloo tries them."""
     try:
         found = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
     except OSError:
@@ -68,19 +69,22 @@ def _own_addresses() -> list[str]:
     return [str(item[4][0]) for item in found]
 
 
-def gloo_interface(interfaces: tuple[Interface, ...], asked: str, own_addresses: list[str]) -> tuple[str, str]:
+def gloo_interface(interfaces: tuple[Interface, ...], variable: str, own_addresses: list[str]) -> tuple[str, str]:
     """The interface that torch's gloo uses, with its address, and what is wrong with it.
 
     torch takes GLOO_SOCKET_IFNAME, else the first address of the host's own name that belongs to this host, else the
     loopback (ProcessGroupGloo::createDefaultDevice).
+
+    Args:
+        variable: value of GLOO_SOCKET_IFNAME; empty: not set.
     """
-    if asked:
-        first = asked.split(",")[0]
+    if variable:
+        first = variable.split(",")[0]
         for interface in interfaces:
             if interface.name == first:
                 return f"{interface.name} {interface.addresses[0]}", ""
         known = ", ".join(interface.name for interface in interfaces)
-        return "", f"GLOO_SOCKET_IFNAME={asked}: no such interface is up; there are {known}"
+        return "", f"GLOO_SOCKET_IFNAME={variable}: no such interface is up; there are {known}"
     for address in own_addresses:
         for interface in interfaces:
             if address in interface.addresses or (address.startswith("127.") and interface.name == "lo"):
@@ -88,14 +92,17 @@ def gloo_interface(interfaces: tuple[Interface, ...], asked: str, own_addresses:
     return "lo 127.0.0.1", "the host's own name resolves to none of its addresses"
 
 
-def nccl_interfaces(names: list[str], asked: str) -> tuple[str, ...]:
-    """The interfaces that NCCL uses for sockets: NCCL_SOCKET_IFNAME's, else ib*, else all but docker* and lo, else those.
+def nccl_interfaces(names: list[str], variable: str) -> tuple[str, ...]:
+    """The interfaces that NCCL uses for sockets, best first (NCCL's user guide).
 
-    The variable holds prefixes; with = in front whole names, with ^ those to leave out (NCCL's user guide).
+    Without the variable these are ib*, else all but docker* and lo, else docker*, else lo.
+
+    Args:
+        variable: value of NCCL_SOCKET_IFNAME: prefixes of names; after = whole names; after ^ those to leave out.
     """
-    if asked:
-        leave_out, words = asked.startswith("^"), asked.lstrip("^=").split(",")
-        whole = asked.lstrip("^").startswith("=")
+    if variable:
+        leave_out, words = variable.startswith("^"), variable.lstrip("^=").split(",")
+        whole = variable.lstrip("^").startswith("=")
         named = [n for n in names if any(n == word if whole else n.startswith(word) for word in words)]
         return tuple(n for n in names if n not in named) if leave_out else tuple(named)
     groups = (
@@ -117,14 +124,14 @@ def _infiniband(root: Path) -> tuple[str, ...]:
 
 
 def why_unreachable(address: str, port: int, seconds: float = REACH_SECONDS) -> str:
-    """Why rank 0's store cannot be reached from here; empty: it can, at this moment."""
+    """Why rank 0's store cannot be reached from here; empty: it can be, at this moment."""
     try:
         with socket.create_connection((address, port), timeout=seconds):
             return ""
     except ConnectionRefusedError:
         return (
-            f"{address} answers, but nothing listens at port {port}: rank 0 has not come, or the master's address or port "
-            "is another on this host"
+            f"{address} answers, but nothing listens at port {port}: rank 0 has not started, or this host has another "
+            "master address or port"
         )
     except TimeoutError:
         return f"{address} does not answer within {seconds:g} s: a firewall, the wrong network, or a host that is down"
@@ -132,41 +139,24 @@ def why_unreachable(address: str, port: int, seconds: float = REACH_SECONDS) -> 
         return f"{address}:{port} cannot be reached ({error.strerror or error})"
 
 
-def check_networks(seen: Mapping[Place, Network], machines: Mapping[Place, Machine], device: str) -> Iterator[Finding]:
-    """What will keep the hosts from talking, or make them slow."""
-    hosts = one_per_host(seen)
+# fmt: off
+# One row per check: name, where, level, problem, action.
+def check_networks(networks: Mapping[Place, Network], machines: Mapping[Place, Machine], device: str) -> Iterator[Finding]:
+    """Find what would keep the hosts from communicating, or make that slow."""
+    hosts = one_per_host(networks)
     for place, own in hosts.items():
-        if own.problem and (len(hosts) > 1 or not own.gloo):
-            yield Finding(
-                level="error",
-                check="network",
-                where=place.host,
-                problem=own.problem,
-                action="set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface that joins the hosts, or unset them",
-            )
-        elif len(hosts) > 1 and own.gloo.startswith("lo "):
-            yield Finding(
-                level="error",
-                check="network",
-                where=place.host,
-                problem=f"the host's name resolves to {own.gloo.split()[1]}; gloo will use it, and other hosts cannot reach it",
-                action="GLOO_SOCKET_IFNAME=INTERFACE on this host, or mend its name in /etc/hosts",
-            )
+        yield from check("network", place.host, error_if(own.problem and (len(hosts) > 1 or not own.gloo)),
+            own.problem,
+            "set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface that connects the hosts, or unset them")
+        interface, _, address = own.gloo.partition(" ")
+        yield from check("network", place.host, error_if(len(hosts) > 1 and interface == "lo" and not own.problem),
+            f"the host's name resolves to {address}; gloo will use that address, and other hosts cannot reach it",
+            "GLOO_SOCKET_IFNAME=INTERFACE on this host, or fix its name in /etc/hosts")
         locked = machines[place].locked_memory
-        if own.infiniband and locked < UNLIMITED and device == "cuda":
-            yield Finding(
-                level="advice",
-                check="locked memory",
-                where=place.host,
-                problem=f"{', '.join(own.infiniband)} is there, but only {locked // 1024} KiB may be locked: RDMA will fail",
-                action="ulimit -l unlimited (docker --ulimit memlock=-1)",
-            )
+        yield from check("locked memory", place.host, advice_if(own.infiniband and locked < UNLIMITED and device == "cuda"),
+            f"{', '.join(own.infiniband)} is there, but only {locked // KIB} KiB may be locked: RDMA will fail",
+            "ulimit -l unlimited (docker --ulimit memlock=-1)")
     without = [place for place, own in hosts.items() if not own.infiniband]
-    if without and len(without) < len(hosts):
-        yield Finding(
-            level="error",
-            check="network",
-            where=where(without),
-            problem="no active InfiniBand port, while other hosts have one: all would fall back to sockets, or fail",
-            action="look at `ibstat` and the cabling there, or leave these hosts out",
-        )
+    yield from check("network", where(without), error_if(0 < len(without) < len(hosts)),
+        "no active InfiniBand port, while other hosts have one: all would fall back to sockets, or fail",
+        "look at `ibstat` and the cabling there, or leave these hosts out")

@@ -12,31 +12,31 @@ from tests.helpers.ranks import run_ranks
 
 SMALL = 2**20
 MEASURED = ("compute", "threads", "memory", "disk", "clock")
-"""What may rightly be said of a machine that does other work at the same time."""
+"""Checks whose result depends on what else this machine is doing."""
 
 
-def said(text: str) -> None:
-    """Nobody listens."""
+def ignore(text: str) -> None:
+    """Take a progress message and drop it."""
 
 
 def examined(world, folder: str) -> Examination:
     """Each rank as it is."""
     request = Request(folders=(Folder(role="run", path=folder),), test_bytes=SMALL)
-    return examine(world, collect_local_facts(world.ranks), request, said)
+    return examine(world, collect_local_facts(world.ranks), request, ignore)
 
 
 def examined_with_faults(world, folders: list[str]) -> Examination:
-    """Rank 1 is said to be on another host, with another torch, and does see another disk."""
-    alone = collect_local_facts(world.ranks)
+    """Rank 1 claims another host and another torch, and sees another disk."""
+    facts = collect_local_facts(world.ranks)
     if world.rank == 1:
-        versions = {**alone.versions.versions, "torch": "1.0"}
-        alone = dataclasses.replace(
-            alone,
-            place=dataclasses.replace(alone.place, host="elsewhere"),
-            versions=dataclasses.replace(alone.versions, versions=versions),
+        versions = {**facts.versions.versions, "torch": "1.0"}
+        facts = dataclasses.replace(
+            facts,
+            place=dataclasses.replace(facts.place, host="elsewhere"),
+            versions=dataclasses.replace(facts.versions, versions=versions),
         )
     own = folders[world.rank]
-    return examine(world, alone, Request(folders=(Folder(role="run", path=own),), test_bytes=SMALL), said)
+    return examine(world, facts, Request(folders=(Folder(role="run", path=own),), test_bytes=SMALL), ignore)
 
 
 def surely(findings: list[Finding]) -> list[Finding]:
@@ -70,9 +70,9 @@ def test_what_is_wrong_on_one_rank_is_found_by_all(tmp_path):
 
 
 def examined_on_two_hosts(world, folder: str) -> Examination:
-    alone = collect_local_facts(world.ranks)
-    alone = dataclasses.replace(alone, place=dataclasses.replace(alone.place, host=f"host{world.rank}"))
-    return examine(world, alone, Request(folders=(Folder(role="run", path=folder),), test_bytes=SMALL), said)
+    facts = collect_local_facts(world.ranks)
+    facts = dataclasses.replace(facts, place=dataclasses.replace(facts.place, host=f"host{world.rank}"))
+    return examine(world, facts, Request(folders=(Folder(role="run", path=folder),), test_bytes=SMALL), ignore)
 
 
 def test_a_folder_that_is_shared_is_not_blamed(tmp_path):

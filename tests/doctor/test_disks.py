@@ -15,8 +15,8 @@ SMALL = 2**20
 (HERE, THERE) = places("a", "b")
 
 
-def judge(*seen: FolderFacts, blind=None):
-    return list(check_disks({HERE: seen}, blind or {}))
+def judge(*seen: FolderFacts, unshared=None):
+    return list(check_disks({HERE: seen}, unshared or {}))
 
 
 def test_a_folder_is_tried_and_left_as_it_was(tmp_path):
@@ -70,7 +70,7 @@ def test_checkpoints_must_fit(free, level):
     assert [found.level for found in judge(seen)] == ([level] if level else [])
 
 
-def test_slow_disks_are_told_with_what_they_cost():
+def test_slow_disks_are_reported_with_what_they_cost():
     run = Folder(role="run", path="runs/x", needed_bytes=12 * GIB)
     seen = FolderFacts(folder=run, exists=True, tested=".", free=100 * GIB, write=2e7, read=1e7)
     write, read = judge(seen)
@@ -80,7 +80,7 @@ def test_slow_disks_are_told_with_what_they_cost():
 
 def test_hosts_that_see_another_disk_or_other_data_are_named():
     run = FolderFacts(folder=Folder(role="run", path="r"), exists=True, tested=".", free=GIB, write=1e9, read=1e9)
-    (found,) = judge(run, blind={"r": [THERE]})
+    (found,) = judge(run, unshared={"r": [THERE]})
     assert found.level == "error" and found.where == "rank 1 on b"
     data = dataclasses.replace(run, folder=Folder(role="data", path="d"), manifest="abc")
     (found,) = check_disks({HERE: [data], THERE: [dataclasses.replace(data, manifest="def")]}, {})

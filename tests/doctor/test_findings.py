@@ -1,6 +1,8 @@
-"""Places are named in few words, and what differs from the rest is told apart from it."""
+"""Places are named in few words, and the ranks that differ from the others are found."""
 
-from dsllm.doctor.findings import Place, differing, one_per_host, where
+import pytest
+
+from dsllm.doctor.findings import Place, above, advice_if, below, check, differing, error_if, one_per_host, where
 
 
 def places(*hosts: str) -> list[Place]:
@@ -23,3 +25,15 @@ def test_the_few_are_named_and_not_the_many():
     a, b, c, d = places("a", "b", "c", "d")
     assert list(differing({a: "1", b: "2", c: "2", d: "3"})) == [("1", [a], "2"), ("3", [d], "2")]
     assert not list(differing({a: "1", b: "1"})) and not list(differing({}))
+
+
+@pytest.mark.parametrize("value, level", [(0.4, "error"), (0.5, "advice"), (0.9, "advice"), (1.0, None), (2.0, None)])
+def test_thresholds_are_no_problem_themselves(value, level):
+    assert below(value, error=0.5, advice=1.0) == level and above(-value, error=-0.5, advice=-1.0) == level
+    assert below(value, advice=1.0) == (level and "advice")
+
+
+def test_a_check_that_passes_finds_nothing():
+    assert not list(check("clock", "a", None, "late", "set it")) and error_if(0) is advice_if("") is None
+    (found,) = check("clock", "a", error_if(1), "late", "set it")
+    assert str(found) == "error: clock, a: late; set it"

@@ -1,4 +1,4 @@
-"""Limits, threads, memory and /dev/shm that stand in a run's way are found, with numbers that the kernel gave."""
+"""Limits, threads, memory and /dev/shm that would stop or slow a run are found, from the kernel's own numbers."""
 
 import dataclasses
 import os
@@ -24,10 +24,10 @@ PLENTY = dataclasses.replace(
     shm_free=32 * GIB,
 )
 """A host without fault."""
-HERE, BESIDE = places("a", "a")
+HERE, NEIGHBOUR = places("a", "a")
 
 
-def judge(device: str = "cpu", ranks=(HERE, BESIDE), **changes):
+def judge(device: str = "cpu", ranks=(HERE, NEIGHBOUR), **changes):
     return list(check_machines({place: dataclasses.replace(PLENTY, **changes) for place in ranks}, device))
 
 
@@ -62,7 +62,7 @@ def test_more_threads_than_cores_are_found(changes, level):
     assert found.check == "threads" and found.level == level and "OMP_NUM_THREADS=1" in found.action
 
 
-def test_memory_that_is_used_or_limited_is_told():
+def test_memory_that_is_used_or_limited_is_reported():
     (used,) = judge(memory_available=2 * GIB)
     assert used.problem == "only 2.0 of 64.0 GiB are free"
     (limited,) = judge(memory_limit=8 * GIB)
@@ -76,9 +76,12 @@ def test_a_container_s_shared_memory_is_too_small_for_nccl():
     assert not judge("cuda", ranks=[HERE], shm_free=64 * 2**20)
 
 
-def test_a_rank_over_several_memory_nodes_is_told():
+def test_a_rank_over_several_memory_nodes_is_reported():
     (found,) = judge(numa_nodes=(0, 1))
     assert found.check == "NUMA" and found.where == "ranks 0-1 on a"
+    seen = {HERE: PLENTY, NEIGHBOUR: dataclasses.replace(PLENTY, numa_nodes=(1, 2))}
+    (found,) = check_machines(seen, "cpu")
+    assert found.where == "rank 1 on a" and "memory nodes 1-2" in found.problem
 
 
 def test_what_the_kernel_writes_is_read(tmp_path):

@@ -1,4 +1,4 @@
-"""The interfaces that gloo and NCCL will use are told as these choose them, and those that cannot work are found."""
+"""The interfaces that gloo and NCCL will use are found by their own rules; those that cannot work are reported."""
 
 import dataclasses
 import socket
@@ -24,7 +24,7 @@ GOOD = Network(interfaces=(LO, ETH), infiniband=(), gloo="eth0 10.0.0.2", nccl=(
 
 
 @pytest.mark.parametrize(
-    "asked, own, expected",
+    "variable, own, expected",
     [
         ("", ["10.0.0.2"], "eth0 10.0.0.2"),
         ("", ["127.0.1.1"], "lo 127.0.1.1"),  # Debian's /etc/hosts
@@ -34,13 +34,13 @@ GOOD = Network(interfaces=(LO, ETH), infiniband=(), gloo="eth0 10.0.0.2", nccl=(
         ("eth7", ["10.0.0.2"], ""),
     ],
 )
-def test_gloo_takes_the_variable_then_the_host_s_name_then_the_loopback(asked, own, expected):
-    found, problem = gloo_interface((LO, ETH), asked, own)
-    assert found == expected and bool(problem) == (asked == "eth7" or not own)
+def test_gloo_takes_the_variable_then_the_host_s_name_then_the_loopback(variable, own, expected):
+    found, problem = gloo_interface((LO, ETH), variable, own)
+    assert found == expected and bool(problem) == (variable == "eth7" or not own)
 
 
 @pytest.mark.parametrize(
-    "asked, expected",
+    "variable, expected",
     [
         ("", ("ib0",)),
         ("eth", ("eth0", "eth1")),
@@ -50,12 +50,12 @@ def test_gloo_takes_the_variable_then_the_host_s_name_then_the_loopback(asked, o
         ("bond", ()),
     ],
 )
-def test_nccl_takes_prefixes_or_whole_names_or_all_but_those(asked, expected):
-    assert nccl_interfaces(NAMES, asked) == expected
+def test_nccl_takes_prefixes_or_whole_names_or_all_but_those(variable, expected):
+    assert nccl_interfaces(NAMES, variable) == expected
     assert nccl_interfaces(["lo", "docker0"], "") == ("docker0",) and nccl_interfaces(["lo"], "") == ("lo",)
 
 
-def test_this_host_has_a_way_out_of_the_process():
+def test_this_host_has_an_interface_for_both():
     seen = look_at_network({})
     assert seen.gloo and seen.nccl and not seen.problem
     assert look_at_network({"GLOO_SOCKET_IFNAME": "nosuch0"}).problem

@@ -41,7 +41,7 @@ def test_what_is_missing_is_named():
     assert found.level == "error" and "deepspeed is not installed" in found.problem
 
 
-def test_a_variable_set_on_one_host_only_is_told():
+def test_a_variable_set_on_one_host_only_is_reported():
     a, b = places("a", "b")
     (found,) = check_versions({a: look_at_versions({"NCCL_SOCKET_IFNAME": "ib0", "HOME": "/root"}), b: OWN})
     assert found.level == "advice" and "NCCL_SOCKET_IFNAME" in found.problem
@@ -65,7 +65,7 @@ def test_another_checkout_of_the_same_version_is_noticed(tmp_path):
     assert code_hash(copy) != code_hash(PACKAGE / "doctor")
 
 
-def test_the_driver_tells_its_version(tmp_path):
+def test_the_version_of_the_driver_is_read(tmp_path):
     file = tmp_path / "version"
     assert driver_version(file) == ""
     for text in (

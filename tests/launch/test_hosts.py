@@ -1,4 +1,4 @@
-"""Arguments, variables and paths reach every host as they are: nothing is executed, expanded, split or lost on the way."""
+"""Arguments, variables and paths reach every host unchanged: nothing is executed, expanded, split or lost."""
 
 import argparse
 import base64
@@ -23,7 +23,7 @@ def write(launch: Launch) -> None:
 
 
 def as_sshd(words: tuple[str, ...], shell: str, folder: Path) -> subprocess.CompletedProcess:
-    """What sshd does with what ssh was given after the host's name: the words in one line, read by the user's shell."""
+    """Do as sshd does: join the words after the host's name into one line, and let the user's shell read it."""
     host = next(i for i, word in enumerate(words) if word in ("n1", "n2"))
     return subprocess.run(
         [shell, "-c", " ".join(words[host + 1 :])], cwd=folder, capture_output=True, text=True, check=True
@@ -78,8 +78,8 @@ def test_two_jobs_of_one_cluster_have_ports_of_their_own(tmp_path):
 
 
 def test_what_we_keep_deepspeeds_pdsh_launcher_from(tmp_path):
-    """DeepSpeed's own command for pdsh, built by it and read by a shell as on a host: words run there. If this fails one
-    day, DeepSpeed has mended it, and docs/launch.md should say so."""
+    """DeepSpeed's own command for pdsh, built by it and read by a shell as on a host: words run there. If this test fails
+    one day, DeepSpeed has fixed it, and docs/launch.md should say so."""
     world = base64.urlsafe_b64encode(json.dumps({"n1": [0], "n2": [0]}).encode()).decode()
     options = argparse.Namespace(
         **vars(

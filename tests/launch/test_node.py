@@ -1,4 +1,4 @@
-"""The watch on a host: true codes, signals to the ranks themselves, nothing left behind, other jobs untouched."""
+"""The watcher of a host: true codes, signals to the ranks themselves, nothing left behind, other jobs untouched."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ while :; do sleep 0.05; done
 """
 LAUNCHER = """
 for RANK in 0 1; do export RANK; bash rank.sh & done
-trap '' TERM  # as good as deaf: the ranks must be asked themselves
+trap '' TERM  # ignores the signal: the ranks must get it themselves
 wait; wait; exit 3
 """
 
@@ -60,22 +60,22 @@ def wait_for(*files: Path) -> None:
 
 
 @pytest.mark.parametrize(("script", "code"), [("exit 0", 0), ("exit 3", 3), ("kill -KILL $$", 137)])
-def test_the_launchers_code_is_the_watchs_code(job, tmp_path, script, code):
+def test_the_watcher_returns_the_launchers_code(job, tmp_path, script, code):
     with watch(job, tmp_path, "bash", "-c", script) as process:
         assert process.wait(20) == code
 
 
-@pytest.mark.parametrize("way", ["word", "end of input", "SIGTERM", "SIGHUP"])
-def test_a_stop_reaches_every_rank_at_once_and_lets_it_save(job, tmp_path, way):
+@pytest.mark.parametrize("stop_by", ["word", "end of input", "SIGTERM", "SIGHUP"])
+def test_a_stop_reaches_every_rank_at_once_and_lets_it_save(job, tmp_path, stop_by):
     with watch(job, tmp_path) as process:
         wait_for(tmp_path / "0.started", tmp_path / "1.started")
-        if way == "word":
+        if stop_by == "word":
             process.stdin.write("stop\n")
             process.stdin.flush()
-        elif way == "end of input":
+        elif stop_by == "end of input":
             process.stdin.close()
         else:
-            process.send_signal(signal.Signals[way])
+            process.send_signal(signal.Signals[stop_by])
         assert process.wait(20) == 3
     assert (tmp_path / "0.saved").is_file() and (tmp_path / "1.saved").is_file() and not processes_of(job)
 
@@ -99,7 +99,7 @@ def test_ranks_that_outlive_their_launcher_save_and_are_ended(job, tmp_path):
     assert (tmp_path / "0.saved").is_file() and (tmp_path / "1.saved").is_file() and not processes_of(job)
 
 
-def test_who_does_not_leave_in_time_is_killed(job, tmp_path):
+def test_a_rank_that_does_not_exit_in_time_is_killed(job, tmp_path):
     (tmp_path / "rank.sh").write_text("trap '' TERM; echo $$ > $RANK.started; while :; do sleep 0.05; done")
     began = time.monotonic()
     with watch(job, tmp_path, save=1) as process:
@@ -159,7 +159,7 @@ def test_a_port_in_use_starts_nothing(job, tmp_path):
     assert not (tmp_path / "started").exists()
 
 
-def test_mpirun_is_asked_by_its_own_signal(job, tmp_path):
+def test_mpirun_is_stopped_by_its_own_signal(job, tmp_path):
     script = "trap 'exit 75' USR1; echo > started; while :; do sleep 0.05; done"
     with watch(job, tmp_path, "--stop-command-by=SIGUSR1", "bash", "-c", script) as process:
         wait_for(tmp_path / "started")

@@ -109,7 +109,7 @@ def test_the_time_limits_signal_reaches_the_ranks(tmp_path, commands, number, co
     assert time.monotonic() - began < 1.5 or number == signal.SIGTERM
 
 
-def test_the_head_asks_for_what_the_cluster_says(tmp_path):
+def test_the_head_requests_what_the_cluster_file_names(tmp_path):
     lines = batch_script(ClusterConfig(slurm=SLURM), make_job(tmp_path)).splitlines()
     head = [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")]
     assert {

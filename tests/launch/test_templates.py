@@ -56,8 +56,8 @@ def test_the_mpi_script_calls_mpirun_as_the_code_does(tmp_path):
         check=True,
     )
     address, *words = (job.directory / "seen").read_text().splitlines()
-    wanted = mpirun_words(cluster, LAUNCH / "hosts.example")
-    assert address == "node1" and words[: len(wanted)] == wanted
+    expected = mpirun_words(cluster, LAUNCH / "hosts.example")
+    assert address == "node1" and words[: len(expected)] == expected
     assert f"{[*('-u', '-m', 'dsllm', 'train'), *HOSTILE]!r}"[1:-1] in repr(
         yaml.safe_load((job.directory / "record.0.json").read_text())["argv"]
     )
@@ -100,5 +100,5 @@ def test_the_kubernetes_job_agrees_with_itself():
 
 
 @pytest.mark.parametrize("name", ["pytorchjob.yaml", "mpijob.yaml"])
-def test_what_was_not_tried_says_so(name):
+def test_templates_that_were_not_run_say_so(name):
     assert (LAUNCH / "kubernetes" / name).read_text().startswith("# NOT VERIFIED HERE") and documents(name)
