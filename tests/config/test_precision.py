@@ -11,7 +11,9 @@ from tests.helpers.tiny import tiny_engine, tiny_run
 
 def parameters_are_fp32(world: World) -> dict[str, bool]:
     """By precision, whether the parameters of a real engine are fp32."""
-    engines = {p: tiny_engine(world, tiny_run(precision=p), 1, device="cuda" if p == "fp16" else "cpu") for p in PRECISIONS}
+    engines = {
+        p: tiny_engine(world, tiny_run(precision=p), 1, device="cuda" if p == "fp16" else "cpu") for p in PRECISIONS
+    }
     return {p: all(w.dtype == torch.float32 for w in e.module.parameters()) for p, e in engines.items()}
 
 

@@ -5,7 +5,13 @@ import dataclasses
 import pytest
 
 from dsllm.engine.settings.layout import Layout
-from dsllm.engine.settings.offload import largest_share, offload_devices, offloaded_bytes, optimizer_buffers, swap_folder
+from dsllm.engine.settings.offload import (
+    largest_share,
+    offload_devices,
+    offloaded_bytes,
+    optimizer_buffers,
+    swap_folder,
+)
 from dsllm.mesh import Mesh
 from tests.helpers.tiny import parameter_shapes, tiny_run
 

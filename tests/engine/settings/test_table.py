@@ -15,7 +15,17 @@ from deepspeed.runtime.zero.offload_config import DeepSpeedZeroOffloadOptimizerC
 from dsllm.config.parallel import ParallelConfig
 from dsllm.config.run import RunConfig
 from dsllm.engine.settings.key import Key
-from dsllm.engine.settings.table import BLOCKS, JSON, OFFLOAD_OPTIMIZER, OFFLOAD_PARAM, REFUSED, RUN, TABLE, ZERO, keys_in
+from dsllm.engine.settings.table import (
+    BLOCKS,
+    JSON,
+    OFFLOAD_OPTIMIZER,
+    OFFLOAD_PARAM,
+    REFUSED,
+    RUN,
+    TABLE,
+    ZERO,
+    keys_in,
+)
 
 LEAVES = [key for key in TABLE.values() if key.path not in BLOCKS]
 OF_JSON = [key for key in LEAVES if key.owner == "json"]
