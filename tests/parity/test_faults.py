@@ -13,7 +13,7 @@ from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from dsllm.engine.processes.local_ranks import iterate_on_ranks
 from dsllm.engine.processes.process_group import World
 from dsllm.parity import engine_run
-from dsllm.parity.combinations import Combination
+from dsllm.parity.combinations import DEEPSPEED_SETTINGS, Combination
 from dsllm.parity.compare import Row, compare
 from dsllm.parity.engine_run import RankTrained, train_on_rank
 from dsllm.parity.table import References
@@ -146,9 +146,9 @@ def row(stage: int, precision: Any, **more: Any) -> Combination:
     small = {"reduce_bucket_size": 1000} if stage else {}
     if stage == 3:
         small |= {"stage3_param_persistence_threshold": 100, "sub_group_size": 5000}
-    return Combination(
-        stage=stage, precision=precision, world_size=WORLD_SIZE, **{"accumulation": 3, "clipping": True} | small | more
-    )
+    of_json = {name: more.pop(name) for name in list(more) if name in DEEPSPEED_SETTINGS}
+    fields = {"accumulation": 3, "clipping": True} | more
+    return Combination(stage=stage, precision=precision, world_size=WORLD_SIZE, deepspeed=small | of_json, **fields)
 
 
 def rows(*precisions: str, stages: tuple[int, ...] = (0, 1, 2, 3), **more: Any) -> list[Combination]:

@@ -69,7 +69,7 @@ def _resolve_hpz(given: Mapping[str, Any], values: Values, layout: Layout) -> It
         return
     if layout.ranks_per_node is None:
         yield (
-            f'{WHERE}{HPZ}: "auto" is all ranks of a host, but the hosts have {", ".join(map(str, layout.ranks_by_node))} '
+            f'{WHERE}{HPZ}: "auto" is all ranks of a host, but the hosts have {" and ".join(map(str, layout.ranks_by_node))} '
             "ranks: give a number that divides each of them, or start as many ranks on every host"
         )
     values[HPZ] = layout.ranks_per_node

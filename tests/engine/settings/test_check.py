@@ -50,7 +50,16 @@ def test_a_refused_key_is_named_with_the_reason_unless_it_is_off(key: Key):
 
 @pytest.mark.parametrize(
     "path",
-    ["tensorboard", "autotuning", "amp", "wandb", "elasticity", "curriculum_learning", "fp8", "zero_optimization.zenflow"],
+    [
+        "tensorboard",
+        "autotuning",
+        "amp",
+        "wandb",
+        "elasticity",
+        "curriculum_learning",
+        "fp8",
+        "zero_optimization.zenflow",
+    ],
 )
 def test_a_disabled_object_is_accepted(path: str):
     """Configs written for Hugging Face's Trainer switch off in this way what they do not use."""

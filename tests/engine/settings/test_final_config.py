@@ -233,9 +233,15 @@ def test_nvme_is_written_out():
 
 
 def test_hpz_auto_is_all_ranks_of_a_host():
-    assert zero_of({"stage": 3, "zero_hpz_partition_size": "auto"}, GPUS)["zero_optimization"]["zero_hpz_partition_size"] == 8
+    assert (
+        zero_of({"stage": 3, "zero_hpz_partition_size": "auto"}, GPUS)["zero_optimization"]["zero_hpz_partition_size"]
+        == 8
+    )
     assert zero_of({"stage": 3}, GPUS)["zero_optimization"]["zero_hpz_partition_size"] == 1
-    assert "zero_hpz_partition_size" not in zero_of({"stage": 2, "zero_hpz_partition_size": "auto"}, GPUS)["zero_optimization"]
+    assert (
+        "zero_hpz_partition_size"
+        not in zero_of({"stage": 2, "zero_hpz_partition_size": "auto"}, GPUS)["zero_optimization"]
+    )
 
 
 UNEVEN = Layout(mesh=Mesh(data=6), device="cuda", precision="bf16", ranks_by_node=(4, 2))
@@ -245,8 +251,12 @@ def test_uneven_hosts_are_refused_only_where_a_setting_needs_even_ones():
     assert zero_of({"stage": 3}, UNEVEN)["zero_optimization"]["stage"] == 3
     assert zero_of({"stage": 2, "zero_hpz_partition_size": "auto"}, UNEVEN)
     # groups of two neighbouring ranks stay within a host
-    assert zero_of({"stage": 3, "zero_hpz_partition_size": 2}, UNEVEN)["zero_optimization"]["zero_hpz_partition_size"] == 2
-    with pytest.raises(ConfigError, match='"auto" is all ranks of a host, but the hosts have 4, 2 ranks: give a number'):
+    assert (
+        zero_of({"stage": 3, "zero_hpz_partition_size": 2}, UNEVEN)["zero_optimization"]["zero_hpz_partition_size"] == 2
+    )
+    with pytest.raises(
+        ConfigError, match='"auto" is all ranks of a host, but the hosts have 4 and 2 ranks: give a number'
+    ):
         zero_of({"stage": 3, "zero_hpz_partition_size": "auto"}, UNEVEN)
     with pytest.raises(ConfigError, match="4 does not divide the 2 and 4 ranks of a node"):
         zero_of({"stage": 3, "zero_hpz_partition_size": 4}, UNEVEN)
