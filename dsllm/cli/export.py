@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> int:
     """
     options = _parse(arguments)
     saved = open_saved(options.model, print)
-    if saved.run is None:
+    if saved.is_hugging_face:
         raise CheckpointError(f"{saved.folder}: is a Hugging Face folder already")
     tokenizer = options.tokenizer or find_tokenizer(saved, options.data)
     export = Export(

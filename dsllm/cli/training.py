@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from dsllm import __version__, counts
-from dsllm.checkpoint.find import find_checkpoint
+from dsllm.checkpoint.architecture import differences_in_function
 from dsllm.checkpoint.hugging_face import HuggingFaceReader
 from dsllm.checkpoint.read import CheckpointReader
 from dsllm.cli.inside import breakdown_of, profile_of
 from dsllm.cli.terminal import Terminal
-from dsllm.config.load import run_from_dict, run_to_dict
+from dsllm.config.load import run_to_dict
 from dsllm.config.run import RunConfig
 from dsllm.config.train import Precision
 from dsllm.config.yaml_file import read_yaml, write_yaml
@@ -55,7 +55,7 @@ from dsllm.train.metrics import Metrics, Speed, short
 from dsllm.train.picture import draw_loss_curve
 from dsllm.train.progress import Progress
 from dsllm.train.run_directory import DEEPSPEED_FILE, RUN_FILE, check_shared, lock_run, read_status, write_status
-from dsllm.train.saving import RunRecord, check_same_run, find_resumable, restore
+from dsllm.train.saving import RunRecord, check_same_run, clean_up, find_resumable, find_weights, restore
 
 Tell = Callable[[str], None]
 
@@ -86,7 +86,7 @@ def run(
         lost_ranks_named(world),  # inside it, so that status.json has the words too
     ):
         directory = Path(config.run.directory)
-        reader = find_resumable(directory, world, tell)
+        reader, damaged = find_resumable(directory, world, tell)
         _check_directory(config, directory, reader, tell)
         make_model = partial(_make_model, config, precision, kernels)
         engine = build_engine(make_model, decay_groups, config.train, precision, final, world)
@@ -98,7 +98,8 @@ def run(
                 write_status(directory, "finished", attempt=attempt, step=progress.step, tokens=progress.tokens)
             tell(f"{directory} is finished: {progress.tokens:,} tokens. Raise train.total_tokens to go on")
             return 0
-        record = RunRecord(config=run_to_dict(config), deepspeed=final, versions=_versions())
+        clean_up(directory, world)
+        record = RunRecord(config=config, deepspeed=final, versions=_versions(), damaged=damaged)
         profile = profile_of(config, final, engine, profile_steps, progress.step, tell)
         metrics = _open_metrics(config, engine, manifest, progress, attempt, tell)
         try:
@@ -167,7 +168,7 @@ def _run_directory(config: RunConfig, world: World) -> Iterator[int]:
 def _check_directory(config: RunConfig, directory: Path, reader: CheckpointReader | None, tell: Tell) -> None:
     """Refuse a directory that belongs to another run."""
     if reader is not None:
-        check_same_run(run_from_dict(reader.config, str(reader.folder)), config, reader.folder, tell)
+        check_same_run(reader.run(), config, reader.folder, tell)
         return
     saved = directory / RUN_FILE
     if saved.is_file():
@@ -203,7 +204,7 @@ def _start_or_resume(
     """Give the engine its state, and find out where the run stands."""
     data_sha256 = sha256_of_file(Path(config.data.directory or "") / DATA_MANIFEST)
     if reader is None:
-        load_state(engine, _first_state(config, tell))
+        load_state(engine, _first_state(config, engine.world, tell))
         return Progress(data_sha256=data_sha256)
     progress = restore(engine, reader)
     if progress.data_sha256 != data_sha256:
@@ -216,7 +217,7 @@ def _start_or_resume(
     return progress
 
 
-def _first_state(config: RunConfig, tell: Tell) -> StateReader:
+def _first_state(config: RunConfig, world: World, tell: Tell) -> StateReader:
     """What a new run starts from: the initial values, or the weights named by model.init_from."""
     shapes = parameter_shapes(config.model, config.context_length)
     if config.model.init_from is None:
@@ -228,9 +229,10 @@ def _first_state(config: RunConfig, tell: Tell) -> StateReader:
     if (source / "config.json").is_file():
         reader = HuggingFaceReader(source)
     else:
-        reader = CheckpointReader(find_checkpoint(source, tell))
+        reader = find_weights(source, world, tell)
     found = {name: tuple(reader.shape(name)) for name in reader.names()}
-    wrong = [
+    wrong = differences_in_function(reader.model_config, config.model)
+    wrong += [
         f"{name}: {found.get(name, 'absent')} there, {shapes.get(name, 'absent')} here"
         for name in sorted(found.keys() | shapes.keys())
         if found.get(name) != shapes.get(name)
@@ -238,7 +240,7 @@ def _first_state(config: RunConfig, tell: Tell) -> StateReader:
     if wrong:
         more = f"\n- and {len(wrong) - 8} more" if len(wrong) > 8 else ""
         raise CheckpointError(
-            f"model.init_from {source}: its parameters are not those of this model:\n- " + "\n- ".join(wrong[:8]) + more
+            f"model.init_from {source}: it is another model:\n- " + "\n- ".join(wrong[:8]) + more
         )
     tell(f"starting from the weights of {source}")
     return WeightsOnly(reader)

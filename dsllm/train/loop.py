@@ -137,7 +137,7 @@ def _look_into_layers(engine: Engine, step: int, config: RunConfig) -> LayerStat
 
 
 def _save(engine: Engine, progress: Progress, run: Run) -> None:
-    folder = save_checkpoint(engine, progress, run.record, run.directory, run.config.checkpoint)
+    folder = save_checkpoint(engine, progress, run.record, run.directory, run.config.checkpoint, run.tell)
     run.tell(f"saved {folder}")
     if run.metrics is not None:
         facts = {"attempt": run.metrics.attempt, "step": progress.step, "tokens": progress.tokens}

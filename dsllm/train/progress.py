@@ -1,9 +1,11 @@
 """How far a run has come: the whole state of the loop and of the data, beside weights and moments."""
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from dsllm.engine.step import StepResult
+from dsllm.errors import CheckpointError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,3 +42,22 @@ class Progress:
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for a checkpoint's manifest."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any], where: str) -> "Progress":
+        """The progress in a checkpoint's manifest, whichever minor version wrote it.
+
+        A counter that an older version did not have starts at its default. One that only a newer version has may be left
+        out where it is zero or empty: by convention that is what it means not to have it.
+
+        Raises:
+            CheckpointError: a newer version has counted something that this one would lose.
+        """
+        known = {field.name for field in fields(cls)}
+        lost = {name: value for name, value in saved.items() if name not in known and value}
+        if lost:
+            raise CheckpointError(
+                f"{where}: a newer dsllm saved it, with progress that this one does not know "
+                f"({', '.join(f'{name}: {value!r}' for name, value in lost.items())}): update dsllm to resume"
+            )
+        return cls(**{name: value for name, value in saved.items() if name in known})

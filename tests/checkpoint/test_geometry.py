@@ -68,7 +68,7 @@ def test_rectangles_are_the_range_in_order(shape: Shape):
     assert list(rectangles(shape, 0, 0)) == []
 
 
-@pytest.mark.parametrize("shape", [(), (4,), (2, 3), (2, 2, 2)])
+@pytest.mark.parametrize("shape", [(), (4,), (2, 3), (2, 1, 3), (2, 2, 1)])
 def test_overlaps_of_every_two_regions(shape: Shape):
     every = regions(shape)
     for wanted, stored in itertools.product(every, every):
