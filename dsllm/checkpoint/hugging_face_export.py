@@ -59,8 +59,8 @@ def export_hugging_face(reader: WeightReader, export: Export, folder: Path) -> l
     It is written into a hidden folder and renamed when it is complete: the folder is there complete, or not at all.
 
     Raises:
-        CheckpointError: the folder exists and is not empty, no Hugging Face architecture can hold the model, or the disk
-            refuses.
+        CheckpointError: the folder exists and is not empty, no Hugging Face architecture computes what the model computes,
+            or the disk refuses.
     """
     architecture_for(export.config)  # refuses before anything is written
     aside, old = partial(folder), folder.with_name(f".{folder.name}.replaced")
