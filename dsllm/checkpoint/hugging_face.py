@@ -1,6 +1,7 @@
 """Reads a Hugging Face folder as if it were a checkpoint of ours: Llama, GPT-2 or GPT-NeoX, from safetensors."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,23 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dsllm.checkpoint.geometry import overlaps
 from dsllm.checkpoint.hugging_face_config import config_from_json
-from dsllm.checkpoint.hugging_face_names import IGNORED_SUFFIXES, SAME, TheirTensor, base_prefix, their_tensors
+from dsllm.checkpoint.hugging_face_names import (
+    IGNORED_SUFFIXES,
+    SAME,
+    HuggingFaceTensor,
+    base_prefix,
+    hugging_face_tensors,
+    real_shape,
+)
 from dsllm.config.model import ModelConfig
 from dsllm.errors import CheckpointError
+from dsllm.parameters import parameter_table
 from dsllm.slices import WEIGHTS, Region, whole
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-VOCABULARY = ("embed.weight", "head.weight")
-"""Parameters with a row per token id: ours have padding rows, theirs have not."""
 
 
 def is_hugging_face_folder(folder: Path) -> bool:
@@ -27,7 +35,7 @@ def is_hugging_face_folder(folder: Path) -> bool:
 
 
 class HuggingFaceReader:
-    """The weights of a Hugging Face folder under our names. Files are opened when needed; what is asked for is read."""
+    """The weights in a Hugging Face folder, under our names. Reads only the regions that are asked for."""
 
     def __init__(self, folder: Path):
         """Checks config, names and shapes; reads no weights.
@@ -38,17 +46,16 @@ class HuggingFaceReader:
         self.folder = folder
         fields = _read_json(folder / "config.json")
         self.model_config: ModelConfig = config_from_json(fields, str(folder / "config.json"))
+        assert self.model_config.context_length is not None, "every config.json that is read gives one"
+        table = parameter_table(self.model_config, self.model_config.context_length)
+        self._parameters = {parameter.name: parameter for parameter in table}
         self._files = _files_of_tensors(folder)
         self._open: dict[Path, Any] = {}
         self._last: tuple[str, list[Tensor]] = ("", [])
-        self._where: dict[str, tuple[TheirTensor, int]] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        tensors = their_tensors(fields["model_type"], self.model_config)
-        self._names = self._match([t.name for t in tensors], base_prefix(fields["model_type"]))
-        for tensor in tensors:
-            for part, name in enumerate(tensor.parts):
-                self._where[name] = (tensor, part)
-        self._find_shapes(tensors)
+        tensors = hugging_face_tensors(fields["model_type"], self.model_config)
+        self._names_in_files = self._match([t.name for t in tensors], base_prefix(fields["model_type"]))
+        self._where = {name: (tensor, part) for tensor in tensors for part, name in enumerate(tensor.parts)}
+        self._check_shapes(tensors)
 
     def names(self) -> list[str]:
         """Names of all parameters."""
@@ -56,7 +63,7 @@ class HuggingFaceReader:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a parameter in our model, the padding rows of the vocabulary included."""
-        return self._shapes[name]
+        return self._parameters[name].shape
 
     def keys(self, name: str) -> tuple[str, ...]:
         """Weights only."""
@@ -67,42 +74,42 @@ class HuggingFaceReader:
         return {}
 
     def read(self, name: str, key: str, region: Region) -> Tensor:
-        """The fp32 values of a region of the parameter; padding rows are zeros."""
-        assert key == WEIGHTS, f"a Hugging Face folder holds weights only, not {key}"
-        assert region.box == whole(self.shape(name)), "parts of a parameter are not read yet"
+        """The fp32 values of a region of the parameter, 1-d; padding rows are zeros."""
+        assert key == WEIGHTS, f"a Hugging Face folder contains weights only, not {key}"
         tensor, part = self._where[name]
-        start, stop = region.start, region.stop
-        out = torch.zeros(stop - start, dtype=torch.float32)
-        if tensor.layout is SAME:
-            values = self._rows(tensor.name, start, stop)
-        else:
-            values = self._parts(tensor)[part].reshape(-1)[start:stop]
-        out[: len(values)] = values
+        if tensor.layout is not SAME:
+            return region.of(self._parts(tensor)[part]).float()
+        out = torch.zeros(len(region), dtype=torch.float32)
+        real = whole(real_shape(self._parameters[name]))
+        for common in overlaps(region, Region(real, 0, real.num_elements)):
+            values = self._elements(tensor.name, common.stored_start, common.stored_stop)
+            place = out.as_strided(common.shape, common.wanted_strides, common.wanted_start)
+            # `values` may be part of a larger read: its own offset counts
+            place.copy_(values.as_strided(common.shape, common.stored_strides))
         return out
 
     def read_whole(self, name: str) -> Tensor:
         """The fp32 weights of a parameter, in its shape."""
         shape = self.shape(name)
-        return self.read(name, WEIGHTS, Region(whole(shape), 0, torch.Size(shape).numel())).view(shape)
+        return self.read(name, WEIGHTS, Region(whole(shape), 0, math.prod(shape))).view(shape)
 
-    def _rows(self, their_name: str, start: int, stop: int) -> Tensor:
-        """The values [start, stop) of a flattened tensor of theirs, fewer at its end; reads the rows that hold them."""
-        piece = self._slice(their_name)
-        num_rows, *row_shape = piece.get_shape()
-        width = torch.Size(row_shape).numel()
-        first, last = start // width, min(-(-stop // width), num_rows)
-        if first >= last:
-            return torch.empty(0)
-        return piece[first:last].reshape(-1)[start - first * width : stop - first * width]
+    def _elements(self, name: str, start: int, stop: int) -> Tensor:
+        """Elements [start, stop) of a flattened tensor in the files; reads only the rows that contain them."""
+        stored = self._slice(name)
+        width = math.prod(stored.get_shape()[1:])
+        first = start // width
+        rows = stored[first : -(-stop // width)]
+        return rows.reshape(-1)[start - first * width : stop - first * width]
 
-    def _parts(self, tensor: TheirTensor) -> list[Tensor]:
-        """Our parameters in one tensor of theirs. The last one is remembered: its parts are read in turn."""
+    def _parts(self, tensor: HuggingFaceTensor) -> list[Tensor]:
+        """Our parameters in one fused or transposed tensor. The last one is remembered: its parts are read in turn."""
         if self._last[0] != tensor.name:
             self._last = (tensor.name, list(tensor.layout.split(self._slice(tensor.name)[:])))
         return self._last[1]
 
-    def _slice(self, their_name: str) -> Any:
-        name = self._names[their_name]
+    def _slice(self, name: str) -> Any:
+        """A tensor in the files, of which a range can be read."""
+        name = self._names_in_files[name]
         return self._file(self._files[name]).get_slice(name)
 
     def _file(self, path: Path) -> Any:
@@ -129,30 +136,26 @@ class HuggingFaceReader:
         return names
 
     def _is_copy_of_embedding(self, name: str, embedding: str) -> bool:
-        """Whether a tied model's head was written all the same. Another matrix there would mean that it is not tied."""
+        """Whether a tied model's head was saved although it equals the embedding. Other values mean that it is not tied."""
         if name not in ("lm_head.weight", "embed_out.weight") or embedding not in self._files:
             return False
         head, embed = (self._file(self._files[n]).get_tensor(n) for n in (name, embedding))
         return torch.equal(head, embed)
 
-    def _find_shapes(self, tensors: list[TheirTensor]) -> None:
-        """The shape of each of our parameters, from those of their tensors."""
-        config, wrong = self.model_config, []
+    def _check_shapes(self, tensors: list[HuggingFaceTensor]) -> None:
+        """Compare every tensor's shape with the one that config.json gives it."""
+        wrong = []
         for tensor in tensors:
-            theirs = self._slice(tensor.name).get_shape()
-            parts = tensor.layout.split(torch.empty(theirs, device="meta"))
-            for name, part in zip(tensor.parts, parts, strict=True):
-                self._shapes[name] = tuple(part.shape)
-            if tensor.parts[0] in VOCABULARY:
-                if theirs != [config.vocab_size, config.hidden_size]:
-                    wrong.append(f"{tensor.name} is {theirs}, not {[config.vocab_size, config.hidden_size]}")
-                self._shapes[tensor.parts[0]] = (config.padded_vocab_size, config.hidden_size)
+            parts = [torch.empty(real_shape(self._parameters[name]), device="meta") for name in tensor.parts]
+            found, wanted = list(self._slice(tensor.name).get_shape()), list(tensor.layout.join(parts).shape)
+            if found != wanted:
+                wrong.append(f"{tensor.name} is {found}, not {wanted}")
         if wrong:
-            raise CheckpointError(f"{self.folder}: its tensors are not those of its config.json: {'; '.join(wrong)}")
+            raise CheckpointError(f"{self.folder}: its tensors are not those of its config.json: {_some(wrong)}")
 
 
 def _files_of_tensors(folder: Path) -> dict[str, Path]:
-    """Which file holds each tensor."""
+    """The file that contains each tensor."""
     if (folder / INDEX_FILE).is_file():
         return {name: folder / file for name, file in _read_json(folder / INDEX_FILE)["weight_map"].items()}
     path = folder / SINGLE_FILE

@@ -1,4 +1,4 @@
-"""A model's shape as a Hugging Face config.json, and back: Llama, GPT-2 and GPT-NeoX."""
+"""Converts a model's config to a Hugging Face config.json and back: Llama, GPT-2 and GPT-NeoX."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ FIXED: Json = {
     "scale_attn_by_inverse_layer_idx": False,
     "reorder_and_upcast_attn": False,
 }
-"""Fields that we implement at one value only."""
+"""Fields of which only this value is implemented."""
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 """Hugging Face's names of the MLP's non-linearity, and ours."""
@@ -44,31 +44,33 @@ class Architecture:
     model_type: str
     class_name: str
     clashes: Callable[[ModelConfig], list[str]]
-    """The fields of a model that this architecture has no place for."""
+    """Lists the fields of a model that this architecture cannot express."""
     to_json: Callable[[ModelConfig, int], Json]
-    """config.json's fields for a model and its context length."""
+    """Makes the fields of config.json from a model and its context length."""
     to_fields: Callable[["_Fields"], Json]
-    """ModelConfig's fields, context_length included, from those of a config.json."""
+    """Makes ModelConfig's fields, context_length included, from those of config.json."""
 
 
 def architecture_for(config: ModelConfig) -> Architecture:
-    """The architecture that holds a model exactly.
+    """The architecture that computes exactly what a model computes.
 
     Raises:
-        CheckpointError: none does; the message names the fields that stand in the way, for each.
+        CheckpointError: there is none; names the fields that each of them cannot express.
     """
     clashes = {a.class_name: a.clashes(config) for a in ARCHITECTURES}
     for architecture in ARCHITECTURES:
         if not clashes[architecture.class_name]:
             return architecture
-    reasons = "\n".join(f"- {name} has no place for {', '.join(fields)}" for name, fields in clashes.items())
-    raise CheckpointError(f"no Hugging Face architecture that we write can hold this model:\n{reasons}")
+    reasons = "\n".join(f"- {name} cannot express {', '.join(fields)}" for name, fields in clashes.items())
+    raise CheckpointError(
+        f"none of the Hugging Face architectures that can be written computes what this model computes:\n{reasons}"
+    )
 
 
 def config_to_json(config: ModelConfig, context_length: int, dtype: str, end_of_text_id: int) -> Json:
-    """The config.json of a model, in a form that transformers 4 and 5 read alike.
+    """The config.json of a model, in a form that transformers 4 and 5 both read correctly.
 
-    Version 4 reads rope_theta and rope_scaling, version 5 rope_parameters; each ignores the other's without a word.
+    Version 4 reads rope_theta and rope_scaling, version 5 reads rope_parameters; each silently ignores the other's fields.
     """
     architecture = architecture_for(config)
     ends = {"bos_token_id": end_of_text_id, "eos_token_id": end_of_text_id, "pad_token_id": None}
@@ -90,7 +92,7 @@ def config_from_json(fields: Mapping[str, Any], origin: str) -> ModelConfig:
     """The model that a config.json describes, context length included.
 
     Raises:
-        CheckpointError: another architecture, or fields that we do not implement; names every one of them.
+        CheckpointError: another architecture, or fields that are not implemented; names all of them.
     """
     known = {a.model_type: a for a in ARCHITECTURES}
     model_type = fields.get("model_type")
@@ -109,7 +111,7 @@ def config_from_json(fields: Mapping[str, Any], origin: str) -> ModelConfig:
 
 
 class _Fields:
-    """The fields of a config.json, each to be asked for once; collects what cannot be taken."""
+    """The fields of a config.json. Each is taken once; problems are collected."""
 
     def __init__(self, fields: Mapping[str, Any]):
         self.fields = dict(fields)
@@ -123,14 +125,14 @@ class _Fields:
         return default[0] if value is None and default else value
 
     def choose(self, name: str, choices: Mapping[Any, Any], default: Any) -> Any:
-        """Our word for a field's value."""
+        """What a field's value is called here."""
         value = self.take(name, default)
         if value not in choices:
             self.problems.append(f"{name}: {value!r} (implemented: {', '.join(map(repr, choices))})")
         return choices.get(value)
 
     def close(self) -> None:
-        """Complain about every field that nobody asked for."""
+        """Add a problem for each field that was not taken and changes what the model computes."""
         for name, value in self.fields.items():
             if name in FIXED and value not in (None, FIXED[name]):
                 self.problems.append(f"{name}: {value!r} (implemented: {FIXED[name]!r})")
@@ -139,7 +141,7 @@ class _Fields:
 
 
 def _clashes(config: ModelConfig, wanted: Mapping[str, Any]) -> list[str]:
-    """The fields of a model that are not as wanted (a value, or a tuple of them)."""
+    """The fields of a model that differ from the wanted value, or from all of a tuple of values."""
     found = []
     for name, value in wanted.items():
         actual = getattr(config, name)
@@ -149,16 +151,20 @@ def _clashes(config: ModelConfig, wanted: Mapping[str, Any]) -> list[str]:
 
 
 def _uneven_heads(config: ModelConfig) -> list[str]:
-    """Why a model's heads are not plain multi-head attention over the hidden size."""
+    """The fields that make a model's attention differ from plain multi-head attention over the hidden size."""
     found = [] if config.kv_heads == config.num_heads else [f"num_kv_heads: {config.num_kv_heads}"]
     even = config.num_heads * config.head_width == config.hidden_size
     return found if even else [*found, f"head_size: {config.head_width}"]
 
 
 def _uneven_biases(config: ModelConfig) -> list[str]:
-    """Why one bias switch for all of attention's projections is not enough."""
+    """The field that keeps one switch from setting the biases of all attention projections."""
     even = config.attention_bias == config.attention_output_bias
-    return [] if even else [f"attention_output_bias: {config.attention_output_bias} beside attention_bias: {not even}"]
+    return (
+        []
+        if even
+        else [f"attention_output_bias: {config.attention_output_bias} with attention_bias: {config.attention_bias}"]
+    )
 
 
 def _llama_clashes(config: ModelConfig) -> list[str]:
@@ -290,7 +296,7 @@ def _neox_fields(fields: _Fields) -> Json:
 
 
 def _rope_json(config: ModelConfig, more: Json) -> Json:
-    """The rotary fields, as version 4 (rope_scaling) and version 5 (rope_parameters) of transformers want them."""
+    """The rotary fields for version 4 (rope_scaling) and version 5 (rope_parameters) of transformers."""
     scaling = config.rope_scaling
     base = {"rope_theta": config.rope_theta} | more
     if scaling is None:
@@ -306,7 +312,7 @@ def _rope_json(config: ModelConfig, more: Json) -> Json:
 
 
 def _rope_fields(fields: _Fields, theta_name: str, more: Json) -> Json:
-    """Our rotary fields from those of either version; where both are there, they must agree."""
+    """ModelConfig's rotary fields from those of either version; if both are there, they must agree."""
     theta, scaling = fields.take(theta_name, None), fields.take("rope_scaling", None)
     old = {"rope_type": "default"} | more | (scaling or {}) | ({} if theta is None else {"rope_theta": theta})
     new = fields.take("rope_parameters", None) or old
@@ -314,7 +320,9 @@ def _rope_fields(fields: _Fields, theta_name: str, more: Json) -> Json:
         old["rope_type"] = old.pop("type")
     for name in sorted({*new} & {*old}):
         if new[name] != old[name] and not (theta is None and scaling is None):
-            fields.problems.append(f"rope_parameters.{name}: {new[name]!r} contradicts {old[name]!r} beside it")
+            fields.problems.append(
+                f"rope_parameters.{name}: {new[name]!r} contradicts {old[name]!r} in the older fields"
+            )
     return _rope_values(_Fields(new), fields.problems)
 
 

@@ -1,6 +1,7 @@
 """Writes a Hugging Face folder: config.json, generation_config.json, safetensors in shards and the tokenizer."""
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,13 +13,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dsllm.checkpoint.hugging_face import INDEX_FILE, SINGLE_FILE, VOCABULARY
+from dsllm.checkpoint.hugging_face import INDEX_FILE, SINGLE_FILE
 from dsllm.checkpoint.hugging_face_config import architecture_for, config_to_json
-from dsllm.checkpoint.hugging_face_names import their_tensors
+from dsllm.checkpoint.hugging_face_names import hugging_face_tensors, real_shape
 from dsllm.checkpoint.hugging_face_tokenizer import write_tokenizer
 from dsllm.config.model import ModelConfig
 from dsllm.errors import CheckpointError
 from dsllm.files import partial, publish_directory, sync_directory
+from dsllm.parameters import Parameter, parameter_table
 from dsllm.slices import WEIGHTS, Region, whole
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -30,10 +32,6 @@ class WeightReader(Protocol):
 
     def read(self, name: str, key: str, region: Region) -> Tensor:
         """The fp32 values of a region of the parameter `name`, 1-d."""
-        ...
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a parameter."""
         ...
 
 
@@ -48,31 +46,33 @@ class Export:
     end_of_text_id: int
     dtype: Dtype = "float32"
     shard_bytes: int = 5 * 10**9
-    """Largest weight file; also the memory that writing takes, beside the largest parameter."""
+    """Largest weight file. Writing takes as much memory, and that of the largest parameter."""
     tokenizer: Path | None = None
     """Folder of the tokenizer to ship with the model."""
     replace: bool = False
-    """A model that lies in the folder already gives way to this one, once this one is whole."""
+    """Replace a model that is in the folder already, once this one is complete."""
 
 
 def export_hugging_face(reader: WeightReader, export: Export, folder: Path) -> list[Path]:
     """Write a model as a folder that `transformers.AutoModelForCausalLM.from_pretrained` loads; returns its files.
 
-    Written beside its place and renamed when it is whole: the folder is there complete, or not at all.
+    It is written into a hidden folder and renamed when it is complete: the folder is there complete, or not at all.
 
     Raises:
-        CheckpointError: the folder exists and is not empty, no Hugging Face architecture holds the model, or the disk
-            refuses.
+        CheckpointError: the folder exists and is not empty, no Hugging Face architecture computes what the model computes,
+            or the disk refuses.
     """
     architecture_for(export.config)  # refuses before anything is written
+    aside, old = partial(folder), folder.with_name(f".{folder.name}.replaced")
+    _undo_replacing(folder, old)
     replaces = export.replace and (folder / "config.json").is_file()
     if folder.exists() and not replaces and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(
             f"{folder}: exists already and is not empty: remove it, export to another folder, or give --replace for a model"
         )
-    aside = partial(folder)
     try:
-        shutil.rmtree(aside, ignore_errors=True)  # what an export that was killed left behind
+        for leftover in (aside, old):  # by an export that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
         aside.mkdir(parents=True)
         _write_weights(reader, export, aside)
         _write_json(aside / "config.json", _config_json(export))
@@ -82,7 +82,6 @@ def export_hugging_face(reader: WeightReader, export: Export, folder: Path) -> l
             write_tokenizer(export.tokenizer, aside, export.context_length)
         for path in aside.iterdir():
             _settle(path)
-        old = folder.with_name(f".{folder.name}.replaced")
         if folder.is_dir():
             folder.rename(old)
         publish_directory(aside, folder)
@@ -91,7 +90,14 @@ def export_hugging_face(reader: WeightReader, export: Export, folder: Path) -> l
         raise CheckpointError(f"{folder}: could not be written: {error}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+        _undo_replacing(folder, old)
     return sorted(folder.iterdir())
+
+
+def _undo_replacing(folder: Path, old: Path) -> None:
+    """Bring back the model that an export moved away, if that export was killed or failed before its own was in place."""
+    if old.is_dir() and not folder.exists():
+        old.rename(folder)
 
 
 def _config_json(export: Export) -> dict[str, object]:
@@ -99,7 +105,7 @@ def _config_json(export: Export) -> dict[str, object]:
 
 
 def _write_weights(reader: WeightReader, export: Export, folder: Path) -> None:
-    """Fill one file after the other; what a file is finally called depends on how many there are."""
+    """Fill one file after the other; they get their names at the end, because those contain the number of files."""
     files: list[tuple[Path, list[str]]] = []
     shard: dict[str, Tensor] = {}
     size = total = 0
@@ -123,20 +129,18 @@ def _write_weights(reader: WeightReader, export: Export, folder: Path) -> None:
 
 
 def _tensors(reader: WeightReader, export: Export) -> Iterator[tuple[str, Tensor]]:
-    """Their tensors, one by one, in the dtype of the export."""
-    for tensor in their_tensors(architecture_for(export.config).model_type, export.config):
-        parts = [_read(reader, name, export) for name in tensor.parts]
+    """The tensors of the Hugging Face model, one by one, in the dtype of the export."""
+    table = {parameter.name: parameter for parameter in parameter_table(export.config, export.context_length)}
+    for tensor in hugging_face_tensors(architecture_for(export.config).model_type, export.config):
+        parts = [_read(reader, table[name]).to(DTYPES[export.dtype]) for name in tensor.parts]
         yield tensor.name, tensor.layout.join(parts).contiguous()
 
 
-def _read(reader: WeightReader, name: str, export: Export) -> Tensor:
-    """One of our parameters; of the vocabulary without the padding rows."""
-    shape = reader.shape(name)
-    if name in VOCABULARY:
-        assert export.config.vocab_size is not None, "vocab_size is resolved in a saved run"
-        shape = (export.config.vocab_size, *shape[1:])
-    values = reader.read(name, WEIGHTS, Region(whole(reader.shape(name)), 0, torch.Size(shape).numel()))
-    return values.to(DTYPES[export.dtype]).view(shape)
+def _read(reader: WeightReader, parameter: Parameter) -> Tensor:
+    """One of our parameters without its padding rows."""
+    shape = real_shape(parameter)
+    region = Region(whole(parameter.shape), 0, math.prod(shape))  # padding rows are the last ones
+    return reader.read(parameter.name, WEIGHTS, region).view(shape)
 
 
 def _write_shard(path: Path, shard: dict[str, Tensor]) -> tuple[Path, list[str]]:
@@ -149,7 +153,7 @@ def _write_json(path: Path, content: object) -> None:
 
 
 def _settle(path: Path) -> None:
-    """Flush a file to the disk, readable by whom the umask says: safetensors makes its files private."""
+    """Flush a file to the disk and give it the umask's permissions: safetensors makes its files private."""
     mask = os.umask(0)
     os.umask(mask)
     path.chmod(0o666 & ~mask)

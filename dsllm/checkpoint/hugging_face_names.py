@@ -1,4 +1,4 @@
-"""Where each of our parameters lies in a Hugging Face model: names, transposed and fused matrices."""
+"""Where each of our parameters is stored in a Hugging Face model: names, transposed and fused matrices."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -7,23 +7,24 @@ import torch
 from torch import Tensor
 
 from dsllm.config.model import ModelConfig
+from dsllm.parameters import Parameter
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How one of their tensors is made of ours, and how it comes apart."""
+    """How a Hugging Face tensor is joined from our parameters, and split into them."""
 
     join: Callable[[Sequence[Tensor]], Tensor]
     split: Callable[[Tensor], Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
-class TheirTensor:
+class HuggingFaceTensor:
     """One tensor of a Hugging Face model."""
 
     name: str
     parts: tuple[str, ...]
-    """Our parameters in it."""
+    """The parameters of ours that it contains."""
     layout: Layout
 
 
@@ -37,7 +38,14 @@ IGNORED_SUFFIXES = (
     *(".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias"),
     *(".attention.bias", ".attention.masked_bias"),
 )
-"""Buffers that older files carry: frequencies and causal masks."""
+"""Buffers in older files: frequencies and causal masks."""
+
+
+def real_shape(parameter: Parameter) -> tuple[int, ...]:
+    """A parameter's shape in a Hugging Face model, which has no padding rows."""
+    if parameter.padded_rows == 0:
+        return parameter.shape
+    return (parameter.shape[0] - parameter.padded_rows, *parameter.shape[1:])
 
 
 def by_head(num_heads: int) -> Layout:
@@ -53,71 +61,71 @@ def by_head(num_heads: int) -> Layout:
     return Layout(join, split)
 
 
-def their_tensors(model_type: str, config: ModelConfig) -> list[TheirTensor]:
-    """All tensors of a model as transformers names them, in its order; a tied head has none of its own."""
+def hugging_face_tensors(model_type: str, config: ModelConfig) -> list[HuggingFaceTensor]:
+    """All tensors of a model as transformers names them, in its order; a tied head has no tensor."""
     rename = {"llama": _llama, "gpt2": _gpt2, "gpt_neox": _neox}[model_type]
     return list(rename(config))
 
 
 def base_prefix(model_type: str) -> str:
-    """What stands before the names of all tensors but the head's; files of the bare model leave it out."""
+    """The prefix of all names except the head's; files of the bare model leave it out."""
     return {"llama": "model.", "gpt2": "transformer.", "gpt_neox": "gpt_neox."}[model_type]
 
 
-def _plain(theirs: str, ours: str, bias: bool, weight_layout: Layout = SAME) -> Iterator[TheirTensor]:
-    yield TheirTensor(f"{theirs}.weight", (f"{ours}.weight",), weight_layout)
+def _plain(hub: str, ours: str, bias: bool, weight_layout: Layout = SAME) -> Iterator[HuggingFaceTensor]:
+    yield HuggingFaceTensor(f"{hub}.weight", (f"{ours}.weight",), weight_layout)
     if bias:
-        yield TheirTensor(f"{theirs}.bias", (f"{ours}.bias",), SAME)
+        yield HuggingFaceTensor(f"{hub}.bias", (f"{ours}.bias",), SAME)
 
 
-def _fused(theirs: str, ours: str, bias: bool, weight_layout: Layout, bias_layout: Layout) -> Iterator[TheirTensor]:
+def _fused(hub: str, ours: str, bias: bool, weight_layout: Layout, bias_layout: Layout) -> Iterator[HuggingFaceTensor]:
     for kind, layout in [("weight", weight_layout), ("bias", bias_layout)][: 2 if bias else 1]:
-        yield TheirTensor(f"{theirs}.{kind}", tuple(f"{ours}.{part}.{kind}" for part in "qkv"), layout)
+        yield HuggingFaceTensor(f"{hub}.{kind}", tuple(f"{ours}.{part}.{kind}" for part in "qkv"), layout)
 
 
-def _llama(config: ModelConfig) -> Iterator[TheirTensor]:
+def _llama(config: ModelConfig) -> Iterator[HuggingFaceTensor]:
     yield from _plain("model.embed_tokens", "embed", False)
     for layer in range(config.num_layers):
-        theirs, ours = f"model.layers.{layer}", f"layers.{layer}"
-        yield from _plain(f"{theirs}.input_layernorm", f"{ours}.attention_norm", False)
+        hub, ours = f"model.layers.{layer}", f"layers.{layer}"
+        yield from _plain(f"{hub}.input_layernorm", f"{ours}.attention_norm", False)
         for part in "qkv":
-            yield from _plain(f"{theirs}.self_attn.{part}_proj", f"{ours}.attention.{part}", config.attention_bias)
-        yield from _plain(f"{theirs}.self_attn.o_proj", f"{ours}.attention.output", config.attention_output_bias)
-        yield from _plain(f"{theirs}.post_attention_layernorm", f"{ours}.mlp_norm", False)
+            yield from _plain(f"{hub}.self_attn.{part}_proj", f"{ours}.attention.{part}", config.attention_bias)
+        yield from _plain(f"{hub}.self_attn.o_proj", f"{ours}.attention.output", config.attention_output_bias)
+        yield from _plain(f"{hub}.post_attention_layernorm", f"{ours}.mlp_norm", False)
         for part in ("gate", "up", "down"):
-            yield from _plain(f"{theirs}.mlp.{part}_proj", f"{ours}.mlp.{part}", config.mlp_bias)
+            yield from _plain(f"{hub}.mlp.{part}_proj", f"{ours}.mlp.{part}", config.mlp_bias)
     yield from _plain("model.norm", "norm", False)
     if not config.tie_embeddings:
         yield from _plain("lm_head", "head", False)
 
 
-def _gpt2(config: ModelConfig) -> Iterator[TheirTensor]:
+def _gpt2(config: ModelConfig) -> Iterator[HuggingFaceTensor]:
     yield from _plain("transformer.wte", "embed", False)
     yield from _plain("transformer.wpe", "positions", False)
     for layer in range(config.num_layers):
-        theirs, ours = f"transformer.h.{layer}", f"layers.{layer}"
-        yield from _plain(f"{theirs}.ln_1", f"{ours}.attention_norm", True)
-        yield from _fused(f"{theirs}.attn.c_attn", f"{ours}.attention", True, STACKED_TRANSPOSED, STACKED)
-        yield from _plain(f"{theirs}.attn.c_proj", f"{ours}.attention.output", True, TRANSPOSED)
-        yield from _plain(f"{theirs}.ln_2", f"{ours}.mlp_norm", True)
-        yield from _plain(f"{theirs}.mlp.c_fc", f"{ours}.mlp.up", True, TRANSPOSED)
-        yield from _plain(f"{theirs}.mlp.c_proj", f"{ours}.mlp.down", True, TRANSPOSED)
+        hub, ours = f"transformer.h.{layer}", f"layers.{layer}"
+        yield from _plain(f"{hub}.ln_1", f"{ours}.attention_norm", True)
+        yield from _fused(f"{hub}.attn.c_attn", f"{ours}.attention", True, STACKED_TRANSPOSED, STACKED)
+        yield from _plain(f"{hub}.attn.c_proj", f"{ours}.attention.output", True, TRANSPOSED)
+        yield from _plain(f"{hub}.ln_2", f"{ours}.mlp_norm", True)
+        yield from _plain(f"{hub}.mlp.c_fc", f"{ours}.mlp.up", True, TRANSPOSED)
+        yield from _plain(f"{hub}.mlp.c_proj", f"{ours}.mlp.down", True, TRANSPOSED)
     yield from _plain("transformer.ln_f", "norm", True)
     if not config.tie_embeddings:
         yield from _plain("lm_head", "head", False)
 
 
-def _neox(config: ModelConfig) -> Iterator[TheirTensor]:
+def _neox(config: ModelConfig) -> Iterator[HuggingFaceTensor]:
     bias, heads = config.attention_bias, by_head(config.num_heads)
     yield from _plain("gpt_neox.embed_in", "embed", False)
     for layer in range(config.num_layers):
-        theirs, ours = f"gpt_neox.layers.{layer}", f"layers.{layer}"
-        yield from _plain(f"{theirs}.input_layernorm", f"{ours}.attention_norm", True)
-        yield from _plain(f"{theirs}.post_attention_layernorm", f"{ours}.mlp_norm", True)
-        yield from _fused(f"{theirs}.attention.query_key_value", f"{ours}.attention", bias, heads, heads)
-        yield from _plain(f"{theirs}.attention.dense", f"{ours}.attention.output", bias)
-        yield from _plain(f"{theirs}.mlp.dense_h_to_4h", f"{ours}.mlp.up", True)
-        yield from _plain(f"{theirs}.mlp.dense_4h_to_h", f"{ours}.mlp.down", True)
+        hub, ours = f"gpt_neox.layers.{layer}", f"layers.{layer}"
+        yield from _plain(f"{hub}.input_layernorm", f"{ours}.attention_norm", True)
+        yield from _plain(f"{hub}.post_attention_layernorm", f"{ours}.mlp_norm", True)
+        yield from _fused(f"{hub}.attention.query_key_value", f"{ours}.attention", bias, heads, heads)
+        yield from _plain(f"{hub}.attention.dense", f"{ours}.attention.output", bias)
+        yield from _plain(f"{hub}.mlp.dense_h_to_4h", f"{ours}.mlp.up", True)
+        yield from _plain(f"{hub}.mlp.dense_4h_to_h", f"{ours}.mlp.down", True)
     yield from _plain("gpt_neox.final_layer_norm", "norm", True)
     if not config.tie_embeddings:
         yield from _plain("embed_out", "head", False)

@@ -1,4 +1,4 @@
-"""The tokenizer of an exported model: files that transformers 4 and 5 load as a PreTrainedTokenizerFast."""
+"""Writes the tokenizer of an exported model, in files that transformers 4 and 5 load as a PreTrainedTokenizerFast."""
 
 import json
 import shutil
@@ -23,12 +23,12 @@ UNIGRAM, BPE = 1, 2
 def write_tokenizer(source: Path, folder: Path, context_length: int) -> None:
     """Write a prepared tokenizer's files into the folder of an exported model.
 
-    A tokenizer.json is copied. A SentencePiece model is written as a tokenizer.json that gives the same ids, with the
-    tokenizer.model beside it for llama.cpp: what transformers makes of a tokenizer.model by itself does not. (Where two
-    ways to cut a very long text score the same up to fp32 rounding, a unigram model may choose the other.)
+    A tokenizer.json is copied. A SentencePiece model is converted to a tokenizer.json that gives the same ids, because
+    transformers' own conversion does not; its tokenizer.model is copied too, for llama.cpp. (If two ways to cut a very long
+    text have the same score up to fp32 rounding, a converted unigram model may choose the other one.)
 
     Args:
-        source: the prepared folder: tokenizer_info.json with tokenizer.json or tokenizer.model
+        source: the prepared folder with tokenizer_info.json and tokenizer.json or tokenizer.model
         context_length: the model's, in tokens
     Raises:
         CheckpointError: there is no such tokenizer, or it cannot be written exactly.
@@ -45,7 +45,7 @@ def write_tokenizer(source: Path, folder: Path, context_length: int) -> None:
         tokenizer.save(str(folder / JSON_FILE))
         shutil.copyfile(source / SENTENCEPIECE_FILE, folder / SENTENCEPIECE_FILE)
     else:
-        raise CheckpointError(f"{source}: holds neither {JSON_FILE} nor {SENTENCEPIECE_FILE}")
+        raise CheckpointError(f"{source}: contains neither {JSON_FILE} nor {SENTENCEPIECE_FILE}")
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": end_of_text,
@@ -59,7 +59,7 @@ def write_tokenizer(source: Path, folder: Path, context_length: int) -> None:
 
 
 def _convert(path: Path) -> tuple[Tokenizer, str]:
-    """A SentencePiece model as an equal tokenizer of the `tokenizers` library, and its unknown token."""
+    """Convert a SentencePiece model to a tokenizer of the `tokenizers` library; returns that and the unknown token."""
     proto = ModelProto()
     proto.ParseFromString(path.read_bytes())
     problems = list(_obstacles(proto))
@@ -93,11 +93,11 @@ def _convert(path: Path) -> tuple[Tokenizer, str]:
 
 
 def _obstacles(proto: ModelProto) -> Iterator[str]:
-    """What of a SentencePiece model has no exact counterpart."""
+    """The features of a SentencePiece model that cannot be converted exactly."""
     if proto.trainer_spec.model_type not in (UNIGRAM, BPE):
         yield "it is neither a unigram nor a BPE model"
     if proto.normalizer_spec.name != "identity" or proto.normalizer_spec.precompiled_charsmap:
-        yield f"it normalises text by {proto.normalizer_spec.name or 'rules of its own'}, not by identity"
+        yield f"it normalises text by {proto.normalizer_spec.name or 'its own rules'}, not by identity"
     if proto.normalizer_spec.remove_extra_whitespaces:
         yield "it removes extra spaces"
     if not proto.normalizer_spec.escape_whitespaces:
@@ -109,7 +109,7 @@ def _obstacles(proto: ModelProto) -> Iterator[str]:
 
 
 def _merges(proto: ModelProto) -> list[tuple[str, str]]:
-    """BPE merges in the order in which SentencePiece applies them: the best scores of the merged piece first."""
+    """BPE merges in SentencePiece's order: by the score of the merged piece, best first."""
     scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == NORMAL}
     ids = {piece.piece: index for index, piece in enumerate(proto.pieces)}
     found = []

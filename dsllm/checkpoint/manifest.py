@@ -1,86 +1,239 @@
-"""The manifest of a checkpoint: which file holds which range of which parameter, and all that is not a tensor."""
+"""The manifest of a checkpoint: which file holds which part of which parameter, and everything that is not a tensor."""
 
 import json
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import StringConstraints, TypeAdapter, ValidationError
+
+from dsllm.checkpoint import format_1
+from dsllm.config.fields import FORBID_UNKNOWN_KEYS
+from dsllm.config.migrate import ConfigVersion
 from dsllm.errors import CheckpointError
 from dsllm.files import write_atomically
+from dsllm.slices import WEIGHTS, Box, Region, whole
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_FILE = "manifest.json"
+
+What = Literal["weights", "all"]
+"""Which files: those that hold weights, or those with the optimizer's state too."""
+
+FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+"""A name without folders, so that a manifest cannot point out of its own folder."""
+
+_RECORD = FORBID_UNKNOWN_KEYS | {"allow_inf_nan": False}
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileRecord:
-    """One file of slices."""
+    """One safetensors file."""
 
-    name: str
+    __pydantic_config__ = _RECORD
+
+    name: FileName
     """File name inside the checkpoint's folder."""
     num_bytes: int
     sha256: str
-    slices: list[tuple[str, int, int]]
-    """(parameter, start, stop) of each slice in the file."""
+    renamed_keys: dict[str, str] = field(default_factory=dict)
+    """Keys of tensors that the file calls differently, with its names for them. Empty in files of format 2."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SliceRecord:
+    """One region of one parameter."""
+
+    __pydantic_config__ = _RECORD
+
+    name: str
+    """Global name of the parameter."""
+    start: int
+    """The region is the elements [start, stop) of the box, flattened in row-major order."""
+    stop: int
+    box: Box | None = None
+    """None (default): the box is the whole parameter."""
+
+    def region(self, shape: tuple[int, ...]) -> Region:
+        """The region, for a parameter of this global shape."""
+        return Region(self.box or whole(shape), self.start, self.stop)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartRecord:
+    """What one rank wrote: the weights of its slices, and in a file of their own the optimizer's tensors."""
+
+    __pydantic_config__ = _RECORD
+
+    weights: FileRecord | None
+    """None: the rank had no slice."""
+    optimizer: FileRecord | None
+    """None: no slice of the rank has optimizer state."""
+    slices: tuple[SliceRecord, ...]
+
+    def file_of(self, key: str) -> FileRecord | None:
+        """The file with the tensors of a key."""
+        return self.weights if key == WEIGHTS else self.optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterRecord:
-    """One parameter of the model."""
+    """One parameter of the model. Nothing here depends on the layout that wrote it."""
+
+    __pydantic_config__ = _RECORD
 
     shape: tuple[int, ...]
+    """Global shape."""
     keys: tuple[str, ...]
-    """Tensors kept of it: the master weights first, then the optimizer's moments."""
+    """The tensors stored for every element: WEIGHTS first, then the optimizer's."""
     scalars: dict[str, float] = field(default_factory=dict)
+    """The optimizer's numbers for the whole parameter."""
+    expert: int | None = None
+    """Global number of the expert it belongs to; None (default): it is not part of an expert."""
+    trainable: bool = True
+    """False: frozen, so it has weights only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecord:
+    """What it takes to build the model, so that a checkpoint opens even where its run's config cannot be read."""
+
+    __pydantic_config__ = _RECORD
+
+    config: dict[str, Any]
+    """The fields of ModelConfig, the vocabulary resolved."""
+    context_length: int
+    """Longest sequence it is made for, in tokens."""
+    precision: str | None = None
+    """The precision it was trained in, resolved; None (default): not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointManifest:
-    """Everything about a checkpoint but its tensors."""
+    """Everything in a checkpoint except the tensors."""
+
+    __pydantic_config__ = _RECORD
 
     format_version: int = FORMAT_VERSION
     progress: dict[str, Any]
-    """Where the run stood: step, tokens, data position and fingerprint, skipped steps."""
+    """How far the run had come: step, tokens, data position and fingerprint, skipped steps."""
     engine: dict[str, Any]
     """The layout that wrote it (ZeRO stage, precision, world size) and the state of the loss scale."""
+    model: ModelRecord
     config: dict[str, Any]
     """The resolved run."""
+    config_version: ConfigVersion
+    """Version of the fields in `config` and `model.config`."""
+    config_changed: tuple[str, ...] = ()
+    """Fields that are not at their default: the ones an older dsllm must know in order to read the run."""
     deepspeed: dict[str, Any]
     """The final DeepSpeed config."""
     versions: dict[str, str]
     """Libraries that wrote it."""
     parameters: dict[str, ParameterRecord]
-    files: list[FileRecord]
+    parts: tuple[PartRecord, ...]
+
+    def files(self, what: What) -> list[FileRecord]:
+        """The checkpoint's files, those with weights first, each of them once."""
+        found = [part.weights for part in self.parts]
+        if what == "all":
+            found += [part.optimizer for part in self.parts]
+        return list({file.name: file for file in found if file is not None}.values())
+
+
+_ADAPTER = TypeAdapter(CheckpointManifest)
+_WITH_NUMBERS = ("progress", "engine", "model", "config", "deepspeed", "parameters")
+"""Fields of the manifest that contain floating-point numbers."""
+
+
+def tensor_name(name: str, region: Region, shape: tuple[int, ...], key: str) -> str:
+    """Name of one slice's tensor inside a safetensors file: `NAME@START/KEY`, or `NAME@ROW,COLUMN:START/KEY`.
+
+    START counts from the first element of the slice's box, whose corner is ROW,COLUMN; the corner is left out where the
+    box is the whole parameter.
+    """
+    corner = "" if region.box == whole(shape) else ",".join(map(str, region.box.start)) + ":"
+    return f"{name}@{corner}{region.start}/{key}"
 
 
 def write_manifest(folder: Path, manifest: CheckpointManifest) -> None:
-    """Write the manifest; it is the last file of a checkpoint to appear."""
-    write_atomically(folder / MANIFEST_FILE, json.dumps(asdict(manifest)))
+    """Write the manifest; it is the last file of a checkpoint to appear.
+
+    Raises:
+        OSError: the disk refuses.
+        CheckpointError: a number in it is not finite, which JSON cannot hold.
+    """
+    path = folder / MANIFEST_FILE
+    names = ", ".join(_not_finite({name: getattr(manifest, name) for name in _WITH_NUMBERS}, ""))
+    if names:  # pydantic would write null in their place
+        raise CheckpointError(f"{path}: cannot be written: {names} must be finite numbers")
+    write_atomically(path, _ADAPTER.dump_json(manifest))
 
 
 def read_manifest(folder: Path) -> CheckpointManifest:
-    """The manifest of a checkpoint's folder.
+    """The manifest in a checkpoint's folder; one of format 1 is converted.
 
     Raises:
-        CheckpointError: missing, damaged, or of another format version.
+        CheckpointError: missing, damaged, or of a format that this version does not read.
     """
     path = folder / MANIFEST_FILE
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        # ours never contain NaN or Infinity, so they are damage
+        raw = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
         version = raw["format_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: is not a readable checkpoint manifest: {error!r}") from error
-    if version != FORMAT_VERSION:
-        raise CheckpointError(f"{path}: has format version {version}; this dsllm reads version {FORMAT_VERSION}")
+    if version not in (format_1.FORMAT_VERSION, FORMAT_VERSION):
+        raise CheckpointError(
+            f"{path}: has format version {version}; this dsllm reads versions {format_1.FORMAT_VERSION} and "
+            f"{FORMAT_VERSION}: update dsllm, or use the one that wrote it{_writer(raw)}"
+        )
     try:
-        parameters = {
-            name: ParameterRecord(shape=tuple(p["shape"]), keys=tuple(p["keys"]), scalars=p["scalars"])
-            for name, p in raw.pop("parameters").items()
-        }
-        files = [
-            FileRecord(**{**f, "slices": [(name, start, stop) for name, start, stop in f["slices"]]})
-            for f in raw.pop("files")
-        ]
-        return CheckpointManifest(**raw, parameters=parameters, files=files)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: is not a checkpoint manifest of version {version}: {error!r}") from error
+        manifest = _ADAPTER.validate_python(format_1.converted(raw) if version == format_1.FORMAT_VERSION else raw)
+    except (ValidationError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: is not a checkpoint manifest of version {version}: {error}") from error
+    for part in manifest.parts:
+        for piece in part.slices:
+            if not _fits(piece, manifest.parameters):
+                raise CheckpointError(f"{path}: {piece} is not a part of any of its parameters")
+    return manifest
+
+
+def _fits(piece: SliceRecord, parameters: Mapping[str, ParameterRecord]) -> bool:
+    """Whether a slice is a region, not empty, of one of the parameters."""
+    if piece.name not in parameters:
+        return False
+    shape = parameters[piece.name].shape
+    region = piece.region(shape)
+    corners = (region.box.start, region.box.stop, shape)
+    return (
+        all(len(corner) == len(shape) for corner in corners)
+        and all(0 <= start < stop <= size for start, stop, size in zip(*corners, strict=True))
+        and 0 <= region.start < region.stop <= region.box.num_elements
+    )
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number in JSON")
+
+
+def _writer(raw: dict[str, Any]) -> str:
+    versions = raw.get("versions")
+    known = versions.get("dsllm") if isinstance(versions, dict) else None
+    return f" (dsllm {known})" if known else ""
+
+
+def _not_finite(content: Any, path: str) -> Iterator[str]:
+    """The dotted names of all numbers that are NaN or infinite."""
+    if isinstance(content, ModelRecord | ParameterRecord):
+        content = vars(content)
+    if isinstance(content, dict):
+        for key, value in content.items():
+            yield from _not_finite(value, f"{path}.{key}".lstrip("."))
+    elif isinstance(content, list | tuple):
+        for number, value in enumerate(content):
+            yield from _not_finite(value, f"{path}.{number}")
+    elif isinstance(content, float) and not math.isfinite(content):
+        yield path

@@ -1,6 +1,6 @@
-"""Reads a checkpoint: any range of any parameter, whichever layout wrote it."""
+"""Reads a checkpoint: any region of any parameter, whichever layout wrote it."""
 
-import hashlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,29 +8,48 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from dsllm.checkpoint.manifest import FileRecord, read_manifest
-from dsllm.checkpoint.write import tensor_key
+from dsllm.checkpoint.geometry import covered_twice, overlaps
+from dsllm.checkpoint.manifest import FileRecord, ParameterRecord, read_manifest, tensor_name
+from dsllm.config.migrate import SavedConfig, read_model, read_run
+from dsllm.config.model import ModelConfig
+from dsllm.config.run import RunConfig
 from dsllm.errors import CheckpointError
 from dsllm.slices import WEIGHTS, Region, whole
 
+Piece = tuple[Region, FileRecord]
+"""A stored region and the file that contains it."""
+
 
 class CheckpointReader:
-    """The state in one checkpoint's folder. Files are opened when first needed and only the asked ranges are read."""
+    """The state in one checkpoint's folder. Files are opened when first needed, and only the regions asked for are read."""
 
     def __init__(self, folder: Path):
-        """Raises CheckpointError where the manifest is missing or damaged."""
+        """Raises CheckpointError where the manifest is missing, damaged or of a newer format."""
         self.folder = folder
         self.manifest = read_manifest(folder)
         self._open: dict[str, Any] = {}
-        self._pieces: dict[str, list[tuple[int, int, str]]] = {}
-        for file in self.manifest.files:
-            for name, start, stop in file.slices:
-                self._pieces.setdefault(name, []).append((start, stop, file.name))
+        self._parts_of: dict[str, list[tuple[Region, int]]] = {name: [] for name in self.manifest.parameters}
+        for number, part in enumerate(self.manifest.parts):
+            for piece in part.slices:
+                self._parts_of[piece.name].append((piece.region(self.shape(piece.name)), number))
+        self._checked: set[str] = set()
+
+    def run(self) -> RunConfig:
+        """The run that was saved.
+
+        Raises:
+            CheckpointError: its config needs a newer dsllm.
+        """
+        return read_run(self._saved(self.manifest.config))
 
     @property
-    def config(self) -> dict[str, Any]:
-        """The resolved run that was saved."""
-        return self.manifest.config
+    def model_config(self) -> ModelConfig:
+        """The model that was saved, its vocabulary resolved; does not need the run's config.
+
+        Raises:
+            CheckpointError: its config needs a newer dsllm.
+        """
+        return read_model(self._saved({"model": self.manifest.model.config}))
 
     @property
     def step(self) -> int:
@@ -46,74 +65,72 @@ class CheckpointReader:
         return self.manifest.parameters[name].shape
 
     def keys(self, name: str) -> tuple[str, ...]:
-        """What is kept of a parameter: WEIGHTS, and the optimizer's moments."""
+        """The tensors stored for a parameter: WEIGHTS, and the optimizer's."""
         return self.manifest.parameters[name].keys
 
     def scalars(self, name: str) -> Mapping[str, float]:
-        """The optimizer's numbers for the parameter."""
+        """The optimizer's numbers for a parameter."""
         return self.manifest.parameters[name].scalars
 
     def read(self, name: str, key: str, region: Region) -> torch.Tensor:
-        """The fp32 values of a region of the parameter.
+        """The fp32 values of a region of the parameter, 1-d.
 
         Raises:
-            CheckpointError: no such parameter, or its pieces do not cover the range.
+            CheckpointError: there is no such parameter or tensor, or its pieces do not cover the region exactly once.
         """
-        if name not in self.manifest.parameters:
-            raise CheckpointError(f"{self.folder}: has no parameter {name}; the model was built from another config")
-        assert region.box == whole(self.shape(name)), "parts of a parameter are not read yet"
-        start, stop = region.start, region.stop
-        out = torch.empty(stop - start, dtype=torch.float32)
-        covered = 0
-        for first, last, file in self._pieces[name]:
-            low, high = max(first, start), min(last, stop)
-            if low < high:
-                piece = self._file(file).get_slice(tensor_key(name, first, key))
-                out[low - start : high - start] = piece[low - first : high - first]
-                covered += high - low
-        if covered != stop - start:
+        record = self._parameter(name, key)
+        out = torch.empty(len(region), dtype=torch.float32)
+        num_read = 0
+        for stored, file in self._pieces(name, key):
+            for common in overlaps(region, stored):
+                tensor = self._tensor(file, tensor_name(name, stored, record.shape, file.renamed_keys.get(key, key)))
+                values = tensor[common.stored_start : common.stored_stop]
+                place = out.as_strided(common.shape, common.wanted_strides, common.wanted_start)
+                place.copy_(values.as_strided(common.shape, common.stored_strides))
+                num_read += common.num_elements
+        if num_read != len(region):  # no element is stored twice, so some are missing
             raise CheckpointError(
-                f"{self.folder}: holds {covered} of the {stop - start} elements [{start}, {stop}) of {name} ({key})"
+                f"{self.folder}: contains {num_read} of the {len(region)} elements [{region.start}, {region.stop}) of "
+                f"{name} ({key})"
             )
         return out
 
     def read_whole(self, name: str) -> torch.Tensor:
-        """The fp32 master weights of a parameter, in its global shape."""
+        """The fp32 weights of a parameter, in its global shape."""
         shape = self.shape(name)
-        return self.read(name, WEIGHTS, Region(whole(shape), 0, torch.Size(shape).numel())).view(shape)
+        return self.read(name, WEIGHTS, Region(whole(shape), 0, math.prod(shape))).view(shape)
 
-    def _file(self, name: str) -> Any:
-        if name not in self._open:
-            try:
-                self._open[name] = safe_open(self.folder / name, framework="pt")
-            except (OSError, SafetensorError) as error:
-                raise CheckpointError(f"{self.folder / name}: cannot be read: {error}") from error
-        return self._open[name]
+    def _parameter(self, name: str, key: str) -> ParameterRecord:
+        record = self.manifest.parameters.get(name)
+        if record is None:
+            raise CheckpointError(f"{self.folder}: has no parameter {name}; the model was built from another config")
+        if key not in record.keys:
+            raise CheckpointError(f"{self.folder}: has no {key} of {name}, only {', '.join(record.keys)}")
+        return record
 
+    def _pieces(self, name: str, key: str) -> list[Piece]:
+        """The stored regions of a parameter, each with its file. No two share an element."""
+        found = self._parts_of[name]
+        if name not in self._checked:
+            twice = covered_twice([region for region, _ in found])
+            if twice is not None:
+                raise CheckpointError(f"{self.folder}: stores elements of {name} twice: {twice[0]} and {twice[1]}")
+            self._checked.add(name)
+        files = [(region, self.manifest.parts[number].file_of(key)) for region, number in found]
+        return [(region, file) for region, file in files if file is not None]
 
-def damage_in(folder: Path, rank: int = 0, num_ranks: int = 1) -> str | None:
-    """What is wrong with a checkpoint's files, by size and SHA-256; None if nothing.
+    def _tensor(self, file: FileRecord, name: str) -> Any:
+        """A tensor in a file, of which a range can be read."""
+        path = self.folder / file.name
+        try:
+            if file.name not in self._open:
+                self._open[file.name] = safe_open(path, framework="pt")
+            return self._open[file.name].get_slice(name)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path}: cannot be read: {error}") from error
 
-    The files are shared out: each of `num_ranks` ranks reads its part, and the caller joins the answers.
-    """
-    try:
-        manifest = read_manifest(folder)
-    except CheckpointError as error:
-        return str(error)
-    answers = (_damage_in_file(folder, file) for file in manifest.files[rank::num_ranks])
-    return next((answer for answer in answers if answer), None)
-
-
-def _damage_in_file(folder: Path, record: FileRecord) -> str | None:
-    path = folder / record.name
-    try:
-        size = path.stat().st_size
-        if size != record.num_bytes:
-            return f"{path}: has {size} bytes, the manifest says {record.num_bytes}"
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        return f"{path}: cannot be read: {error.strerror or error}"
-    return (
-        None if digest == record.sha256 else f"{path}: its SHA-256 is not the one in the manifest: the file is damaged"
-    )
+    def _saved(self, tree: Mapping[str, Any]) -> SavedConfig:
+        manifest = self.manifest
+        return SavedConfig(
+            tree=tree, version=manifest.config_version, changed=manifest.config_changed, origin=str(self.folder)
+        )

@@ -1,25 +1,34 @@
-"""Writes a checkpoint: each rank streams its slices into one safetensors file, rank 0 publishes the whole."""
+"""Writes a checkpoint: each rank streams its slices into two safetensors files, rank 0 publishes the whole."""
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO
 
+import torch
+from torch import Tensor
+
 from dsllm.byte_units import GIB
-from dsllm.checkpoint.manifest import CheckpointManifest, FileRecord, ParameterRecord, write_manifest
+from dsllm.checkpoint.find import checkpoint_name, hide, remove_leftovers
+from dsllm.checkpoint.geometry import covered_twice
+from dsllm.checkpoint.manifest import (
+    CheckpointManifest,
+    FileRecord,
+    ParameterRecord,
+    PartRecord,
+    SliceRecord,
+    tensor_name,
+    write_manifest,
+)
 from dsllm.errors import CheckpointError
 from dsllm.files import publish_directory
-from dsllm.slices import ParameterSlice
+from dsllm.slices import WEIGHTS, ParameterSlice, Region, whole
 
 FP32_BYTES = 4
-
-
-def checkpoint_name(step: int) -> str:
-    """Folder name of the checkpoint after `step` optimizer steps; sorts by step."""
-    return f"step-{step:08d}"
 
 
 def folder_aside(directory: Path, step: int) -> Path:
@@ -27,46 +36,36 @@ def folder_aside(directory: Path, step: int) -> Path:
     return directory / f".{checkpoint_name(step)}.partial"
 
 
-def tensor_key(name: str, start: int, key: str) -> str:
-    """Name of one slice's tensor inside a safetensors file."""
-    return f"{name}@{start}/{key}"
-
-
 def start_checkpoint(directory: Path, step: int) -> Path:
-    """Make the empty folder that `write_slices` fills; leftovers of an attempt that was killed are removed. Rank 0."""
+    """Make the empty folder that `write_slices` fills, and remove what a killed attempt left behind. Rank 0."""
     aside = folder_aside(directory, step)
-    for leftover in directory.glob(".step-*.partial"):
-        shutil.rmtree(leftover)
+    remove_leftovers(directory)
     aside.mkdir(parents=True)
     return aside
 
 
 def write_slices(
     aside: Path, rank: int, slices: Iterable[ParameterSlice]
-) -> tuple[FileRecord, dict[str, ParameterRecord]]:
-    """Stream this rank's slices into one safetensors file, without a second copy of them in memory.
+) -> tuple[PartRecord, dict[str, ParameterRecord]]:
+    """Stream this rank's slices into its files, without a second copy of them in memory.
 
-    Returns the file's record and what this rank knows of its parameters, both for the manifest.
+    Returns what was written and what this rank knows about its parameters, both for the manifest.
 
     Raises:
-        CheckpointError: the file cannot be written (disk full, no permission).
+        CheckpointError: a file cannot be written (disk full, no permission).
     """
-    slices = list(slices)
-    path = aside / f"slices-{rank:05d}.safetensors"
+    # Asynchronous writing joins here: copy the slices into pinned memory, return to training, and let a thread do the rest.
+    slices = [piece for piece in slices if len(piece.region)]
     try:
-        num_bytes, digest = _write_safetensors(path, slices)
+        weights = _write_file(aside / f"weights-{rank:05d}.safetensors", slices, [WEIGHTS])
+        state_keys = sorted({key for piece in slices for key in piece.tensors if key != WEIGHTS})
+        optimizer = _write_file(aside / f"optimizer-{rank:05d}.safetensors", slices, state_keys)
     except OSError as error:
         raise CheckpointError(
-            f"{path}: cannot be written: {error.strerror or error}; {_room(aside, slices)}"
+            f"{error.filename or aside}: cannot be written: {error.strerror or error}; {_room(aside, slices)}"
         ) from error
-    record = FileRecord(
-        name=path.name,
-        num_bytes=num_bytes,
-        sha256=digest,
-        slices=[(s.name, s.region.start, s.region.stop) for s in slices],
-    )
-    return record, {
-        s.name: ParameterRecord(shape=s.shape, keys=tuple(s.tensors), scalars=dict(s.scalars)) for s in slices
+    return PartRecord(weights=weights, optimizer=optimizer, slices=tuple(map(_slice_record, slices))), {
+        piece.name: _parameter_record(piece) for piece in slices
     }
 
 
@@ -74,15 +73,17 @@ def publish_checkpoint(aside: Path, final: Path, manifest: CheckpointManifest) -
     """Write the manifest and rename the folder into place: from here on the checkpoint exists. Rank 0.
 
     Raises:
-        CheckpointError: the disk refuses.
+        CheckpointError: the slices do not cover every parameter exactly once, or the disk refuses.
     """
+    check_complete(manifest)
     try:
         write_manifest(aside, manifest)
-        if final.exists():  # a damaged checkpoint of the same step, or one of a run that was started over
-            shutil.rmtree(final)
+        old = hide(final) if final.exists() else None  # a damaged checkpoint of the same step
         publish_directory(aside, final)
     except OSError as error:
         raise CheckpointError(f"{final}: cannot be published: {error.strerror or error}") from error
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def discard_checkpoint(aside: Path) -> None:
@@ -91,8 +92,58 @@ def discard_checkpoint(aside: Path) -> None:
 
 
 def merge_parameters(found: Sequence[dict[str, ParameterRecord]]) -> dict[str, ParameterRecord]:
-    """What all ranks know of the parameters, as one table."""
-    return {name: record for table in found for name, record in table.items()}
+    """What all ranks know about the parameters, as one table.
+
+    Raises:
+        CheckpointError: two ranks disagree about a parameter.
+    """
+    merged: dict[str, ParameterRecord] = {}
+    for rank, table in enumerate(found):
+        for name, record in table.items():
+            if merged.setdefault(name, record) != record:
+                raise CheckpointError(
+                    f"{name}: rank {rank} would save it as {record}, an earlier rank as {merged[name]}"
+                )
+    return merged
+
+
+def check_complete(manifest: CheckpointManifest) -> None:
+    """Refuse a checkpoint that lacks an element of a parameter or has one twice.
+
+    Raises:
+        CheckpointError: names the parameters.
+    """
+    regions: dict[str, list[Region]] = {name: [] for name in manifest.parameters}
+    for part in manifest.parts:
+        for piece in part.slices:
+            regions[piece.name].append(piece.region(manifest.parameters[piece.name].shape))
+    problems = []
+    for name, found in regions.items():
+        size, num_saved = math.prod(manifest.parameters[name].shape), sum(map(len, found))
+        twice = covered_twice(found)
+        if twice is not None:
+            problems.append(f"{name}: elements of {twice[0]} are in {twice[1]} too")
+        elif num_saved != size:
+            problems.append(f"{name}: {num_saved} of its {size} elements are there")
+    if problems:
+        more = f"; and {len(problems) - 5} more parameters" if len(problems) > 5 else ""
+        raise CheckpointError("the ranks' slices do not make a whole checkpoint: " + "; ".join(problems[:5]) + more)
+
+
+def _slice_record(piece: ParameterSlice) -> SliceRecord:
+    region = piece.region
+    box = None if region.box == whole(piece.shape) else region.box
+    return SliceRecord(name=piece.name, start=region.start, stop=region.stop, box=box)
+
+
+def _parameter_record(piece: ParameterSlice) -> ParameterRecord:
+    return ParameterRecord(
+        shape=tuple(piece.shape),
+        keys=tuple(piece.tensors),
+        scalars=dict(piece.scalars),
+        expert=piece.expert,
+        trainable=piece.trainable,
+    )
 
 
 def _room(aside: Path, slices: Sequence[ParameterSlice]) -> str:
@@ -107,15 +158,31 @@ class _Hashed:
     def __init__(self, file: IO[bytes]):
         self.file, self.digest, self.num_bytes = file, hashlib.sha256(), 0
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         self.file.write(data)
         self.digest.update(data)
         self.num_bytes += len(data)
 
 
-def _write_safetensors(path: Path, slices: Sequence[ParameterSlice]) -> tuple[int, str]:
-    """The safetensors format, tensor by tensor: the library's own writer wants all of them in memory, unshared."""
-    tensors = {tensor_key(s.name, s.region.start, key): tensor for s in slices for key, tensor in s.tensors.items()}
+def _write_file(path: Path, slices: Sequence[ParameterSlice], keys: Sequence[str]) -> FileRecord | None:
+    """The tensors of some keys as one file; None where the slices have none of them."""
+    tensors = {
+        tensor_name(piece.name, piece.region, piece.shape, key): piece.tensors[key]
+        for piece in slices
+        for key in keys
+        if key in piece.tensors
+    }
+    if not tensors:
+        return None
+    try:
+        num_bytes, digest = _write_safetensors(path, tensors)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    return FileRecord(name=path.name, num_bytes=num_bytes, sha256=digest)
+
+
+def _write_safetensors(path: Path, tensors: dict[str, Tensor]) -> tuple[int, str]:
+    """The safetensors format, tensor by tensor: the library's own writer needs all of them in memory at once."""
     header: dict[str, dict[str, object]] = {}
     at = 0
     for name, tensor in tensors.items():
@@ -128,7 +195,8 @@ def _write_safetensors(path: Path, slices: Sequence[ParameterSlice]) -> tuple[in
         out = _Hashed(file)
         out.write(len(head).to_bytes(8, "little") + head)
         for tensor in tensors.values():
-            out.write(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+            values = tensor.detach().float().cpu().contiguous()  # a view where it is one already
+            out.write(values.view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())
     return out.num_bytes, out.digest.hexdigest()

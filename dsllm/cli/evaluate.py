@@ -97,9 +97,9 @@ def _run(options: argparse.Namespace, report: Report) -> int:
 
 
 def _data_directory(saved: "SavedModel", given: Path | None) -> Path:
-    if given is None and saved.run is None:
+    if given is None and saved.is_hugging_face:
         raise DataError(f"{saved.folder}: is a Hugging Face folder: give the prepared held-out text with --data")
-    return given or Path((saved.run.data.directory if saved.run else None) or "")
+    return given or saved.data_directory or Path()
 
 
 def _batches(
@@ -118,7 +118,7 @@ def _batches(
         raise CheckpointError(
             f"{saved.folder}: knows {there} token ids, the text in {directory} was made with {needed}"
         )
-    length = options.sequence_length or (saved.run.data.sequence_length if saved.run else saved.context_length)
+    length = options.sequence_length or saved.sequence_length or saved.context_length
     if length > saved.context_length:
         raise CheckpointError(f"--sequence-length {length} is beyond the model's context of {saved.context_length}")
     if options.stride is not None and options.stride > length:
@@ -130,7 +130,7 @@ def _batches(
         micro_batch_sequences=max(1, TOKENS_PER_BATCH // length),
         max_sequences=options.max_sequences,
         stride=options.stride,
-        document_mask=saved.run is not None and saved.run.data.document_mask,
+        document_mask=saved.document_mask,
     )
     if batches.num_tokens == 0:
         raise DataError(f"{directory}: no text is held out: set data.validation_share above 0 and prepare again")

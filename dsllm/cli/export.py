@@ -54,7 +54,7 @@ def _run(options: argparse.Namespace, report: Report) -> int:
     from dsllm.evaluate.load import find_tokenizer, open_saved, open_tokenizer
 
     saved = open_saved(options.model, print)
-    if saved.run is None:
+    if saved.is_hugging_face:
         raise CheckpointError(f"{saved.folder}: is a Hugging Face folder already")
     tokenizer = options.tokenizer or find_tokenizer(saved, options.data)
     dtype: Dtype = options.dtype or OF_PRECISION.get(saved.precision or "", "float32")

@@ -81,7 +81,7 @@ def _run(options: argparse.Namespace, report: Report) -> int:
     default: Precision = "fp32" if device.type == "cpu" else "bf16"
     precision = options.precision or default
     model = load_model(saved, precision, device)
-    masked = saved.run is not None and saved.run.data.document_mask
+    masked = saved.document_mask
     samples = []
     for seed in range(options.seed, options.seed + options.samples):
         sampling = Sampling(

@@ -1,31 +1,34 @@
-"""A trained model from disk, without DeepSpeed or process groups: a run, a checkpoint or a Hugging Face folder."""
+"""Opens a trained model from disk without DeepSpeed or process groups: a run, a checkpoint or a Hugging Face folder."""
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
-from dsllm.checkpoint.find import CHECKPOINTS, find_checkpoint
+from dsllm.checkpoint.find import find_checkpoint
 from dsllm.checkpoint.hugging_face import HuggingFaceReader, is_hugging_face_folder
 from dsllm.checkpoint.read import CheckpointReader
-from dsllm.config.load import run_from_dict
 from dsllm.config.model import ModelConfig
 from dsllm.config.run import RunConfig
-from dsllm.config.train import Precision
+from dsllm.config.train import PRECISIONS, Precision
 from dsllm.data.manifest import FILE_NAME as DATA_MANIFEST
 from dsllm.data.manifest import load_manifest
 from dsllm.data.tokenizer import Tokenizer, load_tokenizer
 from dsllm.engine.processes.device import compute_dtype, parameter_dtype
 from dsllm.errors import CheckpointError, DataError
 from dsllm.model.transformer import Transformer
+from dsllm.run_directory import CHECKPOINTS
+
+_Value = TypeVar("_Value", str, int, bool)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SavedModel:
-    """A model on disk, and what is known of it."""
+    """A model on disk, and what is known about it."""
 
     folder: Path
     """The checkpoint's folder, or the Hugging Face folder."""
@@ -35,23 +38,36 @@ class SavedModel:
     context_length: int
     """Longest sequence it is made for, in tokens."""
     run: RunConfig | None = None
-    """The run that trained it; None: it comes from a Hugging Face folder."""
+    """The run that trained it; None (default): it comes from a Hugging Face folder, or needs a newer dsllm."""
     step: int | None = None
-    """Optimizer steps it was trained for; None: not known."""
+    """Optimizer steps it was trained for; None (default): not known."""
     precision: Precision | None = None
-    """The one it was trained in; None: not known."""
+    """The precision it was trained in; None (default): not known."""
+    data_directory: Path | None = None
+    """The prepared data it was trained on; None (default): not known."""
+    sequence_length: int | None = None
+    """Tokens per sequence in training; None (default): not known."""
+    document_mask: bool = False
+    """Whether tokens attended to their own document only."""
+
+    @property
+    def is_hugging_face(self) -> bool:
+        """Whether it comes from a Hugging Face folder."""
+        return isinstance(self.reader, HuggingFaceReader)
 
     @property
     def run_directory(self) -> Path | None:
-        """The run directory that the checkpoint lies in, if it does."""
-        return self.folder.parent.parent if self.run and self.folder.parent.name == CHECKPOINTS else None
+        """The run directory that the checkpoint is in; None: it is not in one."""
+        return self.folder.parent.parent if self.folder.parent.name == CHECKPOINTS else None
 
 
-def open_saved(path: Path, tell: Callable[[str], None]) -> SavedModel:
-    """The model meant by a path: a run directory (its newest sound checkpoint), a checkpoint, or a Hugging Face folder.
+def open_saved(path: Path, report: Callable[[str], None]) -> SavedModel:
+    """The model that a path means: a run directory (its newest sound checkpoint), a checkpoint, or a Hugging Face folder.
+
+    Of a checkpoint only the weights are verified and read, 4 bytes per parameter.
 
     Raises:
-        CheckpointError: it is none of these, or what it holds cannot be used.
+        CheckpointError: it is none of these, or it cannot be used.
     """
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder")
@@ -60,31 +76,49 @@ def open_saved(path: Path, tell: Callable[[str], None]) -> SavedModel:
         config = reader.model_config
         assert config.context_length is not None, "every config.json that is read gives one"
         return SavedModel(folder=path, reader=reader, config=config, context_length=config.context_length)
-    folder = find_checkpoint(path, tell)
-    checkpoint = CheckpointReader(folder)
-    run = run_from_dict(checkpoint.config, str(folder))
+    checkpoint = CheckpointReader(find_checkpoint(path, report))
+    manifest = checkpoint.manifest
+    data = manifest.config.get("data")
+    directory = _value(data, "directory", str)
     return SavedModel(
-        folder=folder,
+        folder=checkpoint.folder,
         reader=checkpoint,
-        config=run.model,
-        context_length=run.context_length,
-        run=run,
+        config=checkpoint.model_config,
+        context_length=manifest.model.context_length,
+        run=_run(checkpoint, report),
         step=checkpoint.step,
-        precision=checkpoint.manifest.engine.get("precision"),
+        precision=next((known for known in PRECISIONS if known == manifest.model.precision), None),
+        data_directory=Path(directory) if directory else None,
+        sequence_length=_value(data, "sequence_length", int),
+        document_mask=_value(data, "document_mask", bool) or False,
     )
+
+
+def _run(checkpoint: CheckpointReader, report: Callable[[str], None]) -> RunConfig | None:
+    """The run of a checkpoint. The model opens without it, so a config that cannot be read is only reported."""
+    try:
+        return checkpoint.run()
+    except CheckpointError as error:
+        report(f"{error}\nThe model is opened without it")
+        return None
+
+
+def _value(section: Any, name: str, kind: type[_Value]) -> _Value | None:
+    """A field of a saved section, whatever its other fields are; None: it is missing or of another type."""
+    value = section.get(name) if isinstance(section, Mapping) else None
+    return value if type(value) is kind else None
 
 
 def load_model(saved: SavedModel, precision: Precision, device: torch.device) -> Transformer:
     """Build a saved model for inference; takes the memory of the model and of one fp32 parameter.
 
     Raises:
-        CheckpointError: what is saved are not this model's parameters.
+        CheckpointError: the saved parameters are not those of its config.
     """
     config = dataclasses.replace(saved.config, dropout=0.0)
     default_dtype = torch.get_default_dtype()
-    torch.set_default_dtype(
-        parameter_dtype(precision)
-    )  # so that the parameters are made in it: converted later, they would lose their tie
+    # the parameters are created in their dtype: converting them later would break the tie of embedding and head
+    torch.set_default_dtype(parameter_dtype(precision))
     try:
         with device:
             model = Transformer(config, saved.context_length, compute_dtype(precision))
@@ -98,27 +132,30 @@ def load_model(saved: SavedModel, precision: Precision, device: torch.device) ->
 
 
 def find_tokenizer(saved: SavedModel, data: Path | None = None) -> Path:
-    """Folder of the tokenizer that a model was trained with: given with the data, beside the model, or the run's own.
+    """Folder of the tokenizer that a model was trained with.
+
+    That of the prepared data, if given; otherwise the one in the Hugging Face folder, in the run directory, or in the data
+    that the run was trained on.
 
     Raises:
         DataError: there is none.
     """
-    if data is None and saved.run is None:
+    if data is None and saved.is_hugging_face:
         return saved.folder
-    beside = saved.run_directory / "tokenizer" if saved.run_directory else None
-    if data is None and beside is not None and beside.is_dir():
-        return beside
-    prepared = data or Path((saved.run.data.directory if saved.run else None) or "")
+    in_run = saved.run_directory / "tokenizer" if saved.run_directory else None
+    if data is None and in_run is not None and in_run.is_dir():
+        return in_run
+    prepared = data or saved.data_directory or Path()
     if (prepared / DATA_MANIFEST).is_file():
         return prepared / load_manifest(prepared).tokenizer.directory
     raise DataError(f"{prepared}: no prepared data, so no tokenizer: give its folder with --data")
 
 
 def open_tokenizer(path: Path, end_of_text: str | None = None) -> Tokenizer:
-    """The tokenizer in a prepared folder, in a file, or in a Hugging Face folder, which says elsewhere what ends a text.
+    """The tokenizer in a prepared folder, in a file, or in a Hugging Face folder.
 
     Args:
-        end_of_text: the token that ends a text, where it is not the one that the folder names
+        end_of_text: the token that ends a text; None (default): the one that the folder names
 
     Raises:
         DataError: there is none.
@@ -143,6 +180,6 @@ def _check_parameters(saved: SavedModel, model: Transformer) -> None:
     if wrong:
         first = wrong[0]
         raise CheckpointError(
-            f"{saved.folder}: {len(wrong)} parameters are not those of its config, the first: {first} is "
-            f"{found.get(first, 'absent')}, not {wanted.get(first, 'there at all')}"
+            f"{saved.folder}: {len(wrong)} parameters are not those of its config; the first, {first}, is "
+            f"{found.get(first, 'absent')} there and {wanted.get(first, 'absent')} in the config"
         )

@@ -4,18 +4,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dsllm.checkpoint.architecture import differences_in_function
-from dsllm.checkpoint.find import find_checkpoint
 from dsllm.checkpoint.hugging_face import HuggingFaceReader, is_hugging_face_folder
 from dsllm.checkpoint.read import CheckpointReader
 from dsllm.config.run import RunConfig
+from dsllm.engine.processes.process_group import World
 from dsllm.errors import CheckpointError
 from dsllm.model.initial_state import InitialValues, WeightsOnly
 from dsllm.parameters import ParameterTable, parameter_table
+from dsllm.session.resume import find_weights
 from dsllm.slices import StateReader
 
 
-def first_state(config: RunConfig, report: Callable[[str], None]) -> StateReader:
-    """The state of a new run. Reads names and shapes, but no weights yet.
+def first_state(config: RunConfig, world: World, report: Callable[[str], None]) -> StateReader:
+    """The state of a new run; a collective call. Verifies files, and reads names and shapes.
 
     Raises:
         CheckpointError: model.init_from is not a model, or one that computes another function.
@@ -30,7 +31,7 @@ def first_state(config: RunConfig, report: Callable[[str], None]) -> StateReader
     if is_hugging_face_folder(source):
         reader = HuggingFaceReader(source)
     else:
-        reader = CheckpointReader(find_checkpoint(source, report))
+        reader = find_weights(source, world, report)
     problems = [*differences_in_function(reader.model_config, config.model), *_other_parameters(reader, table)]
     if problems:
         more = f"\n- and {len(problems) - 8} more" if len(problems) > 8 else ""

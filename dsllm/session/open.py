@@ -1,7 +1,7 @@
 """Opens a run: everything that is refused is refused before anything is written; then a ready engine, its data and progress."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -34,6 +34,7 @@ from dsllm.session.resume import (
     check_delivery,
     check_same_run,
     check_unsaved_run,
+    clean_up,
     find_resumable,
     progress_of,
     saved_run,
@@ -58,6 +59,8 @@ class Session:
     """How far the run was when it was opened."""
     directory: HeldDirectory
     record: RunRecord
+    damaged: Sequence[Path]
+    """Damaged checkpoints that were skipped; removed once a new one is published."""
     cores: Cores
     """What this rank computes on."""
     report: Report
@@ -115,6 +118,7 @@ def open_session(
             held_directory(directory, world, report) as held,
             lost_ranks_named(world),  # inside, so that status.json gets its message too
         ):
+            clean_up(directory, world)
             engine = ready_engine(config, final, precision, world, start.state)
             load_loss_scaler_state(engine, start.loss_scaler)
             batches = _training_batches(config, manifest, world)
@@ -127,6 +131,7 @@ def open_session(
                 progress=start.progress,
                 directory=held,
                 record=RunRecord(config=config, deepspeed=final),
+                damaged=start.damaged,
                 cores=cores,
                 report=report,
             )
@@ -140,13 +145,15 @@ class _Start:
     loss_scaler: Mapping[str, float]
     """State of fp16's loss scale; empty in a new run."""
     progress: Progress
+    damaged: Sequence[Path] = ()
+    """Newer checkpoints that were skipped."""
 
 
 def _find_start(config: RunConfig, world: World, report: Report) -> _Start:
     """The newest sound checkpoint of the run, or its first state; reads only. A collective call."""
     directory = Path(config.run.directory)
     data_sha256 = sha256_of_file(Path(config.data.directory or "") / DATA_MANIFEST)
-    reader = find_resumable(directory, world, report)
+    reader, damaged = find_resumable(directory, world, report)
     if reader is None:
         check_unsaved_run(directory, config, report)
         state = first_state(config, world, report)
@@ -155,7 +162,8 @@ def _find_start(config: RunConfig, world: World, report: Report) -> _Start:
     progress = progress_of(reader, config)
     check_data(progress, data_sha256, config, reader.folder)
     report(f"resuming {reader.folder}: step {progress.step:,}, {progress.tokens:,} tokens")
-    return _Start(state=reader, loss_scaler=reader.manifest.engine["loss_scaler"], progress=progress)
+    scaler = reader.manifest.engine["loss_scaler"]
+    return _Start(state=reader, loss_scaler=scaler, progress=progress, damaged=damaged)
 
 
 def _check_shards(config: RunConfig, manifest: Manifest, world: World) -> None:

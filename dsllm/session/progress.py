@@ -57,16 +57,25 @@ class Progress:
 
 
 def read_progress(saved: Mapping[str, Any], global_batch_sequences: int, where: str) -> Progress:
-    """The progress in a checkpoint's manifest, also of another minor version: unknown fields are ignored.
+    """The progress in a checkpoint's manifest, whichever minor version wrote it.
+
+    A counter that an older version did not have starts at its default. One that only a newer version has may be left out
+    where it is zero or empty: by convention that is what it means not to have it.
 
     Args:
         global_batch_sequences: before there were positions, a step's number was the position
         where: the checkpoint, for messages
 
     Raises:
-        CheckpointError: a field is missing or is not what it should be.
+        CheckpointError: a field is not what it should be, or a newer version has counted what this one would lose.
     """
     known = {f.name for f in fields(Progress)}
+    lost = {name: value for name, value in saved.items() if name not in known and value}
+    if lost:
+        raise CheckpointError(
+            f"{where}: a newer dsllm saved it, with progress that this one does not know "
+            f"({', '.join(f'{name}: {value!r}' for name, value in lost.items())}): update dsllm to resume"
+        )
     values = {name: value for name, value in saved.items() if name in known}
     try:
         position = values.pop("position", None) or {"next_sample": values["step"] * global_batch_sequences}

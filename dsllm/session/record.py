@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from dsllm import __version__
 from dsllm.config.load import run_to_dict
 from dsllm.config.run import RunConfig
+from dsllm.version import __version__
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,11 +3,13 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar, cast
 
-from dsllm.checkpoint.find import list_checkpoints, newest_sound
-from dsllm.checkpoint.read import CheckpointReader, damage_in
+from dsllm.checkpoint.find import Damage, candidates, list_checkpoints, newest_sound, remove_leftovers
+from dsllm.checkpoint.manifest import What
+from dsllm.checkpoint.read import CheckpointReader
+from dsllm.checkpoint.verify import damage_in
 from dsllm.config.compare import differences
-from dsllm.config.load import run_from_dict
 from dsllm.config.run import RunConfig
 from dsllm.config.yaml_file import read_yaml
 from dsllm.data import fingerprint
@@ -18,25 +20,72 @@ from dsllm.run_directory import CHECKPOINTS, RUN_FILE
 from dsllm.session.progress import Progress, read_progress
 
 Report = Callable[[str], None]
+T = TypeVar("T")
 
 
-def find_resumable(directory: Path, world: World, report: Report) -> CheckpointReader | None:
-    """The newest checkpoint of a run that verifies, or None where the run has none; a collective call.
+def find_resumable(directory: Path, world: World, report: Report) -> tuple[CheckpointReader | None, list[Path]]:
+    """The newest sound checkpoint of a run (None: the run has none) and the damaged newer ones; a collective call.
 
     Rank 0 lists the folder, since two hosts may see different lists on a network file system. The ranks share the
-    reading and agree on the answer.
+    reading, and so agree on the answer.
 
     Raises:
         CheckpointError: there are checkpoints, and all of them are damaged.
     """
+    unreadable = "the run's checkpoints could not be listed"
+    listed = on_rank_0(world, lambda: list_checkpoints(directory / CHECKPOINTS), unreadable)
+    found, damaged = newest_sound(listed, report, _shared_damage(world, "all"))
+    return (None if found is None else CheckpointReader(found)), damaged
+
+
+def find_weights(path: Path, world: World, report: Report) -> CheckpointReader:
+    """The checkpoint that a path means, its weights verified by all ranks together; a collective call.
+
+    Raises:
+        CheckpointError: there is none, or all are damaged.
+    """
+    listed = on_rank_0(world, lambda: candidates(path), "its weights could not be found")
+    found, _ = newest_sound(listed, report, _shared_damage(world, "weights"))
+    assert found is not None, "candidates returns at least one checkpoint"
+    return CheckpointReader(found)
+
+
+def _shared_damage(world: World, what: What) -> Damage:
+    """Verifies a checkpoint with all ranks: each reads its share of the files, and all get the same answer."""
 
     def damage(folder: Path) -> str | None:
-        answers = world.gather(damage_in(folder, world.rank, world.size))
+        answers = world.gather(damage_in(folder, world.rank, world.size, what))
         return next((answer for answer in answers if answer), None)
 
-    candidates = world.send_from_rank_0(list_checkpoints(directory / CHECKPOINTS))
-    found = newest_sound(candidates, report, damage)
-    return None if found is None else CheckpointReader(found)
+    return damage
+
+
+def on_rank_0(world: World, action: Callable[[], T], doing: str) -> T:
+    """Do something on rank 0; its value on every rank, and its failure on every rank too. A collective call.
+
+    Args:
+        doing: what failed, to begin the message with
+
+    Raises:
+        CheckpointError: the disk refused, or the action raised one.
+    """
+    value: T | None = None
+    problem = None
+    if world.rank == 0:
+        try:
+            value = action()
+        except (CheckpointError, OSError) as error:
+            problem = str(error)
+    value, problem = world.send_from_rank_0((value, problem))
+    if problem:
+        raise CheckpointError(f"{doing}: {problem}")
+    return cast(T, value)
+
+
+def clean_up(directory: Path, world: World) -> None:
+    """Remove what a killed attempt left among the checkpoints. Only while the directory is held."""
+    if world.rank == 0:
+        remove_leftovers(directory / CHECKPOINTS)
 
 
 def check_same_run(saved: RunConfig, config: RunConfig, where: Path, report: Report) -> None:
@@ -77,7 +126,7 @@ def check_unsaved_run(directory: Path, config: RunConfig, report: Report) -> Non
 
 def saved_run(reader: CheckpointReader) -> RunConfig:
     """The run that saved a checkpoint, its precision the one that was really used."""
-    run = run_from_dict(reader.config, str(reader.folder))
+    run = reader.run()
     precision = reader.manifest.engine.get("precision", run.train.precision)
     return dataclasses.replace(run, train=dataclasses.replace(run.train, precision=precision))
 

@@ -50,7 +50,7 @@ def run_steps(session: Session, validate: Validate, records: Records, objective:
     """Run optimizer steps until the token budget is spent or a signal comes; the progress, and the signal if any."""
     config, engine, progress = session.config, session.engine, session.progress
     batch_sequences, saved_at = config.train.global_batch_sequences, time.monotonic()
-    saver = Saver(session.directory.path, session.record, config.checkpoint, session.report)
+    saver = Saver(session.directory.path, session.record, session.report, session.damaged)
     pin = engine.world.device.type == "cuda"
     with stop_signals() as stop, Prefetch(session.batches, enabled=config.data.prefetch, pin=pin) as ahead:
         while progress.step < config.num_steps:

@@ -1,27 +1,26 @@
 """Saves a run's state in three parts: start a save, poll it in later steps, finish it before the run ends."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from dsllm.checkpoint.find import retire
-from dsllm.checkpoint.manifest import CheckpointManifest
+from dsllm.checkpoint.find import checkpoint_name, list_checkpoints, obsolete, remove_checkpoints
+from dsllm.checkpoint.manifest import CheckpointManifest, ModelRecord, ParameterRecord, PartRecord
 from dsllm.checkpoint.write import (
-    checkpoint_name,
     discard_checkpoint,
     merge_parameters,
     publish_checkpoint,
     start_checkpoint,
     write_slices,
 )
-from dsllm.config.train import CheckpointConfig
+from dsllm.config.migrate import CONFIG_VERSION, changed_fields
 from dsllm.engine.build import Engine
-from dsllm.engine.processes.process_group import World
 from dsllm.engine.state import loss_scaler_state, owned_slices
 from dsllm.errors import CheckpointError
 from dsllm.run_directory import CHECKPOINTS
 from dsllm.session.progress import Progress
 from dsllm.session.record import RunRecord
+from dsllm.session.resume import on_rank_0
 
 Report = Callable[[str], None]
 
@@ -33,14 +32,15 @@ class Saver:
     will report.
     """
 
-    def __init__(self, directory: Path, record: RunRecord, keep: CheckpointConfig, report: Report):
+    def __init__(self, directory: Path, record: RunRecord, report: Report, damaged: Collection[Path] = ()):
         """
         Args:
             directory: the run's
-            keep: which checkpoints stay
+            damaged: checkpoints that were skipped at the start; removed once a new one is published
         """
         self._checkpoints = directory / CHECKPOINTS
-        self._record, self._keep, self._report = record, keep, report
+        self._record, self._report, self._damaged = record, report, damaged
+        self._keep = record.config.checkpoint
         self._published: Path | None = None
 
     def start(self, engine: Engine, progress: Progress) -> None:
@@ -64,7 +64,9 @@ class Saver:
     def _save(self, engine: Engine, progress: Progress) -> Path:
         world = engine.world
         final = self._checkpoints / checkpoint_name(progress.step)
-        aside = Path(_on_rank_0(world, lambda: start_checkpoint(self._checkpoints, progress.step)))
+        aside = on_rank_0(
+            world, lambda: start_checkpoint(self._checkpoints, progress.step), "the run's state could not be saved"
+        )
         written, problem = None, None
         try:
             written = write_slices(aside, world.rank, owned_slices(engine))
@@ -73,54 +75,44 @@ class Saver:
         answers = world.gather((written, problem))
         problems = [p for _, p in answers if p]
 
-        def publish() -> None:
-            if problems:
-                discard_checkpoint(aside)
-                raise CheckpointError("; ".join(problems))
+        def publish() -> list[str]:
             try:
+                if problems:
+                    raise CheckpointError("; ".join(problems))
                 publish_checkpoint(aside, final, self._manifest(engine, progress, [w for w, _ in answers]))
             except CheckpointError:
                 discard_checkpoint(aside)
                 raise
+            listed, keep = list_checkpoints(self._checkpoints), self._keep
+            # the run is saved: a failure from here on is reported and ends nothing
+            return remove_checkpoints(obsolete(listed, final, self._damaged, keep.keep_last, keep.keep_every_steps))
 
-        _on_rank_0(world, publish)
-        if world.rank == 0:
-            self._remove_old(progress.step)
+        for warning in on_rank_0(world, publish, "the run's state could not be saved"):
+            self._report(warning)
         return final
 
-    def _manifest(self, engine: Engine, progress: Progress, written: list[Any]) -> CheckpointManifest:
+    def _manifest(
+        self,
+        engine: Engine,
+        progress: Progress,
+        written: Sequence[tuple[PartRecord, dict[str, ParameterRecord]]],
+    ) -> CheckpointManifest:
+        run, config = self._record.config, self._record.config_as_dict
         return CheckpointManifest(
             progress=progress.to_dict(),
             engine={
                 "stage": engine.stage,
                 "precision": engine.precision,
                 "world_size": engine.world.size,
+                "mesh": asdict(engine.world.mesh),
                 "loss_scaler": loss_scaler_state(engine),
             },
-            config=self._record.config_as_dict,
+            model=ModelRecord(config=config["model"], context_length=run.context_length, precision=engine.precision),
+            config=config,
+            config_version=CONFIG_VERSION,
+            config_changed=changed_fields(run),
             deepspeed=dict(self._record.deepspeed),
             versions=self._record.versions,
-            parameters=merge_parameters([w[1] for w in written]),
-            files=[w[0] for w in written],
+            parameters=merge_parameters([parameters for _, parameters in written]),
+            parts=tuple(part for part, _ in written),
         )
-
-    def _remove_old(self, step: int) -> None:
-        """Housekeeping after a good save: it may warn, but never fails the run."""
-        try:
-            retire(self._checkpoints, self._keep.keep_last, self._keep.keep_every_steps)
-        except OSError as error:
-            self._report(f"old checkpoints in {self._checkpoints} could not be removed: {error.strerror or error}")
-
-
-def _on_rank_0(world: World, action: Callable[[], Any]) -> Any:
-    """Do something on rank 0; its value on every rank, and its failure on every rank too."""
-    value, problem = None, None
-    if world.rank == 0:
-        try:
-            value = action()
-        except (CheckpointError, OSError) as error:
-            problem = str(error)
-    value, problem = world.send_from_rank_0((value, problem))
-    if problem:
-        raise CheckpointError(f"the run's state could not be saved: {problem}")
-    return value

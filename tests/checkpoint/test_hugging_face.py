@@ -17,7 +17,7 @@ from dsllm.checkpoint.hugging_face_export import Export, export_hugging_face
 from dsllm.config.model import ModelConfig
 from dsllm.errors import CheckpointError
 from dsllm.evaluate.load import load_model, open_saved
-from dsllm.slices import WEIGHTS, Region, whole
+from dsllm.slices import WEIGHTS, Box, Region, whole
 from tests.helpers.models import CONTEXT, GPT2, LLAMA, NEOX, SHAPES, WeightsOf, random_model, tokens_for
 
 # Both sides compute in fp32 and differ by the order of sums only, about 4e-7 of the largest logit. A norm's epsilon of
@@ -86,14 +86,19 @@ def test_weights_and_config_come_back_as_they_went(name: str, tmp_path: Path):
         assert described[field] in (value, resolved.get(field)), field
 
 
-def test_any_range_is_read_even_past_the_last_token_id(tmp_path: Path):
+def test_any_region_is_read_even_past_the_last_token_id(tmp_path: Path):
+    """Flat ranges of the whole, of a part of the rows and of a part of the columns; the vocabulary ends at row 200 of 256."""
     model = random_model(GPT2)
     reader = HuggingFaceReader(export(model, tmp_path / "hf"))
     for name in ("embed.weight", "layers.1.attention.k.weight", "layers.0.mlp.up.weight", "norm.bias"):
-        values = WeightsOf(model).weights[name].reshape(-1)
-        for start, stop in ((0, 1), (5, 48), (17, len(values) - 3), (len(values) - 2, len(values))):
-            region = Region(whole(reader.shape(name)), start, stop)
-            assert torch.equal(reader.read(name, WEIGHTS, region), values[start:stop])
+        values, shape = WeightsOf(model).weights[name], reader.shape(name)
+        rows = Box((shape[0] * 2 // 3, *(0 for _ in shape[1:])), shape)
+        columns = Box((*(0 for _ in shape[1:]), shape[-1] // 3), shape)
+        for box in (whole(shape), rows, columns):
+            size = box.num_elements
+            for start, stop in ((0, 1), (5, min(48, size)), (7, size - 3), (size - 2, size), (0, size)):
+                region = Region(box, start, stop)
+                assert torch.equal(reader.read(name, WEIGHTS, region), region.of(values))
 
 
 def test_padding_rows_are_not_exported(tmp_path: Path):
@@ -145,31 +150,54 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path):
     assert [path.name for path in tmp_path.rglob("*")] == ["hf", "precious"]
 
 
-def test_an_export_that_fails_leaves_nothing(tmp_path: Path):
-    class Failing(WeightsOf):
-        def read(self, name: str, key: str, region: Region) -> torch.Tensor:
-            if name == "norm.weight":
-                raise OSError(28, "No space left on device")
-            return super().read(name, key, region)
+class Failing(WeightsOf):
+    """Weights that cannot all be read."""
 
+    def read(self, name: str, key: str, region: Region) -> torch.Tensor:
+        if name == "norm.weight":
+            raise OSError(28, "No space left on device")
+        return super().read(name, key, region)
+
+
+def test_an_export_that_fails_leaves_nothing(tmp_path: Path):
     settings = Export(config=LLAMA, context_length=CONTEXT, end_of_text_id=3)
     with pytest.raises(CheckpointError, match="No space left"):
         export_hugging_face(Failing(random_model(LLAMA)), settings, tmp_path / "hf")
     assert list(tmp_path.iterdir()) == []
 
 
+def head_of(folder: Path) -> torch.Tensor:
+    return load_file(folder / "model.safetensors")["lm_head.weight"]
+
+
+@pytest.mark.parametrize("moment", ["before its own was in place", "before the old one was removed"])
+def test_an_export_that_was_killed_while_replacing_does_not_block_the_next(tmp_path: Path, moment: str):
+    """It had moved the old model to .hf.replaced and perhaps published its own."""
+    old, new = random_model(LLAMA, seed=1), random_model(LLAMA, seed=2)
+    if moment == "before the old one was removed":
+        export(old, tmp_path / "hf")
+    export(old, tmp_path / ".hf.replaced")
+    settings = Export(config=LLAMA, context_length=CONTEXT, end_of_text_id=3, replace=True)
+    with pytest.raises(CheckpointError, match="No space left"):
+        export_hugging_face(Failing(new), settings, tmp_path / "hf")
+    assert torch.equal(head_of(tmp_path / "hf"), old.head.weight[:200])  # the old model is there until a new one is
+    export(new, tmp_path / "hf", replace=True)
+    assert torch.equal(head_of(tmp_path / "hf"), new.head.weight[:200])
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
         ({"qk_norm": True}, "qk_norm: True"),
-        ({"attention_bias": True}, "attention_output_bias: False beside attention_bias: True"),
+        ({"attention_bias": True}, "attention_output_bias: False with attention_bias: True"),
         ({"parallel_residual": True}, "parallel_residual: True"),
         ({"norm": "layernorm"}, "norm: 'layernorm'"),
     ],
 )
 def test_a_shape_that_no_architecture_holds_is_refused_by_field(change: dict, named: str, tmp_path: Path):
     config = dataclasses.replace(LLAMA, **change)
-    with pytest.raises(CheckpointError, match="LlamaForCausalLM has no place for") as refusal:
+    with pytest.raises(CheckpointError, match="LlamaForCausalLM cannot express") as refusal:
         export(random_model(config), tmp_path / "hf")
     assert named in str(refusal.value)
     assert not (tmp_path / "hf").exists()
@@ -268,7 +296,15 @@ def test_missing_unexpected_and_misshapen_tensors_are_refused(tmp_path: Path):
     with pytest.raises(CheckpointError, match=r"has adapter\.a, which the model has no place for"):
         HuggingFaceReader(folder)
     changed(folder, lambda w: (w.pop("adapter.a"), w.update({"lm_head.weight": torch.zeros(300, 48)})))
-    with pytest.raises(CheckpointError, match=r"lm_head\.weight is \[300, 48\]"):
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight is \[300, 48\], not \[200, 48\]"):
+        HuggingFaceReader(folder)
+
+
+def test_a_matrix_of_another_size_than_config_json_says_is_refused(tmp_path: Path):
+    """Also where our parameters are fused or transposed in it."""
+    folder = export(random_model(GPT2), tmp_path / "hf")
+    changed(folder, lambda w: w.update({"transformer.h.1.attn.c_attn.weight": torch.zeros(48, 150)}))
+    with pytest.raises(CheckpointError, match=r"h\.1\.attn\.c_attn\.weight is \[48, 150\], not \[48, 144\]"):
         HuggingFaceReader(folder)
 
 

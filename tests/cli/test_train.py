@@ -188,17 +188,24 @@ def test_retention(folder):
     assert [p.name for p in checkpoints(folder)] == ["step-00000020", "step-00000016", "step-00000008"]
 
 
-def test_a_damaged_checkpoint_is_passed_over(uninterrupted, folder):
+def test_a_damaged_checkpoint_is_skipped_and_removed_after_the_next_save(folder):
     codes, _ = train(folder, 2, ["tiny.yaml", zero(1), f"train.total_tokens={8 * 8 * 32}"])
     assert codes == [0, 0]
     newest, older = checkpoints(folder)
-    file = newest / "slices-00001.safetensors"
+    file = newest / "optimizer-00001.safetensors"
     content = bytearray(file.read_bytes())
     content[-100] ^= 1
     file.write_bytes(content)
-    codes, output = train(folder, 2, ["tiny.yaml", zero(1)])
+    # the next save is a step before the damaged one's, and only one checkpoint is kept
+    budget = f"train.total_tokens={7 * 8 * 32}"
+    for leftover in (".step-00000001.removing", ".step-00000002.partial"):
+        (newest.parent / leftover).mkdir()
+    codes, output = train(folder, 2, ["tiny.yaml", zero(1), budget, "checkpoint.keep_last=1"])
     assert codes == [0, 0], output
-    assert f"{newest.name} is damaged and passed over" in output and f"resuming {older.relative_to(folder)}" in output
+    assert f"{newest.name} is damaged and skipped" in output and f"resuming {older.relative_to(folder)}" in output
+    assert [p.name for p in newest.parent.iterdir()] == ["step-00000007"]
+    codes, output = train(folder, 2, ["tiny.yaml", zero(1)])
+    assert codes == [0, 0] and "step-00000007: step 7" in output, output
     assert metrics(folder)[-1]["step"] == NUM_STEPS
 
 
@@ -227,6 +234,35 @@ def test_init_from_another_shape_is_refused(folder):
     wrong = ["tiny.yaml", "run.directory=runs/other", "model.init_from=runs/tiny", "model.mlp_size=64"]
     codes, output = train(folder, 1, wrong)
     assert codes == [1] and "layers.0.mlp.down.weight: (48, 96) there, (48, 64) here" in output
+    assert "model.mlp_size: 96 there, 64 here" in output
+
+
+def test_init_from_another_function_of_the_same_shape_is_refused(folder):
+    """Every matrix fits, and each of these would be another model: all of them are named."""
+    train(folder, 1, ["tiny.yaml"])
+    changes = ["model.rope_theta=500000", "model.norm_epsilon=1e-6", "model.num_heads=2", "model.num_kv_heads=1"]
+    codes, output = train(folder, 1, ["tiny.yaml", "run.directory=runs/other", "model.init_from=runs/tiny", *changes])
+    assert codes == [1] and "is another model" in output
+    for line in (
+        "model.rope_theta: 10000.0 there, 500000.0 here",
+        "model.norm_epsilon: 1e-05 there, 1e-06 here",
+        "model.num_heads: 4 there, 2 here",
+    ):
+        assert line in output, output
+    assert ".weight:" not in output
+
+
+def test_weights_alone_start_a_run_but_do_not_resume_one(folder):
+    train(folder, 2, ["tiny.yaml", "checkpoint.keep_last=1"])
+    (newest,) = checkpoints(folder)
+    for file in newest.glob("optimizer-*"):
+        file.unlink()
+    budget = f"train.total_tokens={24 * 8 * 32}"
+    codes, output = train(folder, 2, ["tiny.yaml", budget])
+    assert codes == [1, 1] and "optimizer-00000.safetensors: cannot be read" in output
+    assert "none of the 1 checkpoints verifies" in output and newest.is_dir()
+    codes, output = train(folder, 2, ["tiny.yaml", "run.directory=runs/fork", "model.init_from=runs/tiny"])
+    assert codes == [0, 0] and f"starting from the weights of {newest.parents[1].relative_to(folder)}" in output, output
 
 
 def test_another_runs_directory_is_refused(folder):

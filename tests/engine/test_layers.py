@@ -14,15 +14,7 @@ from dsllm.errors import ConfigError
 from dsllm.model.initial import fill_initial
 from dsllm.objectives import TokenLoss
 from tests.helpers.ranks import run_ranks
-from tests.helpers.tiny import (
-    SEQUENCE_LENGTH,
-    TABLE,
-    micro_batches,
-    tiny_engine,
-    tiny_model,
-    tiny_run,
-    tiny_step,
-)
+from tests.helpers.tiny import SEQUENCE_LENGTH, TABLE, micro_batches, tiny_engine, tiny_model, tiny_run, tiny_step
 
 LOSS_TOLERANCE, NORM_TOLERANCE = 1e-5, 3e-5  # fp32: derived in test_step.py
 DOCUMENTS = (torch.arange(SEQUENCE_LENGTH) >= 5).long().expand(2, SEQUENCE_LENGTH)

@@ -8,6 +8,8 @@ import torch
 
 from dsllm.checkpoint.find import CHECKPOINTS
 from dsllm.checkpoint.hugging_face_export import Export, export_hugging_face
+from dsllm.config.load import run_to_dict
+from dsllm.config.migrate import CONFIG_VERSION
 from dsllm.config.run import RunConfig
 from dsllm.errors import CheckpointError, DataError
 from dsllm.evaluate.load import find_tokenizer, load_model, open_saved, open_tokenizer
@@ -41,8 +43,10 @@ def test_a_run_its_checkpoint_and_its_export_are_the_same_model(config: RunConfi
     wanted = model(tokens)
     for path in (directory, directory / CHECKPOINTS / f"step-{STEP:08d}", tmp_path / "hf"):
         assert torch.equal(load_model(open_saved(path, print), "fp32", CPU)(tokens), wanted)
-    assert saved.step == STEP and saved.run_directory == directory
-    assert open_saved(tmp_path / "hf", print).run is None
+    assert saved.step == STEP and saved.run_directory == directory and not saved.is_hugging_face
+    assert saved.run is not None and (saved.sequence_length, saved.document_mask) == (CONTEXT, False)
+    hub = open_saved(tmp_path / "hf", print)
+    assert hub.run is None and hub.is_hugging_face and hub.run_directory is None
 
 
 @torch.no_grad()
@@ -55,6 +59,41 @@ def test_precisions(config: RunConfig, tmp_path: Path):
     assert {p.dtype for p in mixed.parameters()} == {torch.float32}
     assert mixed(tokens).dtype == low(tokens).dtype == torch.bfloat16
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_a_model_opens_without_its_optimizer_state_and_without_reading_it(config: RunConfig, tmp_path: Path):
+    directory, model = save_run(into(config, tmp_path / "run"))
+    (file,) = (directory / CHECKPOINTS).rglob("optimizer-*")
+    file.write_bytes(b"garbled")
+    saved = open_saved(directory, print)
+    assert torch.equal(load_model(saved, "fp32", CPU).embed.weight, model.embed.weight)
+    file.unlink()
+    export = Export(config=saved.config, context_length=CONTEXT, end_of_text_id=0)
+    export_hugging_face(open_saved(directory, print).reader, export, tmp_path / "hf")
+
+
+@pytest.mark.parametrize("version", ["of today", "of a newer minor version"])
+def test_a_model_opens_where_the_run_of_its_checkpoint_cannot_be_read(config: RunConfig, tmp_path: Path, version: str):
+    """What evaluation needs to know about the run is still known."""
+    config = into(config, tmp_path / "run")
+    tree = run_to_dict(dataclasses.replace(config, data=dataclasses.replace(config.data, document_mask=True)))
+    tree["train"] |= {"renamed": 3}
+    major, minor = CONFIG_VERSION
+    newer = {"config_version": (major, minor + 1), "config_changed": ("train.renamed",)}
+    directory, model = save_run(config, fields={"config": tree} | (newer if "newer" in version else {}))
+    lines: list[str] = []
+    saved = open_saved(directory, lines.append)
+    assert saved.run is None and not saved.is_hugging_face
+    (line,) = lines
+    assert "train.renamed" in line and "The model is opened without it" in line
+    assert torch.equal(load_model(saved, "fp32", CPU).embed.weight, model.embed.weight)
+    assert saved.data_directory == Path(config.data.directory or "") and saved.run_directory == directory
+    assert (saved.sequence_length, saved.document_mask, saved.context_length) == (CONTEXT, True, CONTEXT)
+    assert find_tokenizer(saved) == saved.data_directory / "tokenizer"
+    del tree["data"]
+    directory, _ = save_run(into(config, tmp_path / "other"), fields={"config": tree} | newer)
+    saved = open_saved(directory, print)
+    assert (saved.data_directory, saved.sequence_length, saved.document_mask) == (None, None, False)
 
 
 def test_dropout_is_off(config: RunConfig, tmp_path: Path):

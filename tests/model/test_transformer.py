@@ -15,6 +15,7 @@ from dsllm.config.run import RunConfig
 from dsllm.engine.processes.process_group import World
 from dsllm.engine.step import take_step
 from dsllm.model.transformer import KeyValueCache, Transformer
+from dsllm.objectives import TokenLoss
 from dsllm.parameters import parameter_table
 from tests.helpers.models import CONTEXT, GPT2, LLAMA, NEOX, SHAPES, random_model, tokens_for
 from tests.helpers.ranks import run_ranks
@@ -123,8 +124,8 @@ def two_steps(world: World, config: RunConfig) -> dict[int, list[float]]:
     found = {}
     for stage in (0, 3):
         engine = tiny_engine(world, config, stage)
-        batches = [micro_batches(config, step, world.rank, world.size) for step in range(2)]
-        found[stage] = [take_step(engine, batch, seed=0).loss for batch in batches]
+        batches = [micro_batches(config, step, world.data_rank, world.data_size) for step in range(2)]
+        found[stage] = [take_step(engine, batch, TokenLoss(), seed=0).loss for batch in batches]
     return found
 
 

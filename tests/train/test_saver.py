@@ -1,6 +1,7 @@
 """A checkpoint saved under one layout loads under every other: state bit for bit, losses up to rounding."""
 
 import itertools
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -8,19 +9,23 @@ from typing import Any
 
 import pytest
 import torch
-from dsllm.train.progress import Progress
-from dsllm.train.saving import RunRecord, restore, save_checkpoint
 
-from dsllm.checkpoint.find import list_checkpoints
-from dsllm.checkpoint.read import CheckpointReader, damage_in
-from dsllm.config.load import run_to_dict
+from dsllm.checkpoint.find import checkpoint_name, list_checkpoints
+from dsllm.checkpoint.read import CheckpointReader
+from dsllm.checkpoint.verify import damage_in
 from dsllm.config.run import RunConfig
-from dsllm.config.train import CheckpointConfig
+from dsllm.data.position import Position
 from dsllm.engine.processes.process_group import World
-from dsllm.engine.state import owned_slices
+from dsllm.engine.state import load_state, owned_slices
+from dsllm.errors import CheckpointError
+from dsllm.run_directory import CHECKPOINTS
+from dsllm.session.progress import Progress
+from dsllm.session.record import RunRecord
+from dsllm.session.resume import find_resumable, find_weights, progress_of
 from dsllm.slices import WEIGHTS, Region, whole
+from dsllm.train.saver import Saver
 from tests.helpers.ranks import run_ranks
-from tests.helpers.tiny import tiny_engine, tiny_run, tiny_step
+from tests.helpers.tiny import GLOBAL_BATCH, tiny_engine, tiny_run, tiny_step
 
 Layouts = dict[str, tuple[int, dict[str, Any]]]
 CPU = {"device": "cpu"}
@@ -36,10 +41,21 @@ LAYOUTS: Layouts = {
 """ZeRO stage, and what the DeepSpeed JSON says beside it; NVMe is in tests/engine/test_nvme.py."""
 WORLDS = (1, 2)
 STEPS_BEFORE, STEPS_AFTER = 3, 3
+PROGRESS = Progress(step=STEPS_BEFORE, position=Position(STEPS_BEFORE * GLOBAL_BATCH))
 
 
 def steps(engine, config: RunConfig, world: World, first: int, count: int) -> list[float]:
     return [tiny_step(engine, config, s).loss for s in range(first, first + count)]
+
+
+def save(engine, config: RunConfig, directory: Path, **more: Any) -> list[str]:
+    """Save as training does after the first steps; what was reported."""
+    lines: list[str] = []
+    saver = Saver(directory, RunRecord(config=config, deepspeed={}), lines.append, **more)
+    saver.start(engine, PROGRESS)
+    assert saver.poll() == directory / CHECKPOINTS / checkpoint_name(STEPS_BEFORE)
+    assert saver.poll() is None and saver.finish() is None  # each checkpoint is reported once
+    return lines
 
 
 def save_under_each_layout(
@@ -50,10 +66,7 @@ def save_under_each_layout(
     for name, (stage, zero) in layouts.items():
         engine = tiny_engine(world, config, stage, **zero)
         steps(engine, config, world, 0, STEPS_BEFORE)
-        record = RunRecord(config=run_to_dict(config), deepspeed={}, versions={})
-        save_checkpoint(
-            engine, Progress(step=STEPS_BEFORE), record, directory / f"{world.size}-{name}", CheckpointConfig()
-        )
+        save(engine, config, directory / f"{world.size}-{name}")
         losses[name] = steps(engine, config, world, STEPS_BEFORE, STEPS_AFTER)
     return losses
 
@@ -64,7 +77,8 @@ def load_under_each_layout(world: World, config: RunConfig, folder: Path, layout
     reader = CheckpointReader(folder)
     for name, (stage, zero) in layouts.items():
         engine = tiny_engine(world, config, stage, **zero)
-        assert restore(engine, reader) == Progress(step=STEPS_BEFORE)
+        load_state(engine, reader)
+        assert progress_of(reader, config) == PROGRESS
         for piece in owned_slices(engine):
             assert piece.scalars == {"step": STEPS_BEFORE}
             for key, tensor in piece.tensors.items():
@@ -117,9 +131,10 @@ def test_any_layout_resumes_from_any_other(saved, from_layout, from_world, world
 def test_slices_cover_every_element_once(saved, layout):
     reader = CheckpointReader(saved(2, layout)[0])
     assert damage_in(reader.folder) is None
-    assert len(reader.manifest.files) == 2
+    assert len(reader.manifest.parts) == 2 and len(reader.manifest.files("all")) == 4
+    slices = [piece for part in reader.manifest.parts for piece in part.slices]
     for name in reader.names():
-        pieces = sorted((start, stop) for f in reader.manifest.files for n, start, stop in f.slices if n == name)
+        pieces = sorted((piece.start, piece.stop) for piece in slices if piece.name == name)
         assert pieces[0][0] == 0 and pieces[-1][1] == reader.read_whole(name).numel()
         assert all(left[1] == right[0] for left, right in itertools.pairwise(pieces))
 
@@ -146,3 +161,60 @@ def test_moments_are_saved(saved):
     region = Region(whole(reader.shape(name)), 0, reader.read_whole(name).numel())
     assert reader.read(name, "exp_avg", region).abs().max() > 0
     assert reader.read(name, "exp_avg_sq", region).min() >= 0
+
+
+def find_on_each_rank(world: World, directories: list[Path]) -> tuple:
+    """What this rank finds in a folder that it sees in its own way."""
+    lines: list[str] = []
+    directory = directories[world.rank]
+    reader, damaged = find_resumable(directory, world, lines.append)
+    weights = find_weights(directory, world, lines.append)
+    return reader.folder if reader else None, damaged, weights.folder, lines
+
+
+def test_ranks_that_see_different_folders_agree(saved, tmp_path: Path):
+    """Rank 0's list counts: a network file system may show another host an older listing, or none."""
+    folder, _ = saved(2, "3-offload")
+    current, stale = tmp_path / "current" / CHECKPOINTS, tmp_path / "stale" / CHECKPOINTS
+    for directory, steps in ((current, (1, 2, 3)), (stale, (1,))):
+        for step in steps:
+            shutil.copytree(folder, directory / checkpoint_name(step))
+    newest, second, _ = list_checkpoints(current)
+    (newest / "optimizer-00001.safetensors").unlink()
+    for other in (stale.parent, tmp_path):
+        one, two = run_ranks(2, find_on_each_rank, [current.parent, other])
+        assert one == two
+        assert one[:3] == (second, [newest], newest)  # the newest has sound weights, but cannot be resumed
+        (line,) = one[3]
+        assert f"{newest} is damaged and skipped" in line and "optimizer-00001" in line
+
+
+def save_over(world: World, config: RunConfig, directory: Path, damaged: list[Path]) -> list[str]:
+    """Save where these checkpoints are known to be damaged; what was reported."""
+    engine = tiny_engine(world, config, 1)
+    steps(engine, config, world, 0, 1)
+    return save(engine, config, directory, damaged=damaged)
+
+
+def test_a_save_removes_what_was_damaged_and_survives_what_it_cannot_remove(saved, tmp_path: Path):
+    folder, _ = saved(2, "3-offload")
+    checkpoints = tmp_path / CHECKPOINTS
+    for step in (1, 2, 9):
+        shutil.copytree(folder, checkpoints / checkpoint_name(step))
+    damaged = [checkpoints / checkpoint_name(9), checkpoints / checkpoint_name(2)]
+    in_the_way = checkpoints / f".{checkpoint_name(2)}.removing"
+    in_the_way.write_text("a file, so that no folder can be renamed to it")
+    (lines,) = run_ranks(1, save_over, tiny_run(), tmp_path, damaged)
+    assert len(lines) == 1 and "step-00000002: could not be removed: Not a directory" in lines[0]
+    names = [checkpoint_name(step) for step in (STEPS_BEFORE, 2, 1)]
+    assert [p.name for p in list_checkpoints(checkpoints)] == names
+    assert damage_in(checkpoints / names[0]) is None
+
+
+def test_progress_of_other_versions():
+    saved_progress = {"step": 4, "tokens": 12}
+    assert Progress.from_dict(saved_progress, "x") == Progress(step=4, tokens=12)
+    assert Progress.from_dict(saved_progress | {"rollbacks": 0, "ranges": []}, "x") == Progress(step=4, tokens=12)
+    with pytest.raises(CheckpointError, match=r"x: a newer dsllm saved it.*\(ranges: \[1\]\): update dsllm to resume"):
+        Progress.from_dict(saved_progress | {"rollbacks": 0, "ranges": [1]}, "x")
+    assert Progress.from_dict(Progress(step=3, fingerprint=2**63).to_dict(), "x") == Progress(step=3, fingerprint=2**63)

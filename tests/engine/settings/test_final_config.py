@@ -13,7 +13,8 @@ from dsllm.engine.settings.layout import Layout
 from dsllm.engine.settings.table import TABLE
 from dsllm.errors import ConfigError
 from dsllm.mesh import Mesh
-from tests.helpers.tiny import TABLE, tiny_run
+from dsllm.parameters import parameter_table
+from tests.helpers.tiny import MODEL, SEQUENCE_LENGTH, tiny_run
 
 CPU = Layout(mesh=Mesh(data=2), device="cpu", precision="fp32")
 GPU = Layout(mesh=Mesh(data=2), device="cuda", precision="bf16")
@@ -226,7 +227,7 @@ def test_nvme_is_written_out():
     optimizer, param = (final["zero_optimization"][key] for key in ("offload_optimizer", "offload_param"))
     assert optimizer["buffer_count"] == 4  # what AdamW works on at once
     assert optimizer["nvme_path"] == param["nvme_path"] and optimizer["nvme_path"].startswith("/nvme/dsllm-tiny-")
-    largest = max(row.num_elements for row in TABLE)
+    largest = max(row.num_elements for row in parameter_table(MODEL, SEQUENCE_LENGTH))
     assert param["buffer_size"] == -(-largest // 2)  # a rank's share of the largest parameter
     assert final["zero_optimization"]["stage3_max_reuse_distance"] == 0
     assert final["aio"]["block_size"] == 2**20 and final["aio"]["use_gds"] is False
