@@ -89,6 +89,7 @@ def clashes(values: Values, of_run: Mapping[str, Any]) -> Iterator[str]:
         if key.owner != "run" or value is None:
             continue
         if path not in of_run:
-            yield f"{WHERE}{path} belongs to the run: set {key.decided_by}, and remove it here"
+            why = f"; {key.reason}" if key.reason else ""
+            yield f"{WHERE}{path} belongs to the run: set {key.decided_by}, and remove it here{why}"
         elif of_run[path] is not None and value != of_run[path]:
             yield f"{WHERE}{path} is {value!r}, but the run says {of_run[path]!r} ({key.decided_by})"

@@ -93,7 +93,7 @@ class Key:
     decided_by: str = ""
     """Owner run: the field of the run that decides the value."""
     reason: str = ""
-    """Why the key, or one of the values in `refuses`, is refused."""
+    """Why the key, or one of the values in `refuses`, is refused. Owner run: why the JSON may not decide it."""
     refuses: tuple[Any, ...] = ()
     """Owner json: values that are refused."""
     off: tuple[Any, ...] = ()
@@ -133,9 +133,9 @@ def refused(path: str, reason: str, off: tuple[Any, ...] = (False,)) -> Key:
     return Key(path, "refused", reason=reason, off=off)
 
 
-def of_run(path: str, decided_by: str, off: tuple[Any, ...] = ()) -> Key:
+def of_run(path: str, decided_by: str, off: tuple[Any, ...] = (), reason: str = "") -> Key:
     """A key that the run decides."""
-    return Key(path, "run", decided_by=decided_by, off=off)
+    return Key(path, "run", decided_by=decided_by, off=off, reason=reason)
 
 
 def block(outer: Key, *inner: Key) -> tuple[Key, ...]:

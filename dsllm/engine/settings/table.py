@@ -81,7 +81,12 @@ RUN = (
     of_run("vocabulary_size", "model.vocab_size"),
     of_run("tensor_parallel", "parallel.tensor", off=(False,)),
     of_run("pipeline", "parallel.pipeline", off=(False,)),
-    of_run("sequence_parallel_size", "parallel.sequence", off=(1,)),
+    of_run(
+        "sequence_parallel_size",
+        "parallel.sequence",
+        off=(1,),
+        reason="by this key alone, ZeRO 0-2 would not synchronise the sequence ranks",
+    ),
     of_run("expert_parallel", "parallel.expert", off=(False,)),
     of_run("use_data_before_expert_parallelism", "parallel.expert", off=(False,)),
 )
