@@ -148,9 +148,10 @@ def forward(engine: Engine, batch: MicroBatch, objective: Objective, seed: tuple
     device = engine.world.device
     # a hash of ints is the same in every process
     torch.manual_seed(hash((*seed, engine.world.data_rank)) % 2**63)
-    positions = {} if batch.positions is None else {"positions": batch.positions.to(device)}
-    # the documents stay on the host, which counts them
-    output = engine.deepspeed(batch.inputs.to(device), batch.targets.to(device), documents=batch.documents, **positions)
+    # documents and positions stay on the host, which looks into them
+    output = engine.deepspeed(
+        batch.inputs.to(device), batch.targets.to(device), documents=batch.documents, positions=batch.positions
+    )
     return objective(output, batch)
 
 
