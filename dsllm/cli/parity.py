@@ -8,7 +8,6 @@ from pathlib import Path
 
 from dsllm.cli.output import Report, add_json_option, check_writable, json_report, write_text
 from dsllm.errors import EXIT_FAILED, EXIT_USAGE
-from dsllm.parity.combinations import WORLD_SIZES
 
 EXIT_CTRL_C = 130
 
@@ -39,6 +38,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _world_sizes(text: str) -> list[int]:
+    from dsllm.parity.combinations import WORLD_SIZES
+
     try:
         numbers = [int(word) for word in text.split(",")]
     except ValueError:
@@ -57,6 +58,7 @@ def _run(options: argparse.Namespace, command: str, report: Report) -> int:
     from rich.console import Console
 
     from dsllm.cli.parity_report import run_with_progress, show
+    from dsllm.parity.combinations import WORLD_SIZES
     from dsllm.parity.covering_rows import settings_without_rows
     from dsllm.parity.report import Report as ParityReport
     from dsllm.parity.report import as_json, as_markdown

@@ -51,15 +51,9 @@ def run_on_machine(config: RunConfig, given: Mapping[str, Any], ranks: Ranks) ->
     precision = resolve_precision(config.train.precision, device.type)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
     mesh = make_mesh(config.parallel, ranks.world_size)
-    layout = Layout(mesh=mesh, device=device.type, precision=precision, ranks_by_node=_even_hosts(ranks))
-    final_config(config, given, layout)
+    layout = Layout(mesh=mesh, device=device.type, precision=precision, ranks_by_node=None)
+    final_config(config, given, layout)  # without the rules about hosts, which each host would answer by itself
     load_kernels(config.train.kernels, device.type)
     if config.train.compile:
         check_compiler(device)
     return RunOnMachine(config=config, given=given, device=device, layout=layout)
-
-
-def _even_hosts(ranks: Ranks) -> tuple[int, ...]:
-    """The ranks of each host as far as this one can know: as many as here on each, the rest on the last."""
-    full, rest = divmod(ranks.world_size, ranks.local_size)
-    return (ranks.local_size,) * full + ((rest,) if rest else ())

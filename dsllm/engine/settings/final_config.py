@@ -67,7 +67,7 @@ def _resolve_hpz(given: Mapping[str, Any], values: Values, layout: Layout) -> It
     zero = given.get("zero_optimization")
     if not isinstance(zero, Mapping) or zero.get(TABLE[HPZ].name) != AUTO or values.get(STAGE, 0) != 3:
         return
-    if layout.ranks_per_node is None:
+    if layout.ranks_by_node is not None and layout.ranks_per_node is None:
         yield (
             f'{WHERE}{HPZ}: "auto" is all ranks of a host, but the hosts have {" and ".join(map(str, layout.ranks_by_node))} '
             "ranks: give a number that divides each of them, or start as many ranks on every host"

@@ -16,8 +16,9 @@ class Layout:
     """"cpu" or "cuda"."""
     precision: Precision
     """The run's precision, with auto resolved."""
-    ranks_by_node: tuple[int, ...] = ()
-    """Number of ranks on each host, in the order of the ranks. () (default): all ranks are on one host."""
+    ranks_by_node: tuple[int, ...] | None = ()
+    """Number of ranks on each host, in the order of the ranks. () (default): all ranks are on one host. None: not known
+    before the ranks meet, so rules about hosts are not checked yet."""
 
     def __post_init__(self) -> None:
         ranks, hosts = self.mesh.world_size, self.ranks_by_node
@@ -29,13 +30,15 @@ class Layout:
         return self.mesh.data
 
     @property
-    def num_nodes(self) -> int:
-        """Number of hosts."""
-        return len(self.ranks_by_node) or 1
+    def num_nodes(self) -> int | None:
+        """Number of hosts; None where they are not known."""
+        return None if self.ranks_by_node is None else len(self.ranks_by_node) or 1
 
     @property
     def ranks_per_node(self) -> int | None:
-        """Number of ranks on every host; None where the hosts differ."""
+        """Number of ranks on every host; None where the hosts differ or are not known."""
+        if self.ranks_by_node is None:
+            return None
         sizes = set(self.ranks_by_node or (self.mesh.world_size,))
         return sizes.pop() if len(sizes) == 1 else None
 

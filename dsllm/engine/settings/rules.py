@@ -146,7 +146,8 @@ def _check_zeropp(values: Values, layout: Layout) -> Iterator[str]:
         for path in (path for path, on in asked.items() if on):
             yield f"{WHERE}{path}: ZeRO++ needs stage 3"
     elif hpz > 1:
-        hosts = sorted(set(layout.ranks_by_node or (layout.mesh.world_size,)))
+        known = layout.ranks_by_node is not None
+        hosts = sorted(set(layout.ranks_by_node or (layout.mesh.world_size,))) if known else []
         if any(ranks % hpz for ranks in hosts):
             yield (
                 f"{WHERE}{HPZ}: {hpz} does not divide the {' and '.join(map(str, hosts))} ranks of a node: "

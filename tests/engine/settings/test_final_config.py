@@ -1,5 +1,6 @@
 """The final DeepSpeed config: complete, decided by one side each, and every clash in one error."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -261,3 +262,12 @@ def test_uneven_hosts_are_refused_only_where_a_setting_needs_even_ones():
         zero_of({"stage": 3, "zero_hpz_partition_size": "auto"}, UNEVEN)
     with pytest.raises(ConfigError, match="4 does not divide the 2 and 4 ranks of a node"):
         zero_of({"stage": 3, "zero_hpz_partition_size": 4}, UNEVEN)
+
+
+@pytest.mark.parametrize("zero", [{"zero_hpz_partition_size": "auto"}, {"zero_hpz_partition_size": 4}])
+def test_rules_about_hosts_wait_until_the_hosts_are_known(zero):
+    """Before the ranks meet each host would answer for itself, and those that refuse would leave the others waiting."""
+    unknown = dataclasses.replace(UNEVEN, ranks_by_node=None)
+    zero_of({"stage": 3, **zero}, unknown)
+    with pytest.raises(ConfigError, match="zero_hpz_partition_size"):
+        zero_of({"stage": 3, **zero}, UNEVEN)

@@ -35,3 +35,8 @@ def test_every_rank_finds_the_same_hosts_from_what_all_ranks_report():
     reported = [(0, 4), (1, 4), (2, 4), (3, 4), (0, 2), (1, 2)]
     assert ranks_by_node(reported) == (4, 2)
     assert ranks_by_node([(0, 1)]) == (1,)
+
+
+def test_hosts_that_are_not_known_yet():
+    layout = Layout(mesh=Mesh(data=6), device="cuda", precision="bf16", ranks_by_node=None)
+    assert (layout.num_nodes, layout.ranks_per_node) == (None, None)
