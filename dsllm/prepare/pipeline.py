@@ -240,7 +240,7 @@ def _megatron(config: RunConfig) -> list[SourceConfig]:
 
 
 def num_cores() -> int:
-    """Cores that this process may run on; ignores a CPU quota of its control group."""
+    """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -9,7 +9,6 @@ import pytest
 from dsllm.errors import RunError
 from dsllm.train.picture import draw_loss_curve, read_metrics
 from dsllm.train.run_directory import check_shared, lock_run, read_status, write_status
-from tests.helpers.flock import UNSUPPORTED, run_with_flock
 
 
 def test_a_live_run_keeps_others_out_and_a_dead_one_does_not(tmp_path):
@@ -24,12 +23,6 @@ def test_a_live_run_keeps_others_out_and_a_dead_one_does_not(tmp_path):
         holder.kill()
         holder.wait()
     lock_run(tmp_path, print).release()
-
-
-def test_without_locks_it_warns_and_starts(tmp_path):
-    code = f"from pathlib import Path; from dsllm.train.run_directory import lock_run; lock_run(Path({str(tmp_path)!r}), print)"
-    output = run_with_flock(UNSUPPORTED, code, tmp_path)
-    assert "cannot be locked" in output and "make sure that no other run uses this directory" in output
 
 
 def test_a_directory_that_cannot_be_made(tmp_path):
