@@ -77,11 +77,12 @@ def write_shards(units: Iterable[Unit], destination: Destination, num_workers: i
             yield write_shard(unit, destination)
         return
     context = multiprocessing.get_context("spawn")  # a fork would lose the threads of tokenizers and torch
+    other_processes = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker)
     pending: set[Future[UnitRecord]] = set()
     try:
         for unit in units:
-            pending.add(pool.submit(write_shard, unit, destination))
+            pending.add(_submit(pool, unit, destination))
             if len(pending) >= 2 * num_workers:
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
@@ -89,12 +90,22 @@ def write_shards(units: Iterable[Unit], destination: Destination, num_workers: i
             done, pending = wait(pending, return_when=FIRST_COMPLETED)
             yield from (future.result() for future in done)
     except BrokenProcessPool as error:
+        # Python 3.11 waits forever for a worker that was being started when another one died.
+        for worker in set(multiprocessing.active_children()) - other_processes:
+            worker.kill()
         raise DataError(
             "a worker process died, probably because memory ran out: lower data.num_workers and start again; "
             "finished shards are kept"
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _submit(pool: ProcessPoolExecutor, unit: Unit, destination: Destination) -> Future[UnitRecord]:
+    try:
+        return pool.submit(write_shard, unit, destination)
+    except OSError as error:  # a worker died while Python 3.11 was starting another one: it closes their pipes
+        raise BrokenProcessPool(str(error)) from error
 
 
 def write_shard(unit: Unit, destination: Destination) -> UnitRecord:
