@@ -9,7 +9,6 @@ from typing import Any
 
 from dsllm import counts
 from dsllm.config.run import RunConfig
-from dsllm.data.manifest import FILE_NAME as DATA_MANIFEST
 from dsllm.data.manifest import Manifest, check_shards
 from dsllm.data.training import TrainingBatches
 from dsllm.engine.build import Engine
@@ -19,26 +18,14 @@ from dsllm.engine.processes.device import set_up_process
 from dsllm.engine.processes.process_group import World, lost_ranks_named, process_group
 from dsllm.engine.processes.ranks import Ranks
 from dsllm.engine.state import load_loss_scaler_state
-from dsllm.files import sha256_of_file
-from dsllm.session.agreement import on_every_rank, on_rank_0
+from dsllm.session.agreement import on_every_rank
 from dsllm.session.assembly import ready_engine
 from dsllm.session.directory import HeldDirectory, free_directory_state, held_directory
-from dsllm.session.first_state import first_state
 from dsllm.session.machine import run_on_machine
 from dsllm.session.progress import Progress
 from dsllm.session.record import RunRecord
-from dsllm.session.resume import (
-    Report,
-    check_data,
-    check_delivery,
-    check_same_run,
-    check_unsaved_run,
-    clean_up,
-    find_resumable,
-    progress_of,
-    saved_run,
-)
-from dsllm.slices import StateReader
+from dsllm.session.resume import Report, check_delivery, clean_up
+from dsllm.session.start import find_start
 
 Preflight = Callable[[Progress], None]
 """A caller's own checks: raises before anything is written if this attempt cannot work."""
@@ -107,7 +94,7 @@ def open_session(
         state = free_directory_state(directory, world)
         data = Path(config.data.directory or "")
         on_every_rank(world, lambda: check_shards(data, manifest, world.rank, world.size))
-        start = _find_start(config, world, report)
+        start = find_start(config, world, report)
         preflight(start.progress)
         if start.progress.step >= config.num_steps:
             finished = FinishedRun(directory=directory, progress=start.progress)
@@ -138,35 +125,6 @@ def open_session(
                 cores=cores,
                 report=report,
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Start:
-    """What the attempt starts from."""
-
-    state: StateReader
-    loss_scaler: Mapping[str, float]
-    """State of fp16's loss scale; empty in a new run."""
-    progress: Progress
-    damaged: Sequence[Path] = ()
-    """Newer checkpoints that were skipped."""
-
-
-def _find_start(config: RunConfig, world: World, report: Report) -> _Start:
-    """The newest sound checkpoint of the run, or its first state; reads only. A collective call."""
-    directory = Path(config.run.directory)
-    data_sha256 = sha256_of_file(Path(config.data.directory or "") / DATA_MANIFEST)
-    reader, damaged = find_resumable(directory, world, report)
-    if reader is None:
-        on_rank_0(world, lambda: check_unsaved_run(directory, config, report))
-        state = first_state(config, world, report)
-        return _Start(state=state, loss_scaler={}, progress=Progress(data_sha256=data_sha256))
-    check_same_run(saved_run(reader), config, reader.folder, report)
-    progress = progress_of(reader, config)
-    check_data(progress, data_sha256, config, reader.folder)
-    report(f"resuming {reader.folder}: step {progress.step:,}, {progress.tokens:,} tokens")
-    scaler = reader.manifest.engine["loss_scaler"]
-    return _Start(state=reader, loss_scaler=scaler, progress=progress, damaged=damaged)
 
 
 def _training_batches(config: RunConfig, manifest: Manifest, world: World) -> TrainingBatches:
