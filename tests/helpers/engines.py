@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from dsllm.engine.settings.layout import Layout
 from dsllm.engine.state import load_state
 from dsllm.model.initial_state import InitialValues
 from dsllm.model.kernels import TORCH
+from dsllm.model.transformer import Transformer
 from dsllm.parameters import ParameterTable
 from dsllm.session.assembly import build_model
 from dsllm.slices import WEIGHTS, Region, StateReader
@@ -33,14 +34,24 @@ def changed_table(names: Iterable[str], **changes: Any) -> ParameterTable:
 
 
 def engine_of(
-    world: World, config: RunConfig, stage: int, table: ParameterTable = TABLE, reader: StateReader | None = None
+    world: World,
+    config: RunConfig,
+    stage: int,
+    table: ParameterTable = TABLE,
+    reader: StateReader | None = None,
+    make_model: Callable[[], Transformer] | None = None,
 ) -> Engine:
-    """An engine for the tiny model over a table that no config gives yet: frozen parameters, factors of their own."""
+    """An engine over a table or a model that no config gives yet: frozen parameters, factors, auxiliary losses.
+
+    Args:
+        make_model: None (default): the tiny run's
+    """
     precision = config.train.precision
     assert precision != "auto"
     given = {"zero_optimization": {"stage": stage, **(SMALL_BUCKETS if stage else {})}}
     final = final_config(config, given, Layout(mesh=world.mesh, device="cpu", precision=precision))
-    engine = build_engine(partial(build_model, config, precision, TORCH), table, config.train, precision, final, world)
+    make_model = make_model or partial(build_model, config, precision, TORCH)
+    engine = build_engine(make_model, table, config.train, precision, final, world)
     load_state(engine, reader or InitialValues(table, config.run.seed))
     return engine
 
