@@ -17,11 +17,10 @@ from dsllm.config.run import RunConfig
 from dsllm.data.position import Position
 from dsllm.engine.processes.process_group import World
 from dsllm.engine.state import load_state, owned_slices
-from dsllm.errors import CheckpointError
 from dsllm.run_directory import CHECKPOINTS
 from dsllm.session.progress import Progress
 from dsllm.session.record import RunRecord
-from dsllm.session.resume import find_resumable, find_weights, progress_of
+from dsllm.session.resume import progress_of
 from dsllm.slices import WEIGHTS, Region, whole
 from dsllm.train.saver import Saver
 from tests.helpers.ranks import run_ranks
@@ -163,32 +162,6 @@ def test_moments_are_saved(saved):
     assert reader.read(name, "exp_avg_sq", region).min() >= 0
 
 
-def find_on_each_rank(world: World, directories: list[Path]) -> tuple:
-    """What this rank finds in a folder that it sees in its own way."""
-    lines: list[str] = []
-    directory = directories[world.rank]
-    reader, damaged = find_resumable(directory, world, lines.append)
-    weights = find_weights(directory, world, lines.append)
-    return reader.folder if reader else None, damaged, weights.folder, lines
-
-
-def test_ranks_that_see_different_folders_agree(saved, tmp_path: Path):
-    """Rank 0's list counts: a network file system may show another host an older listing, or none."""
-    folder, _ = saved(2, "3-offload")
-    current, stale = tmp_path / "current" / CHECKPOINTS, tmp_path / "stale" / CHECKPOINTS
-    for directory, steps in ((current, (1, 2, 3)), (stale, (1,))):
-        for step in steps:
-            shutil.copytree(folder, directory / checkpoint_name(step))
-    newest, second, _ = list_checkpoints(current)
-    (newest / "optimizer-00001.safetensors").unlink()
-    for other in (stale.parent, tmp_path):
-        one, two = run_ranks(2, find_on_each_rank, [current.parent, other])
-        assert one == two
-        assert one[:3] == (second, [newest], newest)  # the newest has sound weights, but cannot be resumed
-        (line,) = one[3]
-        assert f"{newest} is damaged and skipped" in line and "optimizer-00001" in line
-
-
 def save_over(world: World, config: RunConfig, directory: Path, damaged: list[Path]) -> list[str]:
     """Save where these checkpoints are known to be damaged; what was reported."""
     engine = tiny_engine(world, config, 1)
@@ -209,12 +182,3 @@ def test_a_save_removes_what_was_damaged_and_survives_what_it_cannot_remove(save
     names = [checkpoint_name(step) for step in (STEPS_BEFORE, 2, 1)]
     assert [p.name for p in list_checkpoints(checkpoints)] == names
     assert damage_in(checkpoints / names[0]) is None
-
-
-def test_progress_of_other_versions():
-    saved_progress = {"step": 4, "tokens": 12}
-    assert Progress.from_dict(saved_progress, "x") == Progress(step=4, tokens=12)
-    assert Progress.from_dict(saved_progress | {"rollbacks": 0, "ranges": []}, "x") == Progress(step=4, tokens=12)
-    with pytest.raises(CheckpointError, match=r"x: a newer dsllm saved it.*\(ranges: \[1\]\): update dsllm to resume"):
-        Progress.from_dict(saved_progress | {"rollbacks": 0, "ranges": [1]}, "x")
-    assert Progress.from_dict(Progress(step=3, fingerprint=2**63).to_dict(), "x") == Progress(step=3, fingerprint=2**63)
