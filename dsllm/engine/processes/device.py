@@ -4,6 +4,7 @@ import ctypes
 import gc
 import importlib.util
 import os
+import re
 import resource
 import shutil
 import time
@@ -21,9 +22,13 @@ GPU_PEAK_TFLOPS = {  # dense bf16, from the makers' data sheets
     "V100": 125.0,  # fp16
     "A100": 312.0,
     "A10": 125.0,
+    "A10G": 70.0,
     "L4": 121.0,
+    "L40": 181.0,
     "L40S": 362.0,
-    "H100": 989.0,
+    "H100": 989.0,  # SXM
+    "H100 NVL": 835.0,
+    "H100 PCIe": 756.0,
     "H200": 989.0,
     "B200": 2250.0,
     "RTX 3090": 71.0,
@@ -115,10 +120,19 @@ def peak_flops(device: torch.device, precision: Precision, given_tflops: float |
         flops = GEMM_FLOPS["cpu"] / min(gemm_seconds(device, dtype, repeats=5))
         return flops, f"matrix products of {GEMM_SIZES['cpu']} in {str(dtype).removeprefix('torch.')}, measured"
     name = torch.cuda.get_device_name(device)
-    known = [key for key in GPU_PEAK_TFLOPS if key in name]
-    if not known:
+    peak = data_sheet_tflops(name)
+    if peak is None:
         return 0.0, f"unknown for {name}: set log.peak_tflops"
-    return GPU_PEAK_TFLOPS[max(known, key=len)] * 1e12, f"data sheet of {name}"
+    return peak * 1e12, f"data sheet of {name}"
+
+
+def data_sheet_tflops(name: str) -> float | None:
+    """Peak of a GPU by the name that its driver gives; None where it is not in the table."""
+    if "Laptop" in name:  # the same model number on a slower chip
+        return None
+    # whole words: an L40 is no L4. Of "H100" and "H100 PCIe" the longer one is the GPU's
+    known = [key for key in GPU_PEAK_TFLOPS if re.search(rf"\b{key}\b", name)]
+    return GPU_PEAK_TFLOPS[max(known, key=len)] if known else None
 
 
 def gemm_seconds(device: torch.device, dtype: torch.dtype, repeats: int) -> list[float]:
