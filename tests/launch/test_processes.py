@@ -51,7 +51,8 @@ def test_what_ignores_the_signal_is_killed(job, tmp_path):
 
 
 def test_a_launcher_and_a_ranks_helper_are_not_ranks(job, tmp_path):
-    launcher = "(export RANK=0; bash -c 'sleep 60 & echo $$ > rank; wait') & sleep 60 & until [ -s rank ]; do sleep 0.02; done; echo > ready; wait"
+    rank = "(export RANK=0; bash -c 'sleep 60 & echo $$ > rank; wait') &"
+    launcher = f"{rank} sleep 60 & until [ -s rank ]; do sleep 0.02; done; echo > ready; wait"
     with start(job, tmp_path, launcher) as process:
         found = processes_of(job)
         assert [rank.pid for rank in ranks_among(found)] == [int((tmp_path / "rank").read_text())] and len(found) >= 4
