@@ -29,5 +29,5 @@ def test_what_a_newer_version_counts_may_be_left_out_where_it_is_empty():
 
 @pytest.mark.parametrize("saved", [{}, {"step": "four"}, {"step": 4, "position": {"next_sample": "x"}}])
 def test_damage_is_named_with_the_checkpoint(saved):
-    with pytest.raises(CheckpointError, match="^step-4: "):
+    with pytest.raises(CheckpointError, match=r"^step-4: "):
         read_progress(saved, BATCH, "step-4")
