@@ -1,4 +1,4 @@
-"""What a notebook calls to train: the engine of a run and its step. `dsllm` exports these names, and loads DeepSpeed for them."""
+"""What a notebook calls to train: a run's engine and its step. These names load DeepSpeed, so `dsllm` imports them last."""
 
 import contextlib
 from collections.abc import Iterator
