@@ -9,7 +9,6 @@ from typing import Any
 
 from dsllm import counts
 from dsllm.config.run import RunConfig
-from dsllm.data.manifest import FILE_NAME as DATA_MANIFEST
 from dsllm.data.manifest import Manifest, check_shards
 from dsllm.data.training import TrainingBatches
 from dsllm.engine.build import Engine
@@ -20,26 +19,18 @@ from dsllm.engine.processes.process_group import World, lost_ranks_named, proces
 from dsllm.engine.processes.ranks import Ranks
 from dsllm.engine.state import load_loss_scaler_state
 from dsllm.errors import DataError
-from dsllm.files import sha256_of_file
 from dsllm.run_directory import read_status, refuse_live_run
 from dsllm.session.assembly import ready_engine
 from dsllm.session.directory import HeldDirectory, held_directory
-from dsllm.session.first_state import first_state
 from dsllm.session.machine import run_on_machine
 from dsllm.session.progress import Progress
 from dsllm.session.record import RunRecord
 from dsllm.session.resume import (
     Report,
-    check_data,
     check_delivery,
-    check_same_run,
-    check_unsaved_run,
     clean_up,
-    find_resumable,
-    progress_of,
-    saved_run,
 )
-from dsllm.slices import StateReader
+from dsllm.session.start import find_start
 
 Preflight = Callable[[Progress], None]
 """A caller's own checks: raises before anything is written if this attempt cannot work."""
@@ -107,7 +98,7 @@ def open_session(
         final = run.final_config(world)
         refuse_live_run(directory)
         _check_shards(config, manifest, world)
-        start = _find_start(config, world, report)
+        start = find_start(config, world, report)
         preflight(start.progress)
         if start.progress.step >= config.num_steps:
             _set_finished(directory, start.progress, world, report)
@@ -135,35 +126,6 @@ def open_session(
                 cores=cores,
                 report=report,
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Start:
-    """What the attempt starts from."""
-
-    state: StateReader
-    loss_scaler: Mapping[str, float]
-    """State of fp16's loss scale; empty in a new run."""
-    progress: Progress
-    damaged: Sequence[Path] = ()
-    """Newer checkpoints that were skipped."""
-
-
-def _find_start(config: RunConfig, world: World, report: Report) -> _Start:
-    """The newest sound checkpoint of the run, or its first state; reads only. A collective call."""
-    directory = Path(config.run.directory)
-    data_sha256 = sha256_of_file(Path(config.data.directory or "") / DATA_MANIFEST)
-    reader, damaged = find_resumable(directory, world, report)
-    if reader is None:
-        check_unsaved_run(directory, config, report)
-        state = first_state(config, world, report)
-        return _Start(state=state, loss_scaler={}, progress=Progress(data_sha256=data_sha256))
-    check_same_run(saved_run(reader), config, reader.folder, report)
-    progress = progress_of(reader, config)
-    check_data(progress, data_sha256, config, reader.folder)
-    report(f"resuming {reader.folder}: step {progress.step:,}, {progress.tokens:,} tokens")
-    scaler = reader.manifest.engine["loss_scaler"]
-    return _Start(state=reader, loss_scaler=scaler, progress=progress, damaged=damaged)
 
 
 def _check_shards(config: RunConfig, manifest: Manifest, world: World) -> None:

@@ -162,7 +162,7 @@ def test_10_pipelines_are_refused():
 
 @pytest.mark.parametrize("key", ["checkpoint", "load_universal_checkpoint"])
 def test_11_deepspeeds_own_checkpoints_are_refused(key):
-    """Ours are atomic and checksummed: tests/checkpoint, tests/train/test_saving.py."""
+    """Ours are atomic and checksummed: tests/checkpoint, tests/train/test_saver.py."""
     assert "dsllm writes checkpoints of its own" in refusal({key: True})
 
 

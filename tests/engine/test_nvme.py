@@ -23,7 +23,7 @@ from dsllm.mesh import Mesh
 from dsllm.parity.bounds import SAFETY, UNIT_ROUNDOFF
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import tiny_engine, tiny_run
-from tests.train.test_saving import load_under_each_layout, save_under_each_layout
+from tests.train.test_saver import load_under_each_layout, save_under_each_layout
 
 ALONE = Ranks(
     rank=0,

@@ -8,10 +8,10 @@ import threading
 import time
 
 import pytest
-from dsllm.train.run_directory import read_status, write_status
 
 from dsllm.errors import RunError
 from dsllm.launch.exit_code import has_ended, outcome_of, read_patiently
+from dsllm.run_directory import read_status, write_status
 
 OLD = {"attempt": 3, "state": "interrupted"}
 

@@ -17,7 +17,6 @@ from dsllm.config.run import RunConfig
 from dsllm.data.position import Position
 from dsllm.engine.processes.process_group import World
 from dsllm.engine.state import load_state, owned_slices
-from dsllm.errors import CheckpointError
 from dsllm.run_directory import CHECKPOINTS
 from dsllm.session.progress import Progress
 from dsllm.session.record import RunRecord
@@ -209,12 +208,3 @@ def test_a_save_removes_what_was_damaged_and_survives_what_it_cannot_remove(save
     names = [checkpoint_name(step) for step in (STEPS_BEFORE, 2, 1)]
     assert [p.name for p in list_checkpoints(checkpoints)] == names
     assert damage_in(checkpoints / names[0]) is None
-
-
-def test_progress_of_other_versions():
-    saved_progress = {"step": 4, "tokens": 12}
-    assert Progress.from_dict(saved_progress, "x") == Progress(step=4, tokens=12)
-    assert Progress.from_dict(saved_progress | {"rollbacks": 0, "ranges": []}, "x") == Progress(step=4, tokens=12)
-    with pytest.raises(CheckpointError, match=r"x: a newer dsllm saved it.*\(ranges: \[1\]\): update dsllm to resume"):
-        Progress.from_dict(saved_progress | {"rollbacks": 0, "ranges": [1]}, "x")
-    assert Progress.from_dict(Progress(step=3, fingerprint=2**63).to_dict(), "x") == Progress(step=3, fingerprint=2**63)
