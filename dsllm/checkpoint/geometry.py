@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, groupby, pairwise
+from itertools import combinations, groupby, pairwise, product
 
 from dsllm.slices import Box, Region
 
@@ -111,10 +111,9 @@ def covered_twice(regions: Sequence[Region]) -> tuple[Region, Region] | None:
     for box, other_box in combinations(by_box, 2):
         if intersection(box, other_box) is None:
             continue
-        for one in by_box[box]:
-            for other in by_box[other_box]:
-                if overlaps(one, other):
-                    return one, other
+        for one, other in product(by_box[box], by_box[other_box]):
+            if overlaps(one, other):
+                return one, other
     return None
 
 

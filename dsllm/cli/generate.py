@@ -47,9 +47,7 @@ def main(arguments: list[str]) -> int:
             seed=options.seed + number,
         )
         print(options.prompt, end="")
-        tokens = generate(
-            model, prompt, options.max_tokens, sampling, tokenizer.end_of_text_id, saved.document_mask
-        )
+        tokens = generate(model, prompt, options.max_tokens, sampling, tokenizer.end_of_text_id, saved.document_mask)
         _print_text(tokenizer, tokens)
     return 0
 

@@ -239,9 +239,7 @@ def _first_state(config: RunConfig, world: World, tell: Tell) -> StateReader:
     ]
     if wrong:
         more = f"\n- and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-        raise CheckpointError(
-            f"model.init_from {source}: it is another model:\n- " + "\n- ".join(wrong[:8]) + more
-        )
+        raise CheckpointError(f"model.init_from {source}: it is another model:\n- " + "\n- ".join(wrong[:8]) + more)
     tell(f"starting from the weights of {source}")
     return WeightsOnly(reader)
 
