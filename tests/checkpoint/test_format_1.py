@@ -23,7 +23,14 @@ from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import tiny_engine, tiny_run
 
 FOLDER = Path(__file__).parent / "format_1" / "step-00000003"
-PROGRESS = Progress(step=3, position=Position(24), tokens=384, fingerprint=2**63 + 5, last_step_fingerprint=77, data_sha256="0" * 64)
+PROGRESS = Progress(
+    step=3,
+    position=Position(24),
+    tokens=384,
+    fingerprint=2**63 + 5,
+    last_step_fingerprint=77,
+    data_sha256="0" * 64,
+)
 
 
 def stored(name: str, key: str, shape: tuple[int, ...]) -> torch.Tensor:
