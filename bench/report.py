@@ -14,7 +14,7 @@ PAGE = ROOT / "bench" / "RESULTS.md"
 
 
 def keep(name: str, record: dict[str, Any], parts: Mapping[str, str], into_page: bool) -> None:
-    """Print the tables, write the raw numbers to bench/results and, if asked, the tables into RESULTS.md.
+    """Print the tables, write the raw numbers to bench/results and, with --write, the tables into RESULTS.md.
 
     Args:
         parts: name of a part of the bench -> its table; each part has its own place in the page

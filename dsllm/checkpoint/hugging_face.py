@@ -1,4 +1,4 @@
-"""Reads a Hugging Face folder as if it were a checkpoint of ours: Llama, GPT-2 or GPT-NeoX, from safetensors."""
+"""Reads a Hugging Face folder like a checkpoint: Llama, GPT-2 or GPT-NeoX, from safetensors."""
 
 import json
 import math
@@ -35,7 +35,7 @@ def is_hugging_face_folder(folder: Path) -> bool:
 
 
 class HuggingFaceReader:
-    """The weights in a Hugging Face folder, under our names. Reads only the regions that are asked for."""
+    """The weights in a Hugging Face folder, under the names of dsllm. Reads only the regions that are requested."""
 
     def __init__(self, folder: Path):
         """Checks config, names and shapes; reads no weights.

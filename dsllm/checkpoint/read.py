@@ -21,7 +21,7 @@ Piece = tuple[Region, FileRecord]
 
 
 class CheckpointReader:
-    """The state in one checkpoint's folder. Files are opened when first needed, and only the regions asked for are read."""
+    """The state in one checkpoint's folder. Files are opened when first needed, and only the requested regions are read."""
 
     def __init__(self, folder: Path):
         """Raises CheckpointError where the manifest is missing, damaged or of a newer format."""

@@ -66,7 +66,7 @@ def outcome_of(before: Status, after: Status, codes: Sequence[int], stopped_by: 
     Args:
         before, after: the run's status before the start and after the end.
         codes: exit codes of the launchers, one per host.
-        stopped_by: the signal that asked us to stop; None: no signal came.
+        stopped_by: the signal that stopped it; None: no signal came.
     """
     all_codes = f"launchers' codes: {', '.join(map(str, codes))}"
     first_failure = next((code for code in codes if code), 0)

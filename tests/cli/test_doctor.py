@@ -56,7 +56,7 @@ def test_rank_0_does_not_wait_for_ever_and_tells_who_is_missing(tmp_path):
     codes, data, output = examine(tmp_path, 2, ["--timeout-minutes", "0.05"], only_rank=0)
     assert codes == [1] and time.monotonic() - start < DOCTOR_SECONDS / 2
     assert "of 2 ranks 1 did not join within 3 s" in output and "Traceback" not in output
-    assert not data["passed"] and data["ranks"][0]["versions"]["versions"]["torch"]  # what it knows, it tells
+    assert not data["passed"] and data["ranks"][0]["versions"]["versions"]["torch"]  # it reports what it knows
 
 
 @pytest.mark.slow

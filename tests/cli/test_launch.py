@@ -241,12 +241,12 @@ def test_killed_itself_it_leaves_nothing_behind(folder, name):
     while [p for p in psutil.process_iter() if _belongs(p, folder)]:
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    assert state(folder) == "interrupted"  # the ranks were asked, and saved
+    assert state(folder) == "interrupted"  # the ranks received the signal and saved
 
 
 @pytest.mark.slow
 def test_a_killed_launcher_of_deepspeeds_is_no_success(folder):
-    """`deepspeed` itself exits 0 here, and its ranks go on."""
+    """`deepspeed` itself exits 0 here, and its ranks keep running."""
     job = start(folder, *LAUNCHES["local"], *ENDLESS)
     wait_for_steps(folder, job)
     (launcher,) = [

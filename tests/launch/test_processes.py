@@ -1,4 +1,4 @@
-"""A job's processes are found by the variable that they inherit, asked to save, and killed if they do not exit."""
+"""A job's processes are found by the variable that they inherit, signalled to save, and killed if they do not exit."""
 
 import os
 import subprocess

@@ -92,9 +92,9 @@ def test_communication_is_what_the_formula_says(world_size, micro, precisions):
             # on CPUs, stages 1 and 2 gather the weights by broadcasts of their owners
             measured["gather"] = measured.pop("all_gather", 0) + measured.pop("broadcast", 0)
             for kind, expected in dataclasses.asdict(formula).items():
-                # beside it: norms, flags and the loss, 8 bytes each; and parts are padded to equal lengths over the ranks
+                # and also: norms, flags and the loss, 8 bytes each; and parts are padded to equal lengths over the ranks
                 assert measured.pop(kind, 0) == pytest.approx(expected, rel=0.02, abs=200), (precision, stage, kind)
-            # the rest is what DeepSpeed tells the ranks about itself
+            # the rest is what DeepSpeed sends the ranks about itself
             assert sum(measured.values()) <= 0.02 * formula.handed, (precision, stage, measured)
 
 

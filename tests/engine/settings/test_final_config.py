@@ -165,7 +165,7 @@ def test_every_problem_with_offload_in_one_error():
         "aio.queue_depth: must be at least 1, but it is 0",
         "aio.use_gds: GPUDirect Storage is not proven here",
         "aio.thread_count: unknown key",
-        "zero_force_ds_cpu_optimizer: it asks for DeepSpeed's own CPU Adam",
+        "zero_force_ds_cpu_optimizer: it requires DeepSpeed's own CPU Adam",
     ]
     for words in expected:
         assert any(words in problem for problem in found), words
