@@ -24,7 +24,7 @@ class HuggingFaceTensor:
 
     name: str
     parts: tuple[str, ...]
-    """The parameters of ours that it contains."""
+    """Names of our parameters that it contains."""
     layout: Layout
 
 

@@ -67,7 +67,7 @@ def _train(config: "RunConfig", given: Mapping[str, Any], ranks: "Ranks", profil
 
 
 def _validation(session: "Session") -> Callable[["Engine"], Mapping[str, float]]:
-    """The held-out loss as the loop asks for it."""
+    """The function with which the loop measures the held-out loss."""
     from dsllm.data.validation import ValidationBatches
     from dsllm.evaluate.perplexity import validation_loss
 

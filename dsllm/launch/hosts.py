@@ -1,4 +1,4 @@
-"""Hosts reached by ssh, and this machine: a script of ours starts DeepSpeed's or torch's launcher on each host."""
+"""Hosts reached by ssh, and this machine: on each host, a script starts DeepSpeed's or torch's launcher."""
 
 import os
 import re
