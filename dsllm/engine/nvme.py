@@ -35,20 +35,12 @@ def swap_folders(final: Mapping[str, Any]) -> list[Path]:
 
 
 @contextlib.contextmanager
-def swap_files(final: Mapping[str, Any], num_parameters: int, precision: Precision, ranks: Ranks) -> Iterator[None]:
-    """The run's files on NVMe, for the duration of the block: checked before, removed after; nothing where there are none.
+def swap_files(final: Mapping[str, Any], ranks: Ranks) -> Iterator[None]:
+    """Remove this host's swap files when the block ends. Only while the run's directory is held.
 
     Args:
-        final: the final DeepSpeed config.
-        precision: the run's, with auto resolved.
-    Raises:
-        ConfigError: see `check_nvme`.
+        final: the final DeepSpeed config
     """
-    if not swap_folders(final):
-        yield
-        return
-    written = offloaded_bytes(final["zero_optimization"], num_parameters, precision, ranks.world_size).nvme
-    check_nvme(final, written * ranks.local_size)
     try:
         yield
     finally:
@@ -57,15 +49,21 @@ def swap_files(final: Mapping[str, Any], num_parameters: int, precision: Precisi
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def check_nvme(final: Mapping[str, Any], needed: int) -> None:
-    """Refuse a machine on which the NVMe would not work.
+def check_nvme(final: Mapping[str, Any], num_parameters: int, precision: Precision, ranks: Ranks) -> None:
+    """Refuse a host on which offload to NVMe would not work; does nothing where the run does not offload there.
 
     Args:
-        needed: bytes that the ranks of this node write in all.
+        final: the final DeepSpeed config
+        precision: the run's, with auto resolved
+
     Raises:
-        ConfigError: everything that is wrong, at once.
+        ConfigError: all problems of this host at once.
     """
-    problems = [p for folder in swap_folders(final) for p in _check_folder(folder, needed)]
+    folders = swap_folders(final)
+    if not folders:
+        return
+    per_rank = offloaded_bytes(final["zero_optimization"], num_parameters, precision, ranks.world_size).nvme
+    problems = [p for folder in folders for p in _check_folder(folder, per_rank * ranks.local_size)]
     problems += _check_operators()
     if problems:
         raise ConfigError(problems)

@@ -8,6 +8,7 @@ import torch
 from dsllm.engine.build import Engine
 from dsllm.engine.wrappers.loss_scale import load_scaler_state, scaler_state
 from dsllm.engine.wrappers.wrapper import Piece
+from dsllm.errors import CheckpointError
 from dsllm.slices import WEIGHTS, ParameterSlice, Region, StateReader, whole
 
 _STEP = "step"
@@ -45,10 +46,14 @@ def owned_slices(engine: Engine) -> Iterator[ParameterSlice]:
 
 @torch.no_grad()
 def load_state(engine: Engine, reader: StateReader) -> None:
-    """Give the master weights, the optimizer and the weights that the layers see the values of `reader`; a collective call.
+    """Load the reader's values into the master weights, the optimizer and the weights that the layers see.
 
-    Where the reader has no optimizer state, the optimizer starts anew.
+    A collective call. Where the reader has no optimizer state, the optimizer starts anew.
+
+    Raises:
+        CheckpointError: on all ranks, before anything is changed: the reader has the state of another optimizer.
     """
+    _check_state_tensors(engine, reader)
     # also undoes the empty step that DeepSpeed takes when it wraps the optimizer in 16 bits at ZeRO-0
     engine.wrapper.forget_state()
     for _, found in groupby(engine.wrapper.pieces(), lambda piece: id(piece.owner)):
@@ -59,14 +64,30 @@ def load_state(engine: Engine, reader: StateReader) -> None:
     engine.wrapper.refresh()
 
 
+def _check_state_tensors(engine: Engine, reader: StateReader) -> None:
+    """What is saved of a parameter must be what its optimizer keeps, or weights alone."""
+    problem = ""
+    for piece in engine.wrapper.trainable_pieces():
+        saved, kept = set(reader.keys(piece.name)) - {WEIGHTS}, set(engine.wrapper.state_names(piece))
+        if saved and saved != kept:
+            problem = (
+                f"{piece.name}: the optimizer tensors {', '.join(sorted(saved))} are saved, but the run's optimizer keeps "
+                f"{', '.join(sorted(kept)) or 'none'}: resume with the optimizer that saved them, or start a new run from "
+                "the weights with model.init_from"
+            )
+            break
+    problems = [text for text in engine.world.gather(problem) if text]
+    if problems:  # a rank without such a piece would wait for the others
+        raise CheckpointError(problems[0])
+
+
 def _fill(engine: Engine, piece: Piece, reader: StateReader) -> None:
-    """Give one piece's weights and optimizer state their values."""
+    """Load one piece's weights and optimizer state."""
     region = Region(whole(piece.shape), piece.start, piece.start + piece.count)
     piece.owner.data.view(-1)[piece.inside].copy_(reader.read(piece.name, WEIGHTS, region))
-    names, saved = engine.wrapper.state_names(piece), set(reader.keys(piece.name)) - {WEIGHTS}
-    if not names or not saved:
+    names = engine.wrapper.state_names(piece)
+    if not names or set(reader.keys(piece.name)) == {WEIGHTS}:
         return
-    assert saved == set(names), f"{piece.name}: saved are {sorted(saved)}, its optimizer keeps {sorted(names)}"
     optimizer_state = engine.wrapper.torch_optimizer.state
     state = optimizer_state[piece.owner] or _empty_state(optimizer_state, piece.owner, names)
     state[_STEP].fill_(reader.scalars(piece.name)[_STEP])

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsllm.engine.processes.process_group import World
-from dsllm.errors import RunError
-from dsllm.run_directory import RunLock, check_shared, lock_run, read_status, write_status
+from dsllm.run_directory import RunLock, check_shared, lock_run, read_status, refuse_live_run, write_status
+from dsllm.session.agreement import on_rank_0
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,20 @@ class HeldDirectory:
             write_status(self.path, state, attempt=self.attempt, **facts)
 
 
+def free_directory_state(path: Path, world: World) -> str:
+    """The state that a run's status gives, "" where there is none; takes and writes nothing. A collective call.
+
+    Raises:
+        RunError: on all ranks: a run is alive there, or its status cannot be read.
+    """
+
+    def state() -> str:
+        refuse_live_run(path)
+        return str(read_status(path).get("state", ""))
+
+    return on_rank_0(world, state)
+
+
 @contextlib.contextmanager
 def held_directory(path: Path, world: World, report: Callable[[str], None]) -> Iterator[HeldDirectory]:
     """Hold a run's directory for the duration of the block; a collective call.
@@ -36,7 +50,7 @@ def held_directory(path: Path, world: World, report: Callable[[str], None]) -> I
     """
     with _locked(path, world, report):
         check_shared(path, world.rank, world.gather)
-        previous = world.send_from_rank_0(int(read_status(path).get("attempt", 0)) if world.rank == 0 else None)
+        previous = on_rank_0(world, lambda: int(read_status(path).get("attempt", 0)))
         held = HeldDirectory(path, previous + 1, world)
         try:
             held.write_status("running")
@@ -48,18 +62,10 @@ def held_directory(path: Path, world: World, report: Callable[[str], None]) -> I
 
 @contextlib.contextmanager
 def _locked(path: Path, world: World, report: Callable[[str], None]) -> Iterator[None]:
-    lock: RunLock | None = None
-    problem = ""
-    if world.rank == 0:
-        try:
-            lock = lock_run(path, report)
-        except RunError as error:
-            problem = str(error)
+    held: list[RunLock] = []
     try:
-        problem = world.send_from_rank_0(problem)
-        if problem:
-            raise RunError(problem)
+        on_rank_0(world, lambda: held.append(lock_run(path, report)))
         yield
     finally:
-        if lock is not None:
+        for lock in held:
             lock.release()

@@ -12,24 +12,19 @@ from dsllm.config.run import RunConfig
 from dsllm.data.manifest import Manifest, check_shards
 from dsllm.data.training import TrainingBatches
 from dsllm.engine.build import Engine
-from dsllm.engine.nvme import swap_files
+from dsllm.engine.nvme import check_nvme, swap_files
 from dsllm.engine.processes.cores import Cores
 from dsllm.engine.processes.device import set_up_process
 from dsllm.engine.processes.process_group import World, lost_ranks_named, process_group
 from dsllm.engine.processes.ranks import Ranks
 from dsllm.engine.state import load_loss_scaler_state
-from dsllm.errors import DataError
-from dsllm.run_directory import read_status, refuse_live_run
+from dsllm.session.agreement import on_every_rank
 from dsllm.session.assembly import ready_engine
-from dsllm.session.directory import HeldDirectory, held_directory
+from dsllm.session.directory import HeldDirectory, free_directory_state, held_directory
 from dsllm.session.machine import run_on_machine
 from dsllm.session.progress import Progress
 from dsllm.session.record import RunRecord
-from dsllm.session.resume import (
-    Report,
-    check_delivery,
-    clean_up,
-)
+from dsllm.session.resume import Report, check_delivery, clean_up
 from dsllm.session.start import find_start
 
 Preflight = Callable[[Progress], None]
@@ -96,24 +91,28 @@ def open_session(
     directory, timeout = Path(config.run.directory), timedelta(minutes=config.train.timeout_minutes)
     with process_group(ranks, run.device, run.layout.mesh, timeout) as world, lost_ranks_named(world):
         final = run.final_config(world)
-        refuse_live_run(directory)
-        _check_shards(config, manifest, world)
+        state = free_directory_state(directory, world)
+        data = Path(config.data.directory or "")
+        on_every_rank(world, lambda: check_shards(data, manifest, world.rank, world.size))
         start = find_start(config, world, report)
         preflight(start.progress)
         if start.progress.step >= config.num_steps:
-            _set_finished(directory, start.progress, world, report)
-            yield FinishedRun(directory=directory, progress=start.progress)
+            finished = FinishedRun(directory=directory, progress=start.progress)
+            if state != "finished":  # it was killed before it could write so
+                _write_finished(finished, world, report)
+            yield finished
             return
+        on_every_rank(world, lambda: check_nvme(final, _num_parameters(config), precision, ranks))
+        batches = _training_batches(config, manifest, world)
+        check_delivery(start.progress, batches, world)
         with (
-            swap_files(final, _num_parameters(config), precision, ranks),
             held_directory(directory, world, report) as held,
+            swap_files(final, ranks),
             lost_ranks_named(world),  # inside, so that status.json gets its message too
         ):
             clean_up(directory, world)
             engine = ready_engine(config, final, precision, world, start.state)
             load_loss_scaler_state(engine, start.loss_scaler)
-            batches = _training_batches(config, manifest, world)
-            check_delivery(start.progress, batches, world)
             yield Session(
                 config=config,
                 manifest=manifest,
@@ -126,18 +125,6 @@ def open_session(
                 cores=cores,
                 report=report,
             )
-
-
-def _check_shards(config: RunConfig, manifest: Manifest, world: World) -> None:
-    """Check the token shards, each on one rank; all ranks raise if one of them finds a problem. A collective call."""
-    problem = ""
-    try:
-        check_shards(Path(config.data.directory or ""), manifest, world.rank, world.size)
-    except DataError as error:
-        problem = str(error)
-    problems = [text for text in world.gather(problem) if text]
-    if problems:
-        raise DataError("\n".join(problems))
 
 
 def _training_batches(config: RunConfig, manifest: Manifest, world: World) -> TrainingBatches:
@@ -157,8 +144,6 @@ def _num_parameters(config: RunConfig) -> int:
     return counts.parameter_count(config.model, config.context_length).total
 
 
-def _set_finished(directory: Path, progress: Progress, world: World, report: Report) -> None:
-    """Write the status of a finished run that was killed before it could."""
-    if world.send_from_rank_0(read_status(directory).get("state")) != "finished":
-        with held_directory(directory, world, report) as held:
-            held.write_status("finished", step=progress.step, tokens=progress.tokens)
+def _write_finished(run: FinishedRun, world: World, report: Report) -> None:
+    with held_directory(run.directory, world, report) as held:
+        held.write_status("finished", step=run.progress.step, tokens=run.progress.tokens)

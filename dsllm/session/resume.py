@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar, cast
 
 from dsllm.checkpoint.find import Damage, candidates, list_checkpoints, newest_sound, remove_leftovers
 from dsllm.checkpoint.manifest import What
@@ -17,10 +16,10 @@ from dsllm.data.training import TrainingBatches
 from dsllm.engine.processes.process_group import World
 from dsllm.errors import CheckpointError, DataError, RunError
 from dsllm.run_directory import CHECKPOINTS, RUN_FILE
+from dsllm.session.agreement import on_rank_0
 from dsllm.session.progress import Progress, read_progress
 
 Report = Callable[[str], None]
-T = TypeVar("T")
 
 
 def find_resumable(directory: Path, world: World, report: Report) -> tuple[CheckpointReader | None, list[Path]]:
@@ -58,28 +57,6 @@ def _shared_damage(world: World, what: What) -> Damage:
         return next((answer for answer in answers if answer), None)
 
     return damage
-
-
-def on_rank_0(world: World, action: Callable[[], T], doing: str) -> T:
-    """Do something on rank 0; its value on every rank, and its failure on every rank too. A collective call.
-
-    Args:
-        doing: what failed, to begin the message with
-
-    Raises:
-        CheckpointError: the disk refused, or the action raised one.
-    """
-    value: T | None = None
-    problem = None
-    if world.rank == 0:
-        try:
-            value = action()
-        except (CheckpointError, OSError) as error:
-            problem = str(error)
-    value, problem = world.send_from_rank_0((value, problem))
-    if problem:
-        raise CheckpointError(f"{doing}: {problem}")
-    return cast(T, value)
 
 
 def clean_up(directory: Path, world: World) -> None:

@@ -8,6 +8,7 @@ from dsllm.config.run import RunConfig
 from dsllm.data.manifest import FILE_NAME as DATA_MANIFEST
 from dsllm.engine.processes.process_group import World
 from dsllm.files import sha256_of_file
+from dsllm.session.agreement import on_rank_0
 from dsllm.session.first_state import first_state
 from dsllm.session.progress import Progress
 from dsllm.session.resume import (
@@ -40,7 +41,7 @@ def find_start(config: RunConfig, world: World, report: Report) -> Start:
     data_sha256 = sha256_of_file(Path(config.data.directory or "") / DATA_MANIFEST)
     reader, damaged = find_resumable(directory, world, report)
     if reader is None:
-        check_unsaved_run(directory, config, report)
+        on_rank_0(world, lambda: check_unsaved_run(directory, config, report))
         state = first_state(config, world, report)
         return Start(state=state, loss_scaler={}, progress=Progress(data_sha256=data_sha256))
     check_same_run(saved_run(reader), config, reader.folder, report)

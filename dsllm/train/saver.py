@@ -18,9 +18,9 @@ from dsllm.engine.build import Engine
 from dsllm.engine.state import loss_scaler_state, owned_slices
 from dsllm.errors import CheckpointError
 from dsllm.run_directory import CHECKPOINTS
+from dsllm.session.agreement import on_rank_0
 from dsllm.session.progress import Progress
 from dsllm.session.record import RunRecord
-from dsllm.session.resume import on_rank_0
 
 Report = Callable[[str], None]
 

@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from dsllm.cli import doctor
-from tests.cli.test_train import RUN
 from tests.helpers import jobs
 from tests.helpers.launched import BIN, ENVIRONMENT, ROOT, free_port
+from tests.helpers.tiny_job import RUN
 
 DOCTOR_SECONDS = 60
 

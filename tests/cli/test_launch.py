@@ -15,8 +15,8 @@ import yaml
 from dsllm.cli import run_command
 from dsllm.launch.job import JOB_VARIABLE
 from tests.cli.test_launchers import prepared  # noqa: F401 - a fixture
-from tests.cli.test_train import NUM_STEPS
 from tests.helpers.launched import ENVIRONMENT, fingerprint, losses
+from tests.helpers.tiny_job import NUM_STEPS
 
 DSLLM = [sys.executable, "-m", "dsllm"]
 ROOT = Path(__file__).parents[2]

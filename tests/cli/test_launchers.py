@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_train import NUM_STEPS
 from tests.helpers.launched import (
     BIN,
     ENDLESS,
@@ -25,6 +24,7 @@ from tests.helpers.launched import (
     status,
     wait_for,
 )
+from tests.helpers.tiny_job import NUM_STEPS
 
 pytestmark = pytest.mark.slow
 

@@ -11,57 +11,22 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dsllm.checkpoint.find import list_checkpoints
 from dsllm.errors import EXIT_INTERRUPTED
 from dsllm.train.picture import read_metrics
 from tests.helpers.jobs import start_job, train
+from tests.helpers.tiny_job import NUM_STEPS, prepare_folder
 
-CORPUS = Path(__file__).parents[1] / "data" / "golden.txt"
-NUM_STEPS = 20
 MOST_SLOWLY = [*(pytest.param(stage, marks=pytest.mark.slow) for stage in range(3)), 3]
 """ZeRO stages: the hardest one in the everyday tests, all of them in `make test`."""
-
-RUN = {
-    "run": {"name": "tiny", "seed": 11},
-    "data": {
-        "sources": [{"name": "golden", "kind": "files", "paths": ["corpus"]}],
-        "sequence_length": 32,
-        "validation_share": 0.2,
-        "num_workers": 1,
-    },
-    "tokenizer": {"kind": "byte_bpe", "vocab_size": 300},
-    "model": {"num_layers": 2, "hidden_size": 48, "num_heads": 4, "num_kv_heads": 2, "mlp_size": 96, "dropout": 0.1},
-    "train": {
-        "total_tokens": NUM_STEPS * 8 * 32,
-        "global_batch_sequences": 8,
-        "micro_batch_sequences": 2,
-        "precision": "fp32",
-        "optimizer": {"learning_rate": 1e-3},
-        "schedule": {"warmup_steps": 4},
-        "validate_every_steps": 10,
-        "validation_sequences": 8,
-    },
-    "checkpoint": {"every_steps": 4},
-    "log": {"every_steps": 5, "tensorboard": False},
-}
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory) -> Path:
     """A folder with the run's YAML and its data, prepared by the first rank of a run while the second one waited."""
-    folder = tmp_path_factory.mktemp("prepared")
-    (folder / "corpus").mkdir()
-    text = CORPUS.read_text(encoding="utf-8")
-    parts = [text[i : i + 2000] for i in range(0, 60_000, 2000)]
-    for i, part in enumerate(parts):
-        (folder / "corpus" / f"{i:02d}.txt").write_text(part, encoding="utf-8")
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(RUN))
-    codes, output = train(folder, 2, ["tiny.yaml", f"train.total_tokens={2 * 8 * 32}"])
-    assert codes == [0, 0], output
-    assert (folder / "data" / "tiny" / "manifest.json").is_file()
+    folder = prepare_folder(tmp_path_factory.mktemp("prepared"))
     shutil.rmtree(folder / "runs")
     return folder
 

@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from dsllm.train.picture import read_metrics
-from tests.cli.test_train import CORPUS, RUN
 from tests.engine.test_nvme import async_io  # noqa: F401 - a fixture
 from tests.helpers.jobs import train
+from tests.helpers.tiny_job import CORPUS, RUN
 
 NUM_STEPS = 6
 

@@ -60,8 +60,8 @@ def final_of(path: Path) -> dict[str, Any]:
 
 
 def problems(path: Path, num_parameters: int = 1000) -> list[str]:
-    with pytest.raises(ConfigError) as caught, nvme.swap_files(final_of(path), num_parameters, "fp32", ALONE):
-        pass
+    with pytest.raises(ConfigError) as caught:
+        nvme.check_nvme(final_of(path), num_parameters, "fp32", ALONE)
     return caught.value.problems
 
 
@@ -88,8 +88,7 @@ def tools(tmp_path, monkeypatch) -> Path:
 
 def test_without_nvme_nothing_is_asked_for(tools):
     final = final_config(tiny_run(), {}, Layout(mesh=Mesh(), device="cpu", precision="fp32"))
-    with nvme.swap_files(final, 1000, "fp32", ALONE):
-        pass
+    nvme.check_nvme(final, 1000, "fp32", ALONE)
 
 
 def test_a_missing_folder_and_missing_tools_in_one_error(tmp_path, built, tools):
@@ -136,7 +135,7 @@ def test_two_runs_on_one_nvme_have_folders_of_their_own_and_leave_nothing(tmp_pa
     assert nvme.swap_folders(final_config(other, {"zero_optimization": {"stage": 3, **on_nvme(tmp_path)}}, layout)) != [
         folder
     ]
-    with nvme.swap_files(final, 1000, "fp32", ALONE):
+    with nvme.swap_files(final, ALONE):
         (folder / "zero_stage_3").mkdir(parents=True)
     assert not folder.exists() and tmp_path.exists()
 

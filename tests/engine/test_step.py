@@ -1,22 +1,35 @@
 """The engine's optimizer step where something is not as usual; tests/parity compares whole runs with plain PyTorch."""
 
+import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
 
-from dsllm.batches import MicroBatch
+from dsllm.batches import MicroBatch, Origin
 from dsllm.config.run import RunConfig
 from dsllm.config.train import LossScaleConfig
 from dsllm.engine.optimizers import set_learning_rate
 from dsllm.engine.processes.process_group import World
 from dsllm.engine.state import owned_slices
-from dsllm.engine.step import take_step
+from dsllm.engine.step import StepResult, accumulate_gradients, counted, take_step, update
+from dsllm.errors import DataError
 from dsllm.model.initial import fill_initial
 from dsllm.model.transformer import Transformer
-from dsllm.objectives import TokenLoss
+from dsllm.objectives import Measured, ModelOutput, TokenLoss
+from tests.helpers.engines import engine_of, whole_weights
 from tests.helpers.ranks import run_ranks
-from tests.helpers.tiny import MODEL, SEQUENCE_LENGTH, TABLE, micro_batches, tiny_engine, tiny_run, tiny_step
+from tests.helpers.tiny import (
+    GLOBAL_BATCH,
+    MODEL,
+    SEQUENCE_LENGTH,
+    TABLE,
+    micro_batches,
+    tiny_engine,
+    tiny_run,
+    tiny_step,
+)
 
 STAGES = (0, 1, 2, 3)
 FP16_STAGES = (1, 2, 3)  # stage 0 is refused
@@ -33,7 +46,7 @@ def learning_rate(step: int) -> float:
 
 
 def fp16_loops(world: World, config: RunConfig, num_steps: int) -> dict[int, list[tuple[float, float, bool, float]]]:
-    """Rows by stage, on a CPU that is told to compute in fp16."""
+    """Rows by stage, on a CPU that computes in fp16."""
     rows: dict[int, list[tuple[float, float, bool, float]]] = {}
     for stage in FP16_STAGES:
         engine = tiny_engine(world, config, stage, device="cuda")  # as far as the config's checks are concerned
@@ -102,9 +115,11 @@ def weighted_steps(world: World, weights: torch.Tensor) -> list[tuple[float, flo
     return found
 
 
-def test_masked_tokens_are_normalised_over_the_global_batch():
+@pytest.mark.parametrize("tokens_of_rank_0", [4, 0])
+def test_masked_tokens_are_normalised_over_the_global_batch(tokens_of_rank_0):
+    """The first of two ranks has far fewer counted targets than the second, or none at all."""
     weights = (torch.rand(8, SEQUENCE_LENGTH, generator=torch.Generator().manual_seed(3)) < 0.3).float()
-    weights[::2] *= (torch.arange(SEQUENCE_LENGTH) < 4).float()  # the first of two ranks has far fewer
+    weights[::2] *= (torch.arange(SEQUENCE_LENGTH) < tokens_of_rank_0).float()
     model = Transformer(MODEL, SEQUENCE_LENGTH, torch.float32)
     fill_initial(model, TABLE, tiny_run().run.seed)
     (batch,) = micro_batches(tiny_run(micro_batch_sequences=8), 0, 0, 1)
@@ -115,3 +130,102 @@ def test_masked_tokens_are_normalised_over_the_global_batch():
     for world_size in (1, 2):
         for got in run_ranks(world_size, weighted_steps, weights)[0]:
             assert got == pytest.approx((loss.item(), norm), rel=NORM_TOLERANCE)
+
+
+def nothing_counts(world: World, stage: int) -> tuple[str, bool, bool]:
+    """A step whose weights are all 0: what is said, whether the state is untouched, whether the next step is good."""
+    config = tiny_run()
+    engine = tiny_engine(world, config, stage)
+    tiny_step(engine, config, 0)
+    before = whole_weights(engine)
+    plain = micro_batches(config, 1, world.data_rank, world.data_size)
+    batches = [counting(batch, torch.zeros(2, SEQUENCE_LENGTH)) for batch in plain]
+    batches[0] = dataclasses.replace(batches[0], origin=Origin(first_sample=8, last_sample=9, sources=("golden",)))
+    with pytest.raises(DataError) as caught:
+        take_step(engine, batches, TokenLoss(weighted=True), seed=1)
+    untouched = all(torch.equal(now, before[name]) for name, now in whole_weights(engine).items())
+    return str(caught.value), untouched, tiny_step(engine, config, 1).applied
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_step_in_which_nothing_counts_is_an_error_in_words_on_all_ranks(stage):
+    for text, untouched, good in run_ranks(2, nothing_counts, stage):
+        assert "no target of this step counts: every weight of the global batch is 0" in text
+        assert "(samples 8 to 9 of the run, from golden, and what the other ranks read)" in text
+        assert untouched and good
+
+
+def halves(world: World, stage: int, precision: str) -> bool:
+    """Whether the two halves, called one after the other, end where `take_step` ends, bit for bit."""
+    config = tiny_run(precision=precision)
+    whole, halved = tiny_engine(world, config, stage), tiny_engine(world, config, stage)
+    for step in range(2):
+        result = tiny_step(whole, config, step)
+        batches, objective = micro_batches(config, step, world.data_rank, world.data_size), TokenLoss()
+        count = counted(halved, batches, objective)
+        sums = accumulate_gradients(halved, batches, objective, step, count)
+        outcome = update(halved)
+        assert count == GLOBAL_BATCH * SEQUENCE_LENGTH
+        assert (outcome.gradient_norm, outcome.applied) == (result.gradient_norm, result.applied)
+        assert world.sum([float(sums.loss)])[0] / count == result.loss
+        assert sums.tokens * world.data_size == result.tokens == count
+    seen = whole_weights(whole)
+    return all(torch.equal(weights, seen[name]) for name, weights in whole_weights(halved).items())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_step_is_its_two_halves(stage, precision):
+    assert run_ranks(2, halves, stage, precision) == [True, True]
+
+
+class Balanced(Transformer):
+    """A model with an auxiliary loss: the squares of the embedded tokens."""
+
+    def forward(self, *arguments: Any, **options: Any) -> ModelOutput:
+        output = super().forward(*arguments, **options)
+        return ModelOutput(output.losses, {"balance": self.embed(arguments[0]).float().square().sum()})
+
+
+@dataclasses.dataclass(frozen=True)
+class WithBalance:
+    """The token losses and a share of the auxiliary loss; reports both, and a sum of squares."""
+
+    counts_every_target: bool = True
+
+    def count(self, batch: MicroBatch) -> float:
+        return float(batch.targets.numel())
+
+    def __call__(self, output: ModelOutput, batch: MicroBatch) -> Measured:
+        tokens, balance = output.losses.sum(), output.auxiliary["balance"]
+        measures = {"tokens": tokens, "balance": balance, "squares": output.losses.square().sum()}
+        return Measured(loss_sum=tokens + 0.5 * balance, measures=measures)
+
+
+def balanced() -> Balanced:
+    return Balanced(MODEL, SEQUENCE_LENGTH, torch.float32)
+
+
+def balanced_step(world: World, stage: int) -> StepResult:
+    engine = engine_of(world, config := tiny_run(), stage, make_model=balanced)
+    batches = micro_batches(config, 0, world.data_rank, world.data_size)
+    return take_step(engine, batches, WithBalance(), seed=0, also_sum=(world.rank + 1, 0.25))
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("stage", STAGES)
+def test_measures_and_auxiliary_losses_are_those_of_the_global_batch(stage, world_size):
+    model = balanced()
+    fill_initial(model, TABLE, tiny_run().run.seed)
+    (batch,) = micro_batches(tiny_run(micro_batch_sequences=8), 0, 0, 1)
+    measured, count = WithBalance()(model(batch.inputs, batch.targets), batch), batch.targets.numel()
+    (measured.loss_sum / count).backward()
+    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), math.inf))
+    results = run_ranks(world_size, balanced_step, stage)
+    assert all(result == results[0] for result in results)
+    found = results[0]
+    assert found.gradient_norm == pytest.approx(norm, rel=NORM_TOLERANCE)
+    assert found.loss == pytest.approx(measured.loss_sum.item() / count, rel=NORM_TOLERANCE)
+    expected = {name: value.item() / count for name, value in measured.measures.items()}
+    assert found.measures == pytest.approx(expected, rel=NORM_TOLERANCE)
+    assert found.sums == (sum(range(1, world_size + 1)), 0.25 * world_size)

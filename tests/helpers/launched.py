@@ -17,7 +17,7 @@ import psutil
 import yaml
 
 from dsllm.train.picture import read_metrics
-from tests.cli.test_train import CORPUS, RUN
+from tests.helpers.tiny_job import CORPUS, RUN
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

@@ -41,6 +41,9 @@ MODEL = ModelConfig(
 
 TABLE = parameter_table(MODEL, SEQUENCE_LENGTH)
 
+# so small that parameters are really cut and spread over several of them
+SMALL_BUCKETS = {"reduce_bucket_size": 5000, "stage3_param_persistence_threshold": 200, "sub_group_size": 20_000}
+
 
 def tiny_run(**train: Any) -> RunConfig:
     """A run of that model: fp32, accumulation over 2 micro-batches on 2 ranks, clipping that bites."""
@@ -92,9 +95,7 @@ def tiny_engine(
     """The tiny run's engine with its state loaded: the initial values, unless a reader is given."""
     precision = config.train.precision
     assert precision != "auto"
-    # buckets and thresholds so small that parameters are really cut and spread over several of them
-    small = {"reduce_bucket_size": 5000, "stage3_param_persistence_threshold": 200, "sub_group_size": 20_000}
-    given = {"zero_optimization": {"stage": stage, **(small if stage else {}), **zero}}
+    given = {"zero_optimization": {"stage": stage, **(SMALL_BUCKETS if stage else {}), **zero}}
     final = final_config(config, given, Layout(mesh=world.mesh, device=device, precision=precision))
     with fp16_on_cpu(precision):
         return ready_engine(config, final, precision, world, reader)
