@@ -108,7 +108,7 @@ class HuggingFaceReader:
         return self._last[1]
 
     def _slice(self, name: str) -> Any:
-        """A tensor in the files, of which a range can be read."""
+        """A tensor in the files, opened so that ranges of it can be read alone."""
         name = self._names_in_files[name]
         return self._file(self._files[name]).get_slice(name)
 

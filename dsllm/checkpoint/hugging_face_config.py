@@ -125,7 +125,7 @@ class _Fields:
         return default[0] if value is None and default else value
 
     def choose(self, name: str, choices: Mapping[Any, Any], default: Any) -> Any:
-        """What a field's value is called here."""
+        """Our value for the value of a field, by the table of choices."""
         value = self.take(name, default)
         if value not in choices:
             self.problems.append(f"{name}: {value!r} (implemented: {', '.join(map(repr, choices))})")

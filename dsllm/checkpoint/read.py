@@ -120,7 +120,7 @@ class CheckpointReader:
         return [(region, file) for region, file in files if file is not None]
 
     def _tensor(self, file: FileRecord, name: str) -> Any:
-        """A tensor in a file, of which a range can be read."""
+        """A tensor in a file, opened so that ranges of it can be read alone."""
         path = self.folder / file.name
         try:
             if file.name not in self._open:

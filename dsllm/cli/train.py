@@ -67,7 +67,7 @@ def _train(config: "RunConfig", given: Mapping[str, Any], ranks: "Ranks", profil
 
 
 def _validation(session: "Session") -> Callable[["Engine"], Mapping[str, float]]:
-    """A function that measures the held-out loss, for the loop."""
+    """The function with which the loop measures the held-out loss."""
     from dsllm.data.validation import ValidationBatches
     from dsllm.evaluate.perplexity import validation_loss
 

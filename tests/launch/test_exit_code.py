@@ -38,6 +38,14 @@ def test_the_runs_status_takes_precedence(after, codes, stopped_by, code, says):
     assert outcome.code == code and says in outcome.reason
 
 
+def test_a_run_that_was_finished_before_is_no_failure():
+    """Its ranks find nothing to train and count no attempt."""
+    done = {"attempt": 3, "state": "finished"}
+    outcome = outcome_of(done, done, [0, 0], None)
+    assert outcome.code == 0 and "finished before" in outcome.reason
+    assert outcome_of(done, done, [0, 1], None).code == 1  # refused, by one rank at least
+
+
 def test_a_first_start_has_no_status_before(tmp_path):
     assert outcome_of({}, {"attempt": 1, "state": "finished"}, [0], None).code == 0
     assert outcome_of({}, {}, [0], None).code == 1
