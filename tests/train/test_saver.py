@@ -20,7 +20,7 @@ from dsllm.engine.state import load_state, owned_slices
 from dsllm.run_directory import CHECKPOINTS
 from dsllm.session.progress import Progress
 from dsllm.session.record import RunRecord
-from dsllm.session.resume import find_resumable, find_weights, progress_of
+from dsllm.session.resume import progress_of
 from dsllm.slices import WEIGHTS, Region, whole
 from dsllm.train.saver import Saver
 from tests.helpers.ranks import run_ranks
@@ -160,32 +160,6 @@ def test_moments_are_saved(saved):
     region = Region(whole(reader.shape(name)), 0, reader.read_whole(name).numel())
     assert reader.read(name, "exp_avg", region).abs().max() > 0
     assert reader.read(name, "exp_avg_sq", region).min() >= 0
-
-
-def find_on_each_rank(world: World, directories: list[Path]) -> tuple:
-    """What this rank finds in a folder that it sees in its own way."""
-    lines: list[str] = []
-    directory = directories[world.rank]
-    reader, damaged = find_resumable(directory, world, lines.append)
-    weights = find_weights(directory, world, lines.append)
-    return reader.folder if reader else None, damaged, weights.folder, lines
-
-
-def test_ranks_that_see_different_folders_agree(saved, tmp_path: Path):
-    """Rank 0's list counts: a network file system may show another host an older listing, or none."""
-    folder, _ = saved(2, "3-offload")
-    current, stale = tmp_path / "current" / CHECKPOINTS, tmp_path / "stale" / CHECKPOINTS
-    for directory, steps in ((current, (1, 2, 3)), (stale, (1,))):
-        for step in steps:
-            shutil.copytree(folder, directory / checkpoint_name(step))
-    newest, second, _ = list_checkpoints(current)
-    (newest / "optimizer-00001.safetensors").unlink()
-    for other in (stale.parent, tmp_path):
-        one, two = run_ranks(2, find_on_each_rank, [current.parent, other])
-        assert one == two
-        assert one[:3] == (second, [newest], newest)  # the newest has sound weights, but cannot be resumed
-        (line,) = one[3]
-        assert f"{newest} is damaged and skipped" in line and "optimizer-00001" in line
 
 
 def save_over(world: World, config: RunConfig, directory: Path, damaged: list[Path]) -> list[str]:
