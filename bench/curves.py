@@ -91,10 +91,10 @@ def table(record: dict[str, Any]) -> str:
         lines.append(f"| {name} | {found['mean']:.4f} | {found['largest']:.4f} | {found['at_the_end']:.4f} |")
     seeds = statistics.mean(found["mean"] for name, found in compared.items() if "among" in name)
     worst = max(found["mean"] for name, found in compared.items() if "equal" in name)
-    verdict = "within" if worst <= seeds else "**beyond**"
+    outcome = "within" if worst <= seeds else "**beyond**"
     lines += [
         "",
-        f"The paths differ by at most {worst / seeds:.0%} of what seeds differ by: {verdict} the spread of seeds.",
+        f"The paths differ by at most {worst / seeds:.0%} of what seeds differ by: {outcome} the spread of seeds.",
     ]
     return "\n".join(lines)
 

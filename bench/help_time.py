@@ -50,8 +50,8 @@ def table(measured: dict[str, list[float]]) -> list[str]:
     lines = [f"| command | user + system time, s (median of {len(next(iter(measured.values())))}) | |", "|---|---|---|"]
     for command, seconds in measured.items():
         median = statistics.median(seconds)
-        verdict = "within" if median < MOST_SECONDS else "**above**"
-        lines.append(f"| `{command}` | {median:.3f} | {verdict} {MOST_SECONDS:g} |")
+        outcome = "within" if median < MOST_SECONDS else "**above**"
+        lines.append(f"| `{command}` | {median:.3f} | {outcome} {MOST_SECONDS:g} |")
     return lines
 
 

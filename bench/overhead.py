@@ -52,11 +52,11 @@ def table(group: str, measured: Sequence[Measured]) -> list[str]:
             continue
         more = percent_more(plain.step_seconds, engine.step_seconds)
         low, high = median_interval(more)
-        verdict = (
+        outcome = (
             "" if group != ONE_PROCESS else f", {'within' if high <= MOST_PERCENT else '**above**'} {MOST_PERCENT:g} %"
         )
         middle = f"{statistics.median(more):+.1f} %"
-        rows.append(f"| {engine.name} | {middle} | {low:+.1f} to {high:+.1f} %{verdict} | {len(more)} |")
+        rows.append(f"| {engine.name} | {middle} | {low:+.1f} to {high:+.1f} %{outcome} | {len(more)} |")
     return rows
 
 

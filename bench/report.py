@@ -94,6 +94,6 @@ def _bars(group: str, measured: list[dict[str, Any]]) -> list[str]:
     for bar in BARS:
         if bar.group == group and bar.candidate in seconds and bar.against in seconds:
             ratio = statistics.median(ratios(seconds[bar.against], seconds[bar.candidate]))
-            verdict = "reached" if ratio >= bar.at_least else "**missed**"
-            lines.append(f"| {bar.candidate} | {bar.against} | {bar.at_least} | {ratio:.2f} | {verdict} |")
+            outcome = "reached" if ratio >= bar.at_least else "**missed**"
+            lines.append(f"| {bar.candidate} | {bar.against} | {bar.at_least} | {ratio:.2f} | {outcome} |")
     return lines

@@ -94,7 +94,9 @@ class Saver:
         try:
             listed = list_checkpoints(self._checkpoints)
         except OSError as error:
-            return [f"{self._checkpoints}: cannot be listed, so no older checkpoint is removed: {error.strerror or error}"]
+            return [
+                f"{self._checkpoints}: cannot be listed, so no older checkpoint is removed: {error.strerror or error}"
+            ]
         keep = self._keep
         return remove_checkpoints(obsolete(listed, newest, self._damaged, keep.keep_last, keep.keep_every_steps))
 

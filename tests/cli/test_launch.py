@@ -75,7 +75,7 @@ def test_a_dry_run_as_json_is_alone_on_standard_output(tmp_path, monkeypatch, ca
         (["--cluster", "bad.yaml"], "bad.yaml:2: slots: "),
     ],
 )
-def test_mistakes_are_told_before_anything_starts(tmp_path, monkeypatch, capsys, words, says):
+def test_mistakes_are_reported_before_anything_starts(tmp_path, monkeypatch, capsys, words, says):
     write_run(tmp_path)
     (tmp_path / "bad.yaml").write_text("port: 1\nslots: 0\n")
     monkeypatch.chdir(tmp_path)

@@ -58,7 +58,7 @@ def test_a_job_on_two_nodes_trains_as_one_host(slurm, reference, folder):
 
 
 @pytest.mark.timeout(400)
-def test_a_job_at_its_time_limit_is_requeued_and_goes_on_to_the_last_bit(slurm, prepared, folder, tmp_path):
+def test_a_job_at_its_time_limit_is_requeued_and_continues_to_the_last_bit(slurm, prepared, folder, tmp_path):
     """SLURM looks at its jobs every 30 s, and warns up to 30 s early: 29 to 59 s after this start."""
     options = ("--time=1", "--signal=B:USR1@1")
     # many held-out sequences in every step make steps slow, and change nothing that is trained
