@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsllm.engine.processes.process_group import World
-from dsllm.run_directory import RunLock, check_shared, lock_run, read_status, refuse_live_run, write_status
+from dsllm.run_directory import STATUS_FILE, RunLock, check_shared, lock_run, read_status, refuse_live_run, write_status
 from dsllm.session.agreement import on_rank_0
 
 
@@ -18,11 +18,16 @@ class HeldDirectory:
     attempt: int
     """Number of this attempt, from 1."""
     world: World
+    report: Callable[[str], None]
 
     def write_status(self, state: str, **facts: object) -> None:
-        """Write status.json on rank 0; the other ranks do nothing."""
-        if self.world.rank == 0:
+        """Write status.json on rank 0; the other ranks do nothing. A failure is reported, and changes no exit code."""
+        if self.world.rank != 0:
+            return
+        try:
             write_status(self.path, state, attempt=self.attempt, **facts)
+        except OSError as error:
+            self.report(f"{self.path / STATUS_FILE} was not written ({state}): {error}")
 
 
 def free_directory_state(path: Path, world: World) -> str:
@@ -51,7 +56,7 @@ def held_directory(path: Path, world: World, report: Callable[[str], None]) -> I
     with _locked(path, world, report):
         check_shared(path, world.rank, world.gather)
         previous = on_rank_0(world, lambda: int(read_status(path).get("attempt", 0)))
-        held = HeldDirectory(path, previous + 1, world)
+        held = HeldDirectory(path, previous + 1, world, report)
         try:
             held.write_status("running")
             yield held

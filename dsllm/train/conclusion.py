@@ -19,7 +19,7 @@ def conclude(session: Session, progress: Progress, stopped_by: str) -> int:
     if session.world.rank == 0:
         try:
             draw_loss_curve(directory.path)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever a plotting library raises, the run is over and saved
             session.report(f"the loss curve was not drawn: {type(error).__name__}: {error}")
     if finished:
         session.report(

@@ -8,7 +8,8 @@ from types import FrameType
 
 from dsllm.engine.processes.launcher import Launcher
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last is SLURM's warning, and what mpirun forwards
+# SIGUSR1 is SLURM's warning, and what mpirun forwards; SIGHUP comes when a terminal is closed
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 
 @dataclass
@@ -28,13 +29,14 @@ class Stop:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Record requests to stop instead of dying of them, until the block ends."""
+    """Record signals that ask this process to stop, until the block ends; outside it they end the process as usual."""
     stop = Stop()
 
     def note(number: int, frame: FrameType | None) -> None:
         stop.reason = signal.Signals(number).name
 
-    before = {number: signal.signal(number, note) for number in SIGNALS}
+    caught = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # nohup ignores SIGHUP
+    before = {number: signal.signal(number, note) for number in caught}
     try:
         yield stop
     finally:

@@ -1,4 +1,4 @@
-"""What a run reports on the way: metrics.jsonl (the truth), TensorBoard, and a line on the terminal. Rank 0 only."""
+"""What a run reports while it trains: metrics.jsonl, TensorBoard, and a line on the terminal. Rank 0 only."""
 
 import json
 import math
@@ -33,37 +33,88 @@ class Speed:
     """Where that number comes from."""
 
 
+class RowFile:
+    """A file of JSON lines that rows are appended to. A row that cannot be written is reported, and ends nothing."""
+
+    def __init__(self, path: Path, report: Callable[[str], None]):
+        self.path, self._report = path, report
+        self._file: IO[bytes] | None = None
+        self._cut = False
+        self._failed = False
+
+    def open(self) -> None:
+        """Start appending.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        self._cut = _is_cut(self.path)  # by a kill
+        self._file = self.path.open("ab", buffering=0)  # nothing waits in memory for a disk that is full
+
+    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write each row as a line of its own."""
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        left = ("\n" if self._cut else "").encode() + lines.encode()
+        try:
+            if self._file is None:
+                self.open()
+            assert self._file is not None
+            while left:
+                left = left[self._file.write(left) :]
+            self._cut = False
+        except OSError as error:
+            self._cut = True  # perhaps in the middle of a line
+            if not self._failed:  # once is enough
+                self._failed = True
+                self._report(f"{self.path}: rows are missing: {error.strerror or error}")
+
+    def close(self) -> None:
+        """Close the file, if it is open."""
+        if self._file is not None:
+            self._file.close()
+
+
 @dataclass
 class Metrics:
-    """Writes one row per step. A tracker that fails is reported once and switched off; it never stops a run."""
+    """Writes one row per step. A file or tracker that fails is reported once; it never stops a run."""
 
     directory: Path
     config: RunConfig
     speed: Speed
     attempt: int
     report: Callable[[str], None]
-    file: IO[str] = field(init=False)
+    rows: RowFile = field(init=False)
+    layers: RowFile = field(init=False)
     board: SummaryWriter | None = field(init=False, default=None)
     recent_seconds: deque[float] = field(init=False, default_factory=lambda: deque(maxlen=_RECENT_STEPS))
 
+    def __post_init__(self) -> None:
+        self.rows = RowFile(self.directory / METRICS_FILE, self.report)
+        self.layers = RowFile(self.directory / LAYER_STATISTICS_FILE, self.report)
+
     def open(self, steps_done: int) -> None:
-        """Start appending; a last line that a kill has cut short is ended first."""
-        path = self.directory / METRICS_FILE
-        cut = _is_cut(path)
-        self.file = path.open("a", encoding="utf-8", buffering=1)
-        if cut:
-            self.file.write("\n")
+        """Start appending.
+
+        Raises:
+            OSError: metrics.jsonl cannot be written.
+        """
+        self.rows.open()
         if self.config.log.tensorboard:
             try:
+                # steps count from 1: the point of the last step that was done stays
                 self.board = SummaryWriter(str(self.directory / TENSORBOARD), purge_step=steps_done + 1)
             except OSError as error:
-                self.report(f"TensorBoard is switched off: {error}")
+                self._switch_board_off(error)
 
     def close(self) -> None:
         """Flush and close everything."""
-        self.file.close()
+        self.rows.close()
+        self.layers.close()
         if self.board is not None:
-            self.board.close()
+            try:
+                self.board.close()
+            except OSError as error:
+                self._switch_board_off(error)
 
     def row(
         self, result: StepResult, progress: Progress, learning_rate: float, seconds: float, memory_gib: float
@@ -92,7 +143,7 @@ class Metrics:
     def record(self, row: Mapping[str, Any]) -> None:
         """Write a step's row to the file and to TensorBoard."""
         clean = _finite(row)
-        self.file.write(json.dumps(clean) + "\n")
+        self.rows.append([clean])
         self._show({key: v for key, v in clean.items() if key not in ("step", "time", "attempt")}, row["step"])
 
     def record_layers(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -100,14 +151,13 @@ class Metrics:
         if not rows:
             return
         clean = [{"step": step, **_finite(row), "attempt": self.attempt} for row in rows]
-        with (self.directory / LAYER_STATISTICS_FILE).open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in clean)
+        self.layers.append(clean)
         for row in clean:
             measured = {key: v for key, v in row.items() if key not in ("step", "layer", "attempt")}
             self._show({f"{key}/{row['layer']}": v for key, v in measured.items()}, step)
 
     def _show(self, values: Mapping[str, float | None], step: int) -> None:
-        """Curves for TensorBoard."""
+        """Add a point to each of TensorBoard's curves."""
         if self.board is None:
             return
         try:
@@ -115,8 +165,11 @@ class Metrics:
                 if value is not None:
                     self.board.add_scalar(key, value, step)
         except OSError as error:
-            self.board = None
-            self.report(f"TensorBoard is switched off: {error}")
+            self._switch_board_off(error)
+
+    def _switch_board_off(self, error: OSError) -> None:
+        self.board = None
+        self.report(f"TensorBoard is switched off: {error}")
 
 
 def _is_cut(path: Path) -> bool:

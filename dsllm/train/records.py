@@ -14,8 +14,10 @@ from dsllm.config.yaml_file import write_yaml
 from dsllm.engine.instruments.step_timer import StepTimer, timing
 from dsllm.engine.processes.device import num_threads, peak_flops, peak_memory_gib
 from dsllm.engine.step import StepResult
+from dsllm.errors import RunError
 from dsllm.files import write_atomically
 from dsllm.run_directory import DATA_CARD_FILE, DEEPSPEED_FILE, PROFILE, RUN_FILE, TOKENIZER
+from dsllm.session.agreement import on_rank_0
 from dsllm.session.open import Session
 from dsllm.session.progress import Progress
 from dsllm.train.breakdown import Breakdown, table
@@ -92,13 +94,14 @@ def open_records(session: Session, profile_steps: str | None) -> Iterator[Record
 
     Args:
         profile_steps: see `train.loop.train`
+
+    Raises:
+        RunError: on all ranks: the run's directory cannot be written.
     """
-    config, world, metrics = session.config, session.world, None
-    speed = _speed(session)
-    if world.rank == 0:
-        _write_facts(session)
-        metrics = Metrics(session.directory.path, config, speed, session.directory.attempt, session.report)
-        metrics.open(session.progress.step)
+    config, world, speed = session.config, session.world, _speed(session)
+    started: list[Metrics] = []
+    on_rank_0(world, lambda: started.append(_start_metrics(session, speed)))
+    metrics = started[0] if started else None
     try:
         _introduce(session, speed)
         enabled = config.log.breakdown
@@ -111,6 +114,18 @@ def open_records(session: Session, profile_steps: str | None) -> Iterator[Record
     finally:
         if metrics is not None:
             metrics.close()
+
+
+def _start_metrics(session: Session, speed: Speed) -> Metrics:
+    """Write what is known before the first step, and open what is written with every step."""
+    directory = session.directory
+    metrics = Metrics(directory.path, session.config, speed, directory.attempt, session.report)
+    try:
+        _write_facts(session)
+        metrics.open(session.progress.step)
+    except OSError as error:
+        raise RunError(f"run.directory {directory.path}: cannot be written: {error}") from error
+    return metrics
 
 
 def _speed(session: Session) -> Speed:
