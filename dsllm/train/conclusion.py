@@ -1,6 +1,6 @@
 """The end of an attempt: its status, its picture, its last line and its exit code."""
 
-from dsllm.errors import EXIT_INTERRUPTED
+from dsllm.errors import EXIT_INTERRUPTED, MissingExtra
 from dsllm.session.open import Session
 from dsllm.session.progress import Progress
 from dsllm.train.picture import draw_loss_curve
@@ -19,7 +19,7 @@ def conclude(session: Session, progress: Progress, stopped_by: str) -> int:
     if session.world.rank == 0:
         try:
             draw_loss_curve(directory.path)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, MissingExtra) as error:
             session.report(f"the loss curve was not drawn: {type(error).__name__}: {error}")
     if finished:
         session.report(
