@@ -1,6 +1,6 @@
 """The end of an attempt: its status, its picture, its last line and its exit code."""
 
-from dsllm.errors import EXIT_INTERRUPTED, MissingExtra
+from dsllm.errors import EXIT_INTERRUPTED
 from dsllm.session.open import Session
 from dsllm.session.progress import Progress
 from dsllm.train.picture import draw_loss_curve
