@@ -1,19 +1,19 @@
 # From a clone to a trained model, and all checks. Needs python3 (3.11 or newer) with pip, and make; it builds its own .venv.
 #
 #   make pretrain    set up, then train, evaluate, sample and export the embedded corpus: on all GPUs, or on 2 CPU ranks
-#   make test        set up, then check, and the tests that take seconds each or start launchers
+#   make test        make check, and the tests that take seconds each or start launchers
 #   make test-slow   what takes minutes each: parity's whole table, clusters, NVMe, compiled layers, the image's steps
 #   make test-matrix the quick tests on each version of Python (3.11 to 3.13) and torch (2.13 to the newest) that can be had here
 #   make check       lint, types, import contracts, quick tests
-#   make bench       throughput beside other training loops, into bench/RESULTS.md: on a quiet machine, half an hour
-#   make bench-overhead   what the engine costs beside the same model in a plain loop
+#   make bench       throughput compared with other training loops, into bench/RESULTS.md: half an hour on a quiet machine
+#   make bench-overhead   what the engine costs compared with the same model in a plain loop
 #   make bench-prefetch   what reading ahead gains when every read of a shard takes 5 ms longer
-#   make bench-recipe     what each part of the recipe for CPUs gains, alone and added to the others
+#   make bench-recipe     what each part of the recipe for CPUs gains, by itself and on top of the others
 #   make bench-curves     whether the fast and the plain path learn alike
 #   make bench-help       what `dsllm --help` and every COMMAND --help cost
 #   make bench-gpu        correctness and speed on a GPU, under 10 minutes (bench/gpu/run.sh says more)
-#   make docs        write the generated pages anew
-#   make constraints pin what pyproject.toml asks for in constraints.txt; UPGRADE="--upgrade-package NAME" moves a pin
+#   make docs        write the generated pages
+#   make constraints pin the dependencies of pyproject.toml in constraints.txt; UPGRADE="--upgrade-package NAME" moves a pin
 #
 # Another torch than the pinned one (an older driver, say): make setup TORCH="torch==2.9.1 --index-url URL"
 
@@ -57,7 +57,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 # The launcher hides the exit codes of its ranks, and exits 0 when it is killed itself: status.json has the truth.
 pretrain: $(STAMP)
 	deepspeed --num_gpus $(RANKS) --master_port $(PORT) launch/pretrain.py
-	@grep -q '"state": "finished"' $(RUN)/status.json || { echo "$(RUN) is not finished (status.json): make pretrain goes on with it"; exit 1; }
+	@grep -q '"state": "finished"' $(RUN)/status.json || { echo "$(RUN) is not finished (status.json): make pretrain continues it"; exit 1; }
 	dsllm evaluate $(RUN)
 	dsllm generate $(RUN) --prompt "def "
 	dsllm export $(RUN) --to $(EXPORT) --replace
@@ -77,7 +77,7 @@ types: $(STAMP)
 contracts: $(STAMP)
 	lint-imports --no-logo
 
-# one thread a process: the tests' tensors are tiny, and several ranks share the cores
+# one thread per process: the tensors of the tests are tiny, and several ranks share the cores
 test-quick: $(STAMP)
 	OMP_NUM_THREADS=1 python -m pytest -m "not slow and not long" $(TESTS)
 
@@ -103,7 +103,7 @@ bench-help: $(STAMP)
 bench-gpu: $(STAMP)
 	bash bench/gpu/run.sh
 
-# litgpt's dependencies exclude ours, so it has an environment of its own
+# litgpt's dependencies exclude dsllm's, so it has an environment of its own
 .venv-litgpt/stamp: bench/peers/requirements-litgpt.txt
 	@$(PYTHON) -m venv .venv-litgpt
 	@.venv-litgpt/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
@@ -112,7 +112,7 @@ bench-gpu: $(STAMP)
 docs: $(STAMP)
 	python docs/generate.py
 
-# Adds pins for what pyproject.toml asks and drops the others; a pin that is still needed stays, unless UPGRADE names it.
+# Adds the pins that pyproject.toml needs and drops the others; a pin that is still needed stays, unless UPGRADE names it.
 # Left out: the gpu extra, whose Triton must be the one of the torch build, and torch's own Triton and CUDA, which torch pins.
 constraints: $(STAMP)
 	uv pip compile pyproject.toml --extra mpi --extra dev --universal --python-version 3.11 --annotation-style line \
@@ -120,4 +120,4 @@ constraints: $(STAMP)
 	sed -i '/^cuda-/d; /^nvidia-/d; /^triton==/d' constraints.txt
 
 clean:
-	rm -rf $(VENV) .venv-litgpt bench/data bench/results build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf $(VENV) .venv-litgpt .venv-matrix bench/data bench/results build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache

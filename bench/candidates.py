@@ -1,4 +1,4 @@
-"""Who is measured, how each is started, and which ratios it has to reach: the one list to add to."""
+"""What is measured: the command of each candidate, by group, and the ratios that dsllm must reach. Add new candidates here."""
 
 import socket
 import sys
@@ -12,11 +12,11 @@ from bench.workloads import WORKLOADS
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 LITGPT_PYTHON = ROOT / ".venv-litgpt" / "bin" / "python"
-"""litgpt and Lightning live in an environment of their own."""
+"""litgpt and Lightning have an environment of their own."""
 RECIPE = "bench/recipes/workload.yaml"
 
 BASE = "plain PyTorch, autocast"
-"""Each group's first; the others are given as a ratio to it."""
+"""The first candidate of each group; the speed of the others is given as a ratio to its speed."""
 OWN_MODEL = "plain PyTorch loop, dsllm's model"
 DEEPSPEED_ZERO_3 = "DeepSpeed's own bf16, ZeRO-3"
 ONE_PROCESS, TWO_RANKS = "a, one process x 2 threads", "a, 2 ranks x 1 thread"
@@ -25,7 +25,7 @@ ONE_PROCESS_B = "b, one process x 2 threads"
 
 @dataclass(frozen=True)
 class Bar:
-    """A ratio of speeds that dsllm has to reach in a group."""
+    """A ratio of speeds that dsllm must reach in a group."""
 
     group: str
     candidate: str
@@ -42,17 +42,17 @@ BARS = [
 
 
 def module(name: str, *arguments: str, python: Path | str = sys.executable) -> tuple[str, ...]:
-    """A program of this folder, in one process."""
+    """The command that runs a module in one process."""
     return (str(python), "-m", name, *arguments)
 
 
 def torchrun(num_ranks: int, *words: str, python: Path | str = sys.executable) -> tuple[str, ...]:
-    """The same on several ranks, on a port that torchrun finds."""
+    """The command that runs a program on several ranks under torchrun, which finds a free port itself."""
     return (str(python), "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_ranks), *words)
 
 
 def deepspeed(num_ranks: int, *words: str) -> tuple[str, ...]:
-    """Through DeepSpeed's launcher, on a free port."""
+    """The command that runs a program on several ranks under DeepSpeed's launcher, on a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -60,7 +60,7 @@ def deepspeed(num_ranks: int, *words: str) -> tuple[str, ...]:
 
 
 def dsllm(workload: str, folder: Path, stage: int, num_ranks: int) -> tuple[str, ...]:
-    """The product itself; `folder` is new for each start, so that nothing is resumed."""
+    """The words that train a workload with dsllm; `folder` is new for each start, so that no run is resumed."""
     return (
         "launch/pretrain.py",
         "--config",
@@ -72,7 +72,7 @@ def dsllm(workload: str, folder: Path, stage: int, num_ranks: int) -> tuple[str,
 
 
 def one_process(folder: Path) -> list[Candidate]:
-    """Workload (a): every loop that there is."""
+    """Workload (a): every training loop."""
     commands = {
         BASE: module("bench.peers.plain"),
         OWN_MODEL: module("bench.peers.plain", "--model", "dsllm"),
@@ -88,7 +88,7 @@ def one_process(folder: Path) -> list[Candidate]:
 
 
 def compiled(folder: Path) -> list[Candidate]:
-    """Workload (a): what torch.compile gains per step, and what it costs until the first."""
+    """Workload (a): how much faster torch.compile makes a step, and how much longer the first step takes to come."""
     commands = {
         BASE: module("bench.peers.plain"),
         "plain PyTorch, autocast, compiled": module("bench.peers.plain", "--compile"),
@@ -100,7 +100,7 @@ def compiled(folder: Path) -> list[Candidate]:
 
 
 def two_ranks(folder: Path) -> list[Candidate]:
-    """Workload (a), beside DDP and FSDP2."""
+    """Workload (a) on two ranks, compared with DDP and FSDP2."""
     commands = {
         BASE: torchrun(2, "-m", "bench.peers.plain"),
         OWN_MODEL: torchrun(2, "-m", "bench.peers.plain", "--model", "dsllm"),
@@ -112,7 +112,7 @@ def two_ranks(folder: Path) -> list[Candidate]:
 
 
 def two_ranks_more(folder: Path) -> list[Candidate]:
-    """Workload (a): the peers that do not fit into the memory beside the others."""
+    """Workload (a): the peers that do not fit into memory together with those of `two_ranks`."""
     commands = {
         BASE: torchrun(2, "-m", "bench.peers.plain"),
         "transformers.Trainer, DeepSpeed ZeRO-1": deepspeed(2, "--module", "bench.peers.trainer", "--zero", "1"),
@@ -152,7 +152,7 @@ def two_ranks_bound(folder: Path) -> list[Candidate]:
 
 
 def on_two_ranks(commands: dict[str, tuple[str, ...]]) -> list[Candidate]:
-    """One thread for each rank."""
+    """Candidates of two ranks, each with one thread."""
     return [Candidate(name=name, command=words, num_ranks=2, threads_per_rank=1) for name, words in commands.items()]
 
 
@@ -167,7 +167,7 @@ def one_process_b(folder: Path) -> list[Candidate]:
 
 
 def one_process_b_more(folder: Path) -> list[Candidate]:
-    """Workload (b): the loops that do not fit into the memory beside the others."""
+    """Workload (b): the loops that do not fit into memory together with those of `one_process_b`."""
     own = deepspeed(1, "--module", "bench.peers.deepspeed_loop", "--workload", "b", "--zero", "1")
     commands = {
         BASE: module("bench.peers.plain", "--workload", "b"),
@@ -189,4 +189,4 @@ GROUPS: dict[str, tuple[str, Callable[[Path], list[Candidate]]]] = {
     ONE_PROCESS_B: ("b", one_process_b),
     f"{ONE_PROCESS_B}, more loops": ("b", one_process_b_more),
 }
-"""Name -> its workload, and its candidates; the base comes first in each."""
+"""Name -> workload and candidates of a group; the base is the first candidate."""

@@ -1,10 +1,11 @@
-"""Do the fast path and the plain path learn alike? 1,000 steps of each, from the same weights over the same data.
+"""Do the fast path and the plain path learn alike? 1,000 steps of each, from the same weights on the same data.
 
     python -m bench.curves [--steps 1000] [--seeds 3] [--write]
 
-dsllm's engine (ZeRO-0, fp32 parameters, bf16 inside the layers) beside plain PyTorch loops over a model of their own,
-with autocast and in fp32. What two paths differ by at equal seeds is held against what the seeds of one path differ by:
-a seed decides the initial weights and the order of the data. Compared is the loss on the same held-out tokens.
+Compares dsllm's engine (ZeRO-0, fp32 parameters, bf16 inside the layers) with plain PyTorch loops that have a model of
+their own, with autocast and in fp32, by the loss on the same held-out tokens. The difference between two paths at equal
+seeds is set against the difference between the seeds of one path. A seed decides the initial weights and the order of
+the data.
 """
 
 import argparse
@@ -72,7 +73,7 @@ def compare(curves: Curves) -> dict[str, dict[str, float]]:
 
 
 def difference(pairs: list[tuple[list[float], list[float]]]) -> dict[str, float]:
-    """Over all measured steps of some pairs of curves: the mean and the largest distance, and that at the end."""
+    """How far pairs of curves are apart: the mean and the largest distance over all measured steps, and the one at the end."""
     distances = np.abs([np.subtract(one, other) for one, other in pairs])
     return {
         "mean": float(distances.mean()),
@@ -82,7 +83,7 @@ def difference(pairs: list[tuple[list[float], list[float]]]) -> dict[str, float]
 
 
 def table(record: dict[str, Any]) -> str:
-    """The differences, and whether paths are closer than seeds."""
+    """The differences, and whether the paths differ less than the seeds."""
     compared = record["compared"]
     lines = [report.conditions(record["machine"]), ""]
     lines += ["| held-out loss, nats | mean difference | largest | at the end |", "|---|---|---|---|"]
@@ -90,16 +91,16 @@ def table(record: dict[str, Any]) -> str:
         lines.append(f"| {name} | {found['mean']:.4f} | {found['largest']:.4f} | {found['at_the_end']:.4f} |")
     seeds = statistics.mean(found["mean"] for name, found in compared.items() if "among" in name)
     worst = max(found["mean"] for name, found in compared.items() if "equal" in name)
-    verdict = "within" if worst <= seeds else "**beyond**"
+    outcome = "within" if worst <= seeds else "**beyond**"
     lines += [
         "",
-        f"The paths differ by at most {worst / seeds:.0%} of what seeds differ by: {verdict} the spread of seeds.",
+        f"The paths differ by at most {worst / seeds:.0%} of what seeds differ by: {outcome} the spread of seeds.",
     ]
     return "\n".join(lines)
 
 
 def draw(runs: list[dict[str, Any]], picture: Path) -> Path:
-    """All curves, a colour per path."""
+    """Draw all curves, one colour per path."""
     import matplotlib
 
     matplotlib.use("Agg")

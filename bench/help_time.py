@@ -2,8 +2,8 @@
 
     python -m bench.help_time [--repeats 5] [--write]
 
-The kernel counts the time of each child process (wait4), so that other programs on the machine hardly count. The first
-start of each command is not counted: it fills the file cache.
+The kernel counts the time of each child process (wait4), so other programs on the machine hardly matter. The first
+start of each command is left out, because it fills the file cache.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> int:
 
 
 def cpu_seconds(command: Sequence[str]) -> float:
-    """User and system time of a command and of the processes that it waited for."""
+    """User and system time of a command and of the processes that it waited for, in seconds."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -50,8 +50,8 @@ def table(measured: dict[str, list[float]]) -> list[str]:
     lines = [f"| command | user + system time, s (median of {len(next(iter(measured.values())))}) | |", "|---|---|---|"]
     for command, seconds in measured.items():
         median = statistics.median(seconds)
-        verdict = "within" if median < MOST_SECONDS else "**above**"
-        lines.append(f"| `{command}` | {median:.3f} | {verdict} {MOST_SECONDS:g} |")
+        outcome = "within" if median < MOST_SECONDS else "**above**"
+        lines.append(f"| `{command}` | {median:.3f} | {outcome} {MOST_SECONDS:g} |")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""The median of some numbers, and how far it can be trusted."""
+"""Ratios of paired times, and the interval in which their median is."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def ratios(base_seconds: Sequence[float], seconds: Sequence[float]) -> list[float]:
-    """Speed against the base, round by round: both did one step in the same short while."""
+    """Speed as a ratio to the base, round by round: in a round both take one step shortly after each other."""
     return [base / own for base, own in zip(base_seconds, seconds, strict=True)]
 
 

@@ -1,9 +1,9 @@
-"""What each launcher does at a start, a resume, a failing rank, a killed rank and a stop: done for real, into docs/launch.md.
+"""Tries every launcher: a start, a resume, a failing rank, a killed rank and a stop. Writes the table in docs/launch.md.
 
     python -m bench.launchers [--only NAME ...] [--write]
 
-Needs what the cluster tests need (see tests/cluster): root, ssh, pdsh, SLURM and Open MPI on a Linux machine. Takes half an
-hour on two cores, and leaves nothing behind.
+Needs what tests/cluster needs: root, ssh, pdsh, SLURM and Open MPI on a Linux machine. Takes half an hour on two cores,
+and leaves nothing behind.
 """
 
 import argparse
@@ -45,11 +45,11 @@ from tests.helpers.launched import (
 PAGE = ROOT / "docs" / "launch.md"
 PLACE = "launchers"
 WHOLE_STEPS = 300
-"""Length of the uninterrupted run with which curves are compared; a stop comes at about step 20 to 100."""
+"""Length of the uninterrupted run that curves are compared with; a stop comes at about step 20 to 100."""
 MORE_STEPS = 5
-"""How far a resumed run goes on."""
+"""Steps that a resumed run takes."""
 END_SECONDS = 150
-"""Longest wait for a launcher's end; dsllm launch gives the others 90 s when one host has failed."""
+"""Longest wait for a launcher's end; when one host has failed, dsllm launch gives the others 90 s."""
 VARIABLES = {
     **ENVIRONMENT,
     "PYTHONPATH": FAULTY,  # SIGUSR2 to a rank makes it fail
@@ -72,16 +72,16 @@ class Launcher:
 
     name: str
     words: tuple[str, ...]
-    """The command up to the run's own words."""
+    """The whole command, without the overrides of a trial."""
     num_ranks: int = 2
     on_login: bool = False
-    """Started on the login host, for the nodes; otherwise for this machine."""
+    """True: it is started on the login host and runs on the nodes. False (default): it runs on this machine."""
     files: Mapping[str, str] = field(default_factory=dict)
-    """What lies in the folder besides the run."""
+    """Further files in the folder, by name."""
 
 
 def launchers() -> list[Launcher]:
-    """All ways, the plain ones first."""
+    """All launchers, the plain ones first."""
     run = (ENTRY, "--config", "tiny.yaml", EXACT)
     nodes = {"hosts": "".join(f"{name} slots=1\n" for name in NODES), "cluster.yaml": CLUSTER, "slurm.yaml": SLURM}
     here = ("--num_gpus", "2", "--master_port", free_port())
@@ -122,7 +122,7 @@ def launchers() -> list[Launcher]:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where the launchers are tried."""
+    """The clusters and the prepared run that the launchers are tried with."""
 
     hosts: Hosts
     slurm: Slurm
@@ -141,16 +141,16 @@ def start(place: Place, launcher: Launcher, folder: Path, overrides: Sequence[st
 
 @dataclass
 class Event:
-    """What happened after something was done to a job."""
+    """How a job ended after something was done to it."""
 
     code: int | None
-    """None: the launcher was still there when we gave up."""
+    """None: the launcher was still running when we gave up."""
     seconds: float
-    """Until the launcher had ended and no process was left, on any host."""
+    """Until the launcher had ended and no process was left on any host."""
     orphans: int
     """Processes that outlived the launcher by more than a second."""
     state: str
-    """The run's own word."""
+    """The state in status.json."""
 
     def text(self) -> str:
         """As a cell of the table."""
@@ -160,7 +160,7 @@ class Event:
 
 
 def try_launcher(place: Place, launcher: Launcher, root: Path) -> list[str]:
-    """The row of a launcher: start, resume, failing rank, killed rank, stop."""
+    """Try a launcher; its row of the table: start, resume, failing rank, killed rank, stop."""
     folder = copy_of(place.prepared, root / "stopped")
     began = time.monotonic()
     job = start(place, launcher, folder, ENDLESS)
@@ -193,7 +193,7 @@ def _resume(place: Place, launcher: Launcher, folder: Path) -> str:
 
 
 def stop(place: Place, launcher: Launcher, job: Launched) -> None:
-    """Ctrl-C in the terminal; for a batch job, what a user does in its place."""
+    """Stop a job as a user would: Ctrl-C in the terminal, or scancel for a batch job."""
     if launcher.words[0] == "sbatch":
         number = place.slurm.run("squeue", "--noheader", "--format=%i").split()[0]
         place.slurm.run("scancel", number)
@@ -202,7 +202,7 @@ def stop(place: Place, launcher: Launcher, job: Launched) -> None:
 
 
 def watch(job: Launched, folder: Path, act: Callable[[], None]) -> Event:
-    """Do something to a job, and see how it ends; what is left then is killed."""
+    """Do something to a job, see how it ends, and kill what is left."""
     began = time.monotonic()
     act()
     try:
@@ -221,7 +221,7 @@ def watch(job: Launched, folder: Path, act: Callable[[], None]) -> Event:
 
 @contextlib.contextmanager
 def prepare() -> Iterator[tuple[Place, Path]]:
-    """The clusters, the run's data, and the uninterrupted runs."""
+    """Start the clusters, prepare the run's data, and train the uninterrupted runs."""
     with tempfile.TemporaryDirectory(prefix="dsllm-launchers-") as name:
         root = Path(name)
         root.chmod(0o755)
@@ -238,7 +238,7 @@ def prepare() -> Iterator[tuple[Place, Path]]:
 
 
 def rows_in(page: Path) -> dict[str, list[str]]:
-    """The rows that the page has already, by launcher."""
+    """The rows that the page already has, by launcher."""
     begin, end = marks(PLACE)
     text = page.read_text(encoding="utf-8").partition(begin)[2].partition(end)[0]
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines()]
@@ -246,13 +246,13 @@ def rows_in(page: Path) -> dict[str, list[str]]:
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """The rows under their heads."""
+    """The rows, under their headings."""
     heads = ["", "first step after", "resume after the stop, to the end", "a rank fails", "a rank is killed", "stop"]
     return "\n".join(f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *rows])
 
 
 def main() -> None:
-    """The whole table, or some of its rows."""
+    """Measure the whole table, or some of its rows."""
     parser = argparse.ArgumentParser(prog="python -m bench.launchers", description=__doc__)
     parser.add_argument("--only", nargs="*", help="launchers whose name has one of these words")
     parser.add_argument("--write", action="store_true", help="put the rows into docs/launch.md")
@@ -265,14 +265,14 @@ def main() -> None:
             (root / str(i)).mkdir()
             try:
                 row = try_launcher(place, launcher, root / str(i))
-            except (AssertionError, TimeoutError) as error:  # the others are worth seeing all the same
+            except (AssertionError, TimeoutError) as error:  # the other launchers are still worth trying
                 row = [launcher.name, f"did not get so far: {str(error).splitlines()[0]}"]
                 print(error, flush=True)
             for process in processes_in(root / str(i)):
                 process.kill()
             print("  ".join(row), flush=True)
             rows[launcher.name] = row
-            if options.write:  # each row as soon as it is there
+            if options.write:  # each row as soon as it is measured
                 write(table([rows[x.name] for x in every if x.name in rows]), PLACE, PAGE)
 
 

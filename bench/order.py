@@ -3,9 +3,9 @@
     python bench/order.py [--directory FOLDER] [--most-tokens 1e12] [--most-megatron-tokens 1e10] [--repeats 3]
 
 dsllm reads shards of the size that `dsllm prepare` writes by default, and for comparison with Megatron-core one shard of
-all tokens. The .bin files are holes (no blocks on the disk), documents have 1000 tokens, sequences 1024. Megatron-core
-reads the whole .idx, so where it takes part the .idx is written in full; elsewhere only the entries that opening reads.
-Every number is the median of several processes. Imports are not counted.
+all tokens. The .bin files are sparse (no blocks on the disk), documents have 1000 tokens, sequences 1024. Megatron-core
+reads the whole .idx, so it is written in full where Megatron-core is measured; elsewhere it has only the entries that are
+read when it is opened. Every number is the median of several processes. Imports are not counted.
 """
 
 import argparse
@@ -49,7 +49,7 @@ NUM_READS = 200
 CHUNK = 10**7
 MIB = 2**20
 SHARD_TOKENS = 16 * 10**6
-"""Of a shard with data.shard_megabytes at its default of 64, at about 4 bytes of text per token."""
+"""Tokens in a shard with data.shard_megabytes at its default of 64, at about 4 bytes of text per token."""
 NUM_RANKS = 64
 KINDS = {
     "shards": "dsllm, shards of 16 million tokens, one rank",
@@ -97,7 +97,7 @@ def print_rows(folder: Path, exponent: int, arguments: argparse.Namespace) -> No
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--directory", help="where the files of holes are made (default: the temporary directory)")
+    parser.add_argument("--directory", help="folder for the sparse files (default: the temporary directory)")
     parser.add_argument("--most-tokens", type=float, default=1e12)
     parser.add_argument("--most-megatron-tokens", type=float, default=1e10, help="0: leave Megatron-core out")
     parser.add_argument("--repeats", type=int, default=3)
@@ -145,7 +145,7 @@ def write_holes(prefix: Path, num_tokens: int, full_index: bool) -> ShardRecord:
 
 
 def write_index(path: Path, count: int, full: bool) -> None:
-    """Megatron's .idx of `count` equal documents: every entry, or holes and the last one of each array."""
+    """Megatron's .idx of `count` equal documents: all entries, or only the last one of each array."""
     first = 0 if full else count - 1
     bytes_each = 2 * DOCUMENT_TOKENS
     with path.open("wb") as file:
@@ -158,14 +158,14 @@ def write_index(path: Path, count: int, full: bool) -> None:
 def write_array(
     file: BinaryIO, offset: int, places: range, dtype: str, value_at: Callable[[np.ndarray], np.ndarray]
 ) -> None:
-    """The entries of an array at some places of it; what is before them stays a hole."""
+    """Write some entries of an array; the file has no blocks where the entries before them would be."""
     file.seek(offset + np.dtype(dtype).itemsize * places.start)
     for start in range(places.start, places.stop, CHUNK):
         value_at(np.arange(start, min(start + CHUNK, places.stop), dtype=np.int64)).astype(dtype).tofile(file)
 
 
 def row(kind: str, directory: Path, repeats: int) -> str:
-    """Medians of several processes, as the cells of a row; or why there are none."""
+    """Medians of several processes, as the cells of a row; or the reason why there are none."""
     found = []
     for _ in range(repeats):
         if kind == "megatron":
@@ -183,7 +183,7 @@ def row(kind: str, directory: Path, repeats: int) -> str:
 
 
 def measure(kind: str, directory: Path) -> dict[str, float]:
-    """Start one loader in this process; memory is what it adds to the process with everything imported."""
+    """Start one loader in this process; its memory is what it adds to the process after all imports."""
     start, read = megatron(directory) if kind.startswith("megatron") else ours(directory, kind)
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
     before = memory("VmRSS")
@@ -208,7 +208,7 @@ def memory(field: str) -> float:
 
 
 def ours(directory: Path, kind: str) -> tuple[Callable[[], Any], Callable[[Any, int], Any]]:
-    """Everything that training does with its data before the first step, all checks included."""
+    """What training does with its data before the first step, including all checks."""
 
     def start() -> TrainingBatches:
         manifest = load_manifest(directory)
@@ -229,7 +229,7 @@ def ours(directory: Path, kind: str) -> tuple[Callable[[], Any], Callable[[Any, 
 
 
 def megatron(directory: Path) -> tuple[Callable[[], Any], Callable[[Any, int], Any]]:
-    """One epoch of a GPTDataset over the same shard, without attention masks, its index cached in the same folder."""
+    """One epoch of a GPTDataset over the same shard, without attention masks; its index is cached in the same folder."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,9 +1,9 @@
-"""What the engine costs: dsllm's whole training beside the same model in a plain loop, in paired steps.
+"""What the engine costs: training with dsllm compared with a plain loop over the same model, in paired steps.
 
     python -m bench.overhead [--rounds 40] [--write]
 
-Both have the same weights, micro-batch, clipping, fused AdamW and allocator settings. dsllm does everything else that a
-run does too: it reads its data, agrees over the ranks, and writes its metrics.
+Both have the same weights, micro-batch, clipping, fused AdamW and allocator settings. dsllm also does everything else that
+belongs to a run: it reads its data, agrees with the other ranks, and writes its metrics.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from bench.rounds import Measured, machine, measure
 from bench.throughput import prepare_data
 
 MOST_PERCENT = 8.0
-"""The upper end of the interval may not be above this, in one process."""
+"""Upper limit for the end of the interval, in one process."""
 
 
 def main() -> int:
@@ -52,16 +52,16 @@ def table(group: str, measured: Sequence[Measured]) -> list[str]:
             continue
         more = percent_more(plain.step_seconds, engine.step_seconds)
         low, high = median_interval(more)
-        verdict = (
+        outcome = (
             "" if group != ONE_PROCESS else f", {'within' if high <= MOST_PERCENT else '**above**'} {MOST_PERCENT:g} %"
         )
         middle = f"{statistics.median(more):+.1f} %"
-        rows.append(f"| {engine.name} | {middle} | {low:+.1f} to {high:+.1f} %{verdict} | {len(more)} |")
+        rows.append(f"| {engine.name} | {middle} | {low:+.1f} to {high:+.1f} %{outcome} | {len(more)} |")
     return rows
 
 
 def percent_more(plain_seconds: Sequence[float], seconds: Sequence[float]) -> list[float]:
-    """How much longer each step took than the plain loop's of the same round."""
+    """By how much each step took longer than the plain loop's step of the same round, in percent."""
     return [100 * (own / plain - 1) for plain, own in zip(plain_seconds, seconds, strict=True)]
 
 

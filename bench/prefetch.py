@@ -1,10 +1,10 @@
-"""What prefetch gains when reading is slow: `dsllm train` with and without it, every read of a shard delayed.
+"""What prefetch gains when reading is slow: `dsllm train` with and without it, with a delay before every read of a shard.
 
     python -m bench.prefetch [--milliseconds 5] [--rounds 3] [--steps 30] [--write]
 
 A small model is trained in one process. Each round runs it without and with prefetch, first with reads as they are, then
-with a delay before each read, which a small library adds by LD_PRELOAD (bench/slow_reads.c; needs Linux and gcc). The
-first steps of a run do not count.
+with a delay before each read. A small library adds the delay by LD_PRELOAD (bench/slow_reads.c; needs Linux and gcc). The
+first steps of a run are left out.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from bench.rounds import machine, say
 
 WARM_UP_STEPS = 5
 SEQUENCES = 32
-"""Per step, and so reads per step: a sequence is one read, or two across the border of two shards."""
+"""Sequences per step. Each is one read, or two where it crosses the border of two shards."""
 
 RUN = {
     "run": {"name": "prefetch"},
@@ -45,14 +45,14 @@ RUN = {
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """The steps of one run that count."""
+    """The counted steps of one run."""
 
     milliseconds: float
     """Delay of each read."""
     prefetch: bool
     step_seconds: list[float]
     data_seconds: list[float]
-    """Of these, waiting for data."""
+    """The part of each step spent waiting for data."""
 
 
 def main() -> int:
@@ -87,7 +87,7 @@ def parse() -> argparse.Namespace:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This environment, in which Python finds the checkout."""
+    """The environment of a run: this one, with the checkout on Python's path."""
     return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | more
 
 
@@ -100,7 +100,7 @@ def build_library(folder: Path) -> Path:
 
 
 def measure(folder: Path, library: Path, milliseconds: float, prefetch: bool, num_steps: int) -> Measured:
-    """One run of the product, from the command line to its metrics."""
+    """One run of `launch/pretrain.py`; its times come from its metrics."""
     directory = folder / "runs" / f"{len(list(folder.glob('runs/*')))}"
     tokens = (WARM_UP_STEPS + num_steps) * SEQUENCES * RUN["data"]["sequence_length"]
     words = (f"run.directory={directory}", f"train.total_tokens={tokens}", f"data.prefetch={str(prefetch).lower()}")
@@ -123,7 +123,7 @@ def measure(folder: Path, library: Path, milliseconds: float, prefetch: bool, nu
 
 
 def table(runs: Sequence[Measured]) -> list[str]:
-    """A row for each delay: medians over the steps of all rounds, and the ratio of each round's medians."""
+    """A row for each delay: medians over the steps of all rounds, and the ratio of the medians of each round."""
     rows = [
         "| delay of each read | step without prefetch, s | waits for data, s | step with prefetch, s | waits for data, s "
         "| without / with | lowest and highest round | steps |",

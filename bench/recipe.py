@@ -1,4 +1,4 @@
-"""What each element of the recipe for CPUs gains, alone and as the one left out; workload (a), in dsllm's engine.
+"""What each element of the recipe for CPUs gains, by itself and on top of the others; workload (a), in dsllm's engine.
 
 python -m bench.recipe [--rounds 15] [--group NAME] [--write]
 """
@@ -23,18 +23,18 @@ ELEMENTS = {
     "optimizer": "AdamW fused, not one tensor at a time",
     "loss": "loss in chunks, not F.cross_entropy",
 }
-"""Name in bench/peers/recipe_loop.py, and what is compared with what."""
-NONE, ALL, TUNABLES = "none of it", "all of it", "all of it, glibc told by its environment"
+"""Name in bench/peers/recipe_loop.py -> what is compared with what."""
+NONE, ALL, TUNABLES = "none of it", "all of it", "all of it, glibc set by its environment"
 GLIBC_TUNABLES = ":".join(
     f"glibc.malloc.{name}={value}"
     for name, value in {"mmap_max": 0, "trim_threshold": 2**31 - 1, "top_pad": 256 * 2**20}.items()
 )
-"""What dsllm/engine/processes/device.py sets by mallopt."""
+"""The settings that dsllm/engine/processes/device.py makes by mallopt."""
 PROGRAM = "bench.peers.recipe_loop"
 
 
 def one_process(folder: Path) -> list[Candidate]:
-    """Each element alone, and each left out, in one process with two threads."""
+    """One process with two threads: each element by itself, and all but each."""
 
     def without(*names: str) -> tuple[str, ...]:
         return module(PROGRAM, "--without", ",".join(names))
@@ -50,7 +50,7 @@ def one_process(folder: Path) -> list[Candidate]:
 
 
 def two_ranks(folder: Path) -> list[Candidate]:
-    """What only several ranks show: threads, and the collective that reduces the gradients."""
+    """What matters on several ranks only: the number of threads, and the collective that reduces the gradients."""
     found = []
     for stage in range(3):
         command = torchrun(2, "-m", PROGRAM, "--zero", str(stage))
@@ -65,21 +65,19 @@ def two_ranks(folder: Path) -> list[Candidate]:
 
 
 def elements_table(measured: Sequence[Measured]) -> list[str]:
-    """Per element its gain alone, over nothing, and its gain as the last one, over all but it."""
+    """For each element, what it gains by itself, and what it gains on top of all others."""
     seconds = {m.name: m.step_seconds for m in measured}
     lines = ["| one process x 2 threads | alone | 95 % | added to the others | 95 % |", "|---|---|---|---|---|"]
     for name, meaning in ELEMENTS.items():
         alone = gain(seconds[NONE], seconds[f"only {name}"])
         lines.append(f"| {meaning} | {alone} | {gain(seconds[f'all but {name}'], seconds[ALL])} |")
     lines.append(f"| all together | {gain(seconds[NONE], seconds[ALL])} | | |")
-    lines.append(
-        f"| mallopt beside GLIBC_TUNABLES, both with all of it | | | {gain(seconds[TUNABLES], seconds[ALL])} |"
-    )
+    lines.append(f"| mallopt, not GLIBC_TUNABLES, both with all of it | | | {gain(seconds[TUNABLES], seconds[ALL])} |")
     return lines
 
 
 def ranks_table(measured: Sequence[Measured]) -> list[str]:
-    """What threads and the choice of the collective gain on two ranks."""
+    """What the number of threads and the choice of the collective gain on two ranks."""
     seconds = {m.name: m.step_seconds for m in measured}
     lines = ["| 2 ranks | gain | 95 % |", "|---|---|---|"]
     more = gain(seconds["ZeRO-0, threads"], seconds["ZeRO-0"])

@@ -1,4 +1,4 @@
-"""From a bench's record to a table of RESULTS.md, and both onto the disk."""
+"""Turns what a bench has measured into tables of RESULTS.md, and writes both to the disk."""
 
 import json
 import statistics
@@ -14,10 +14,10 @@ PAGE = ROOT / "bench" / "RESULTS.md"
 
 
 def keep(name: str, record: dict[str, Any], parts: Mapping[str, str], into_page: bool) -> None:
-    """Print the tables, write the raw numbers to bench/results, and the tables into RESULTS.md where asked.
+    """Print the tables, write the raw numbers to bench/results and, with --write, the tables into RESULTS.md.
 
     Args:
-        parts: what was measured in one run each -> its table; each has its own place in the page
+        parts: name of a part of the bench -> its table; each part has its own place in the page
     """
     folder = ROOT / "bench" / "results"
     folder.mkdir(exist_ok=True)
@@ -31,13 +31,13 @@ def keep(name: str, record: dict[str, Any], parts: Mapping[str, str], into_page:
 
 
 def marks(name: str, part: str = "") -> tuple[str, str]:
-    """The lines of the page between which a bench writes, or one of its parts."""
+    """The two lines of the page between which a bench, or a part of it, writes."""
     whose = f"{name}: {part}" if part else name
     return f"<!-- {whose}: begin (written by python -m bench.{name} --write) -->", f"<!-- {whose}: end -->"
 
 
 def write(text: str, name: str, page: Path, part: str = "") -> None:
-    """Put a table between its marks in the page."""
+    """Write a table between its marks in the page."""
     begin, end = marks(name, part)
     before, found_begin, rest = page.read_text(encoding="utf-8").partition(begin)
     _, found_end, after = rest.partition(end)
@@ -46,14 +46,14 @@ def write(text: str, name: str, page: Path, part: str = "") -> None:
 
 
 def conditions(about: dict[str, Any]) -> str:
-    """When and on what the numbers were taken, as a sentence."""
+    """When, and on which machine, the numbers were measured, as a sentence."""
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     hardware = f"{about['cores']} cores ({about['cpu']}), {about['memory_gib']} GiB"
     return f"{about['date']}, {hardware}; Python {about['python']}, {versions}."
 
 
 def throughput(record: dict[str, Any]) -> dict[str, str]:
-    """Per group what was measured, and below it what was to be reached."""
+    """For each group, the table of what was measured, and below it the ratios to reach."""
     tables = {}
     for name, group in record["groups"].items():
         lines = [*_group(name, group, record["base"]), "", conditions(record["machine"])]
@@ -94,6 +94,6 @@ def _bars(group: str, measured: list[dict[str, Any]]) -> list[str]:
     for bar in BARS:
         if bar.group == group and bar.candidate in seconds and bar.against in seconds:
             ratio = statistics.median(ratios(seconds[bar.against], seconds[bar.candidate]))
-            verdict = "reached" if ratio >= bar.at_least else "**missed**"
-            lines.append(f"| {bar.candidate} | {bar.against} | {bar.at_least} | {ratio:.2f} | {verdict} |")
+            outcome = "reached" if ratio >= bar.at_least else "**missed**"
+            lines.append(f"| {bar.candidate} | {bar.against} | {bar.at_least} | {ratio:.2f} | {outcome} |")
     return lines

@@ -1,4 +1,4 @@
-"""One run of several candidates: all are started and stopped, then each gets one step in turn, round after round."""
+"""Measures several candidates: starts and stops all of them, then lets each take one step in turn, round after round."""
 
 import contextlib
 import platform
@@ -22,12 +22,12 @@ RESULTS = ROOT / "bench" / "results"
 WARM_UP_STEPS = 2
 START_TIMEOUT_SECONDS = 400  # litgpt compiles for a minute, longer on a busy machine
 LEAST_FREE_GIB = 3.0
-"""A candidate is not started into less: all stay loaded, and the kernel would end one of them or another program."""
+"""A candidate is not started with less free memory: all stay loaded, and the kernel might kill any program of the machine."""
 
 
 @dataclass
 class Measured:
-    """What one candidate showed."""
+    """What was measured of one candidate."""
 
     name: str
     start_seconds: list[float] = field(default_factory=list)
@@ -35,14 +35,14 @@ class Measured:
     step_seconds: list[float] = field(default_factory=list)
     """One number per round."""
     peak_memory_gib: float = 0.0
-    """Largest resident memory of any one of its processes."""
+    """Largest resident memory of any of its processes."""
     failure: str = ""
 
 
 def measure(
     make: Callable[[Path], Iterable[Candidate]], rounds: int, starts: int = 1, wanted: Callable[[str], bool] = bool
 ) -> list[Measured]:
-    """Start all, then give each one step in turn for several rounds.
+    """Start all candidates, then let each take one step in turn, for several rounds.
 
     Args:
         make: the candidates; called with a new folder for each start.
@@ -82,7 +82,7 @@ def _there(candidate: Candidate) -> bool:
 
 
 def _start(starts: Sequence[Candidate], result: Measured) -> Runner | None:
-    """Start a candidate several times and take the time to its first step; the last stays, warmed up and stopped."""
+    """Start a candidate several times and measure the time to its first step; the last one stays, warmed up and stopped."""
     for number, candidate in enumerate(starts):
         free_gib = psutil.virtual_memory().available / 2**30
         if free_gib < LEAST_FREE_GIB:
@@ -108,7 +108,7 @@ def _start(starts: Sequence[Candidate], result: Measured) -> Runner | None:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers were taken on."""
+    """The machine and the versions that the numbers are measured on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     models = [line.partition(":")[2].strip() for line in lines if "model name" in line]
     versions = {}
@@ -131,5 +131,5 @@ def machine() -> dict[str, Any]:
 
 
 def say(text: str) -> None:
-    """A line with the time of day."""
+    """Print a line with the time of day."""
     print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)

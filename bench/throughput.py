@@ -1,4 +1,4 @@
-"""Tokens per second, memory and start-up of dsllm beside other training loops, all in one run: `make bench`."""
+"""Tokens per second, memory and start-up of dsllm compared with other training loops, all in one run: `make bench`."""
 
 import argparse
 import subprocess
@@ -30,9 +30,11 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9, help="steps of each candidate that count")
-    parser.add_argument("--starts", type=int, default=3, help="starts of each candidate whose time is taken")
+    parser.add_argument("--starts", type=int, default=3, help="starts of each candidate that are timed")
     parser.add_argument("--group", default="", help=f"only groups with this in their name: {'; '.join(GROUPS)}")
-    parser.add_argument("--only", default="", help="only the base, and names that hold one of these words (by comma)")
+    parser.add_argument(
+        "--only", default="", help="only the base, and names that contain one of these words (by comma)"
+    )
     parser.add_argument("--write", action="store_true", help="put the tables into bench/RESULTS.md")
     options = parser.parse_args()
     if options.write and options.only:
@@ -41,7 +43,7 @@ def parse() -> argparse.Namespace:
 
 
 def prepare_data() -> None:
-    """Token shards for dsllm, made before anything is measured; also warms the disk for the libraries."""
+    """Prepare dsllm's token shards before anything is measured, and read the libraries into the file cache."""
     subprocess.run([sys.executable, "-c", "import deepspeed, transformers"], cwd=ROOT, check=True, capture_output=True)
     subprocess.run([sys.executable, "-m", "dsllm", "prepare", RECIPE], cwd=ROOT, check=True)
 

@@ -1,4 +1,4 @@
-"""A training program that is held stopped and gets one step at a time, so that other load hits all candidates alike."""
+"""Runs training programs one step at a time and keeps them stopped in between, so that other load slows all of them alike."""
 
 import contextlib
 import os
@@ -28,11 +28,11 @@ class Candidate:
 
 
 class CandidateFailed(Exception):
-    """The program ended, or gave no step line in time."""
+    """The program ended, or printed no step line in time."""
 
 
 class Runner:
-    """A running candidate: every process of it, and the time at which each of its step lines arrived."""
+    """A running candidate: its processes, and the time at which each of its step lines arrived."""
 
     def __init__(self, candidate: Candidate, folder: Path, log: Path):
         self.candidate, self.log = candidate, log
@@ -66,7 +66,7 @@ class Runner:
         self._arrivals.put(None)
 
     def wait_for_step(self, timeout_seconds: float) -> float:
-        """The time at which the next step line arrives.
+        """Wait for the next step line; the time at which it arrived.
 
         Raises:
             CandidateFailed: the program ended, or the time is over.
@@ -81,7 +81,7 @@ class Runner:
         return arrived
 
     def turn(self, timeout_seconds: float = 300) -> float:
-        """Let it go on until its next step line, then stop it again; seconds."""
+        """Let it run until its next step line, then stop it again; returns the seconds."""
         began = time.perf_counter()
         self.send(signal.SIGCONT)
         arrived = self.wait_for_step(timeout_seconds)
@@ -91,7 +91,7 @@ class Runner:
         return arrived - began
 
     def family(self) -> list[psutil.Process]:
-        """The started process and everything below it."""
+        """The started process and all its descendants."""
         try:
             root = psutil.Process(self.process.pid)
             return [root, *root.children(recursive=True)]
@@ -99,13 +99,13 @@ class Runner:
             return []
 
     def send(self, number: signal.Signals) -> None:
-        """Give a signal to every process of the candidate."""
+        """Send a signal to every process of the candidate."""
         for process in self.family():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(number)
 
     def peak_memory_gib(self) -> float:
-        """Largest resident memory that any one process of it ever had, in GiB."""
+        """Largest resident memory that any of its processes has had, in GiB."""
         peaks = []
         for process in self.family():
             with contextlib.suppress(OSError):
@@ -114,7 +114,7 @@ class Runner:
         return max(peaks, default=0) / 2**20
 
     def end(self) -> None:
-        """End every process of it, at once."""
+        """Kill all its processes."""
         self.send(signal.SIGKILL)
         self.process.wait()
         self._reader.join()

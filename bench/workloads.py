@@ -1,4 +1,4 @@
-"""What every candidate trains: the shape of the model and its batch, by name. Needs no torch."""
+"""The workloads that every candidate trains: shape of the model and batch, by name. Needs no torch."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """A model of Llama's or GPT-2's kind, and the batch of one optimizer step."""
+    """A model shaped like Llama or GPT-2, and the batch of one optimizer step."""
 
     kind: Literal["llama", "gpt2"] = "llama"
     num_layers: int
@@ -27,7 +27,7 @@ class Workload:
 
     @property
     def flops_per_token(self) -> int:
-        """6 N_matmul + 12 L d T, the head included and attention counted in full."""
+        """6 N_matmul + 12 L d T, with the head, and with attention counted in full."""
         matrices = 4 * self.hidden_size**2 + (3 if self.kind == "llama" else 2) * self.hidden_size * self.mlp_size
         attention = 12 * self.num_layers * self.hidden_size * self.sequence_length
         return 6 * (self.num_layers * matrices + self.vocab_size * self.hidden_size) + attention
@@ -52,7 +52,7 @@ class Workload:
         }
 
     def dsllm_overrides(self, world_size: int) -> tuple[str, ...]:
-        """The words after `dsllm train` that make the shipped bench recipe this workload."""
+        """The overrides that turn bench/recipes/workload.yaml into this workload."""
         fields = {f"model.{name}": value for name, value in self.dsllm_model.items()} | {
             "data.sequence_length": self.sequence_length,
             "train.global_batch_sequences": self.global_batch_sequences,

@@ -1,10 +1,10 @@
 #!/bin/sh
-# An sshd for the image's ordinary user, so that deepspeed (pdsh) and mpirun on another host can start ranks in here:
+# Starts an sshd as the image's ordinary user, so that deepspeed (pdsh) and mpirun on another host can start ranks in here:
 #
 #     docker run --network host --volume KEYS:/home/dsllm/.ssh:ro --entrypoint dsllm-sshd dsllm:gpu [PORT]
 #
-# KEYS belongs to that user and holds authorized_keys. It may hold a host key (ssh_host_ed25519_key); otherwise one is made
-# at each start, and the login host has to learn it anew. Keys alone let anybody in; nothing secret is in the image.
+# KEYS belongs to that user and contains authorized_keys. It may contain a host key (ssh_host_ed25519_key); otherwise each
+# start makes a new one, which the login host must accept again. Only keys are accepted; the image contains no secret.
 set -eu
 
 port=${1:-2222}

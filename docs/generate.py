@@ -9,12 +9,12 @@ from dsllm.launch.templates import slurm_templates
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = (
-    *("cli", "launch", "prepare", "data", "model", "engine", "train"),
+    *("cli", "launch", "prepare", "session", "data", "model", "engine", "train"),
     *("checkpoint", "evaluate", "parity", "doctor", "config", "counts"),
 )
 """In the order in which a run uses them."""
 
-CONFIG_FILES = ("run", "data", "model", "train")
+CONFIG_FILES = ("run", "data", "model", "train", "optimizer", "parallel")
 BEGIN, END = "<!-- map: begin (written by `make docs`) -->", "<!-- map: end -->"
 
 

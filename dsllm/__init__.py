@@ -8,11 +8,9 @@ from dsllm.version import __version__
 if TYPE_CHECKING:  # for editors and type checkers; when the program runs, __getattr__ finds each name
     from dsllm.api import (
         CheckpointReader,
-        Engine,
         HeldOutLoss,
         Position,
         Sampling,
-        StepResult,
         Tokenizer,
         TrainingBatches,
         Transformer,
@@ -22,13 +20,11 @@ if TYPE_CHECKING:  # for editors and type checkers; when the program runs, __get
         load_model,
         load_tokenizer,
         open_checkpoint,
-        open_engine,
-        set_learning_rate,
-        take_step,
         training_batches,
         validation_batches,
         validation_loss,
     )
+    from dsllm.api_engine import Engine, StepResult, open_engine, set_learning_rate, take_step
     from dsllm.batches import MicroBatch
     from dsllm.config.load import load_run
     from dsllm.config.run import RunConfig
@@ -102,6 +98,8 @@ def _home_of(name: str) -> ModuleType:
             from dsllm import errors as home
         case "TokenLoss":
             from dsllm import objectives as home
+        case "Engine" | "StepResult" | "open_engine" | "set_learning_rate" | "take_step":
+            from dsllm import api_engine as home
         case _:
             from dsllm import api as home
     return home

@@ -1,8 +1,6 @@
 """What a notebook calls: a run's model and batches, saved models and their tokenizers. `dsllm` exports these names."""
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -16,13 +14,7 @@ from dsllm.data.position import Position
 from dsllm.data.tokenizer import Tokenizer
 from dsllm.data.training import TrainingBatches
 from dsllm.data.validation import ValidationBatches
-from dsllm.engine.build import Engine
-from dsllm.engine.optimizers import set_learning_rate
 from dsllm.engine.processes.device import compute_dtype
-from dsllm.engine.processes.process_group import process_group
-from dsllm.engine.processes.ranks import discover_ranks
-from dsllm.engine.settings.json_file import read_deepspeed_json
-from dsllm.engine.step import StepResult, take_step
 from dsllm.errors import ConfigError
 from dsllm.evaluate import load
 from dsllm.evaluate.generate import Sampling, generate
@@ -30,20 +22,13 @@ from dsllm.evaluate.perplexity import HeldOutLoss, validation_loss
 from dsllm.model.initial import fill_initial
 from dsllm.model.recompute import Recompute
 from dsllm.model.transformer import Transformer
-from dsllm.objectives import TokenLoss
 from dsllm.parameters import parameter_table
-from dsllm.session.assembly import ready_engine
-from dsllm.session.machine import run_on_machine
-from dsllm.slices import StateReader
 
 __all__ = [
     "CheckpointReader",
-    "Engine",
     "HeldOutLoss",
     "Position",
     "Sampling",
-    "StepResult",
-    "TokenLoss",
     "Tokenizer",
     "TrainingBatches",
     "Transformer",
@@ -53,9 +38,6 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "open_checkpoint",
-    "open_engine",
-    "set_learning_rate",
-    "take_step",
     "training_batches",
     "validation_batches",
     "validation_loss",
@@ -74,29 +56,11 @@ def build_model(run: RunConfig, precision: Precision = "fp32") -> Transformer:
     """
     if precision not in ("fp32", "fp32_compute_bf16"):
         raise ConfigError(f"precision {precision}: only the engine trains in it; use fp32 or fp32_compute_bf16 here")
-    run = _with_vocabulary(run)
+    run = with_vocabulary(run)
     recompute = Recompute(what=run.train.activation_checkpointing, offload=run.train.activation_offload)
     model = Transformer(run.model, run.context_length, compute_dtype(precision), recompute)
     fill_initial(model, parameter_table(run.model, run.context_length), run.run.seed)
     return model
-
-
-@contextlib.contextmanager
-def open_engine(run: RunConfig, state: StateReader | None = None) -> Iterator[Engine]:
-    """The run's engine on the ranks of this job: one in a notebook, several under a launcher.
-
-    Args:
-        state: what the engine starts from, such as a CheckpointReader. None (default): the initial values.
-
-    Raises:
-        DsllmError: the run does not fit this machine or these ranks, or the state cannot be loaded.
-    """
-    run, ranks = _with_vocabulary(run), discover_ranks()
-    given = read_deepspeed_json(run.deepspeed)
-    prepared = run_on_machine(run, given, ranks)
-    with process_group(ranks, prepared.device, prepared.layout.mesh) as world:
-        final = prepared.final_config(world)
-        yield ready_engine(prepared.config, final, prepared.layout.precision, world, state)
 
 
 def training_batches(run: RunConfig, data_rank: int = 0, data_size: int = 1) -> TrainingBatches:
@@ -174,7 +138,12 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
     return load.open_tokenizer(folder if folder.is_dir() else Path(path))
 
 
-def _with_vocabulary(run: RunConfig) -> RunConfig:
+def with_vocabulary(run: RunConfig) -> RunConfig:
+    """The run with its vocabulary resolved from the prepared tokenizer.
+
+    Raises:
+        DataError: the data is not prepared yet.
+    """
     if run.model.vocab_size is not None:
         return run
     vocab_size = load_manifest(_data_of(run)).tokenizer.vocab_size

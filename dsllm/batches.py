@@ -1,4 +1,4 @@
-"""One micro-batch, whoever makes it: training, validation, parity, tuning, benchmarks and tests hand over this record."""
+"""One micro-batch: the record that training, validation, parity, benchmarks and tests give to the step."""
 
 from __future__ import annotations
 

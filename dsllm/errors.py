@@ -44,7 +44,7 @@ class RunError(DsllmError):
 
 
 class OutputError(DsllmError):
-    """A result that the user asked for cannot be written."""
+    """A result that the user requested cannot be written."""
 
 
 class MissingExtra(DsllmError):

@@ -77,14 +77,10 @@ def make_mesh(parallel: ParallelConfig, world_size: int) -> Mesh:
 
 def _problems(parallel: ParallelConfig, world_size: int) -> Iterator[str]:
     sizes = {name: getattr(parallel, name) for name in ("tensor", "pipeline", "sequence", "expert")}
-    too_small = [name for name, size in sizes.items() if size < 1]
-    for name in too_small:
-        yield f"parallel.{name}: must be at least 1, but it is {sizes[name]}"
+    assert min(sizes.values()) >= 1, "sizes below 1 are refused with the config's other fields"
     for name in NOT_YET:
         if sizes[name] > 1:
             yield f"parallel.{name}: {sizes[name]}, but this version trains with data parallelism only: set it to 1"
-    if too_small:
-        return
     others = parallel.tensor * parallel.pipeline * parallel.sequence
     if world_size % others:
         yield (

@@ -87,7 +87,8 @@ def test_a_model_has_the_parameters_of_the_table_and_the_initial_values_of_the_s
 
 def test_the_ranks_divide_the_batches_of_one_rank(run):
     def tokens(rank: int, num_ranks: int) -> torch.Tensor:
-        return torch.cat([batch.inputs for batch in dsllm.training_batches(run, rank, num_ranks).step(3)])
+        batches = dsllm.training_batches(run, rank, num_ranks).step(dsllm.Position(3 * 8))
+        return torch.cat([batch.inputs for batch in batches])
 
     assert torch.equal(torch.cat([tokens(0, 2), tokens(1, 2)]), tokens(0, 1))
     with pytest.raises(ConfigError, match="8 is not a multiple of 2 sequences x 3 ranks"):

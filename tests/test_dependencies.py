@@ -76,8 +76,8 @@ def test_what_dsllm_imports_is_declared_where_it_says() -> None:
 
 def test_what_the_tests_and_the_bench_import_is_declared() -> None:
     ours = declared() | set().union(*map(declared, PROJECT["optional-dependencies"]))
-    # an environment of its own (bench/peers/requirements-litgpt.txt); a part of torch's builds for GPUs
-    elsewhere = {"litgpt", "lightning", "triton"}
+    # an environment of its own (bench/peers/requirements-litgpt.txt); a part of torch's builds for GPUs; tests/test_errors.py
+    elsewhere = {"litgpt", "lightning", "triton", "no-such-library"}
     assert {name for name, _ in imported("tests", "bench", "docs")} - ours == elsewhere
 
 

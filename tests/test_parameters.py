@@ -7,9 +7,10 @@ import pytest
 from pydantic import TypeAdapter
 
 from dsllm.config.model import ModelConfig
-from dsllm.config.sizes import PUBLISHED, SIZES
+from dsllm.config.sizes import SIZES
 from dsllm.parameters import Constant, Initial, Normal, parameter_table
 from tests.helpers.models import BIASES, CONTEXT, LLAMA, SHAPES
+from tests.helpers.sizes import PUBLISHED
 
 EVERY: dict[str, tuple[ModelConfig, int]] = {name: (config, CONTEXT) for name, config in SHAPES.items()}
 EVERY["qk-norm"] = dataclasses.replace(LLAMA, qk_norm=True), CONTEXT

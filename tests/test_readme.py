@@ -11,10 +11,17 @@ from docs import generate
 from dsllm.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "llms.txt", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(*sorted(ROOT.glob("*.md")), ROOT / "llms.txt"),
+    *(*sorted((ROOT / "docs").glob("*.md")), ROOT / "bench" / "RESULTS.md"),
+]
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 PRODUCED = ("runs/", "out/", "data/")
 """Folders that commands write: a page may name what is not there yet."""
+NAMED_FILE = re.compile(
+    r"`((?:bench|docker|docs|ds_configs|dsllm|launch|tests)/[a-z0-9_/.-]+\.(?:py|yaml|json|md|sh|c|sbatch))`"
+)
+"""A file of the repository in the text. Capitals are a placeholder: `dsllm/cli/NAME.py`."""
 
 
 def commands_in(page: Path) -> Iterator[list[str]]:
@@ -44,6 +51,12 @@ def test_commands_exist(page: Path) -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_a_page_names_are_there(page: Path) -> None:
+    named = set(NAMED_FILE.findall(page.read_text(encoding="utf-8")))
+    assert not [name for name in sorted(named) if not (ROOT / name).is_file()]
 
 
 @pytest.mark.parametrize("index", ["llms.txt", "docs/README.md"])

@@ -28,7 +28,7 @@ def test_there_is_something_to_ship() -> None:
 def test_recipe_loads_and_survives_saving(recipe: Path) -> None:
     config = load_run(str(recipe))
     assert run_from_dict(run_to_dict(config), "saved") == config
-    assert find_file(config.deepspeed, beside=recipe.parent), f"{config.deepspeed} is not shipped"
+    assert find_file(config.deepspeed, yaml_folder=recipe.parent), f"{config.deepspeed} is not shipped"
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

@@ -1,4 +1,4 @@
-"""Is it right on this device? Short runs of `dsllm train` whose curves must lie on one another, and the parity table."""
+"""Is it right on this device? Short runs of `dsllm train` whose curves must be equal up to rounding, and the parity table."""
 
 import json
 import math
@@ -15,11 +15,11 @@ from bench.candidates import RECIPE, ROOT
 
 NUM_STEPS = 20
 MOST_LOSS = 0.01
-"""Nats between two runs that differ in rounding only. bf16 keeps 8 bits, so a loss near 9 is off by 0.02 per token at
-most and far less in the mean of 2048; fp32 and bf16 were seen to differ by 0.0015 over the 20 steps, on a CPU."""
+"""Largest difference, in nats, between two runs that differ by rounding only. bf16 keeps 8 bits, so a loss near 9 is off by at
+most 0.02 per token and far less in the mean of 2048; over the 20 steps, fp32 and bf16 differed by 0.0015 on a CPU."""
 MOST_NORM = 0.02
-"""Between their gradient norms, as a share (seen: 0.001). AdamW hides a wrong factor on the gradient from the loss, but
-not from the norm."""
+"""Largest relative difference between their gradient norms (measured: 0.001). AdamW cancels a wrong factor on the gradient, so
+the loss does not show it, but the norm does."""
 SHAPE = (
     "model.num_layers=4 model.hidden_size=256 model.num_heads=4 model.mlp_size=704 data.sequence_length=256 "
     f"train.global_batch_sequences=8 train.micro_batch_sequences=4 train.total_tokens={NUM_STEPS * 8 * 256}"
@@ -36,14 +36,14 @@ class Check:
 
     name: str
     words: str
-    """What follows `dsllm train`, besides the shape."""
+    """Options and overrides of `dsllm train`, without the shape."""
     like: str = ""
-    """The check whose curve it must follow; nothing: it is judged by itself."""
+    """The check whose curve it must follow; empty (default): it is judged by itself."""
     gpu_only: bool = False
 
     @property
     def file(self) -> str:
-        """Its name as a file's."""
+        """Its name as a file name."""
         return self.name.replace(" ", "-").replace(",", "").replace("/", "-")
 
 
@@ -122,8 +122,8 @@ class Result:
     seconds: float
 
 
-def run_checks(gpu: bool, folder: Path, seconds: float, tell: Callable[[str], None]) -> list[Result]:
-    """All checks that this device can run, several at once, and the parity table; what is too slow fails."""
+def run_checks(gpu: bool, folder: Path, seconds: float, report: Callable[[str], None]) -> list[Result]:
+    """Run all checks that this device can run, several at once, and the parity table. What is not done in time fails."""
     wanted = [check for check in CHECKS if gpu or not check.gpu_only]
     deadline = time.monotonic() + seconds
     with ThreadPoolExecutor(min(8, max(2, (os.cpu_count() or 2) // 2))) as pool:
@@ -133,7 +133,7 @@ def run_checks(gpu: bool, folder: Path, seconds: float, tell: Callable[[str], No
         results = [judge(check, outcomes) for check in wanted]
         results.append(parity.result())
     for result in results:
-        tell(f"{'passed' if result.passed else 'FAILED'}  {result.name}: {result.detail} ({result.seconds:.0f} s)")
+        report(f"{'passed' if result.passed else 'FAILED'}  {result.name}: {result.detail} ({result.seconds:.0f} s)")
     return results
 
 
@@ -147,7 +147,7 @@ class Outcome:
 
 
 def run(check: Check, folder: Path, deadline: float) -> Outcome:
-    """Train; the curve, or the program's last words."""
+    """Train; returns the curve, or the last lines that the program printed."""
     began, directory = time.monotonic(), folder / check.file
     command = [sys.executable, "launch/pretrain.py", "--config", RECIPE, *SHAPE, *check.words.split()]
     problem = complete([*command, f"run.directory={directory}"], folder / f"{check.file}.log", deadline)
@@ -157,7 +157,7 @@ def run(check: Check, folder: Path, deadline: float) -> Outcome:
 
 
 def complete(command: list[str], log: Path, deadline: float) -> str:
-    """Run a program to its end; nothing where all went well, else its last words."""
+    """Run a program to its end; returns an empty text if all went well, else the exit code and the last lines it printed."""
     with log.open("wb") as output:
         try:
             left = max(1.0, deadline - time.monotonic())
@@ -169,7 +169,7 @@ def complete(command: list[str], log: Path, deadline: float) -> str:
 
 
 def judge(check: Check, outcomes: dict[str, Outcome]) -> Result:
-    """Whether a check's curve is as it must be."""
+    """Whether the curve of a check is right."""
     own = outcomes[check.name]
     if own.problem or len(own.curve) != NUM_STEPS:
         return Result(check.name, False, own.problem or f"{len(own.curve)} steps were recorded", own.seconds)
@@ -183,7 +183,7 @@ def judge(check: Check, outcomes: dict[str, Outcome]) -> Result:
 
 
 def follows(curve: Curve, other: Curve) -> tuple[bool, str]:
-    """The same losses and gradient norms up to rounding."""
+    """Whether losses and gradient norms are the same up to rounding."""
     if len(other) != len(curve):
         return False, "the run to compare with failed"
     loss = max(abs(a["loss"] - b["loss"]) for a, b in zip(curve, other, strict=True))
@@ -192,13 +192,13 @@ def follows(curve: Curve, other: Curve) -> tuple[bool, str]:
 
 
 def learns(curve: Curve) -> tuple[bool, str]:
-    """The loss starts at that of a guess and falls."""
+    """Whether the loss starts at that of a random guess and falls."""
     first, last = curve[0]["loss"], curve[-1]["loss"]
     return abs(first - math.log(8192)) < 0.2 and last < first - 0.1, f"loss {first:.3f} to {last:.3f}"
 
 
 def settles(curve: Curve) -> tuple[bool, str]:
-    """fp16's scale falls through skipped steps until they are applied, and the loss then falls."""
+    """Whether fp16's scale falls by skipped steps until steps are applied, and the loss then falls."""
     skipped, scale = int(curve[-1]["skipped_steps"]), curve[-1]["loss_scale"]
     settled = skipped == curve[-5]["skipped_steps"] and 0 < skipped < NUM_STEPS - 5 and scale < curve[0]["loss_scale"]
     detail = f"{skipped} steps skipped, scale {curve[0]['loss_scale']:g} to {scale:g}, loss to {curve[-1]['loss']:.3f}"
@@ -206,11 +206,11 @@ def settles(curve: Curve) -> tuple[bool, str]:
 
 
 def run_parity(gpu: bool, folder: Path, deadline: float) -> Result:
-    """`dsllm doctor --parity`: each combination against plain PyTorch."""
+    """Run `dsllm parity`: each combination compared with plain PyTorch."""
     began = time.monotonic()
-    command = [sys.executable, "-m", "dsllm", "doctor", "--parity", "--world-sizes", "1"]
+    command = [sys.executable, "-m", "dsllm", "parity", "--world-sizes", "1"]
     only = [] if gpu else ["--quick", "--only", "fp32"]
     log = folder / "parity.log"
     problem = complete([*command, *only, "--json", str(folder / "parity.json")], log, deadline)
     detail = problem or log.read_text().strip().splitlines()[-1]
-    return Result("dsllm doctor --parity, 1 rank", not problem, detail, time.monotonic() - began)
+    return Result("dsllm parity, 1 rank", not problem, detail, time.monotonic() - began)

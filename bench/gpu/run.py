@@ -1,4 +1,4 @@
-"""The GPU bench: correctness, then speed, within a given time; a short table last, everything as JSON. See run.sh."""
+"""The GPU bench: correctness, then speed, within a given time. Prints a short table; writes everything as JSON. See run.sh."""
 
 import argparse
 import json
@@ -19,7 +19,7 @@ from bench.gpu.speed import BASE, Measured, run_speed
 from bench.rounds import machine, say
 
 CHECKS_SHARE = 0.45
-"""The checks' part of the time, where both parts run."""
+"""Share of the time for the checks, if both parts run."""
 
 
 def main() -> int:
@@ -60,14 +60,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a dry run: a tiny model, few combinations")
     parser.add_argument("--part", choices=("all", "checks", "speed"), default="all")
-    parser.add_argument("--sizes", default="125m,350m,1.3b", help="for the speed, by comma")
-    parser.add_argument("--minutes", type=float, default=9.5, help="what is not done by then is left out, and said")
+    parser.add_argument("--sizes", default="125m,350m,1.3b", help="sizes whose speed is measured, by comma")
+    parser.add_argument("--minutes", type=float, default=9.5, help="what is not done by then is left out and reported")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", ROOT / "bench" / "results")))
     return parser.parse_args()
 
 
 def ceiling(size: int) -> dict[str, Any]:
-    """What matrix products reach, from a process of its own: this one stays off the device."""
+    """What matrix products reach; measured in a process of its own, so that this one does not use the device."""
     command = [sys.executable, "-m", "bench.gpu.ceiling", "--size", str(size)]
     found: dict[str, Any] = json.loads(subprocess.check_output(command, cwd=ROOT, text=True).splitlines()[-1])
     say(f"{found['device']}, torch {found['torch']}: {found['gemm_flops'] / 1e12:.3g} TFLOP/s in matrix products")
@@ -75,12 +75,12 @@ def ceiling(size: int) -> dict[str, Any]:
 
 
 def read_json(file: Path) -> Any:
-    """Its content; nothing where the program did not come to write it."""
+    """The content of a JSON file; None if the program ended before it wrote the file."""
     return json.loads(file.read_text()) if file.is_file() else None
 
 
 def summary(about: dict[str, Any], checks: list[Result], speeds: list[Measured]) -> str:
-    """The table that one reads."""
+    """The table to read."""
     gemm, sheet = about["gemm_flops"], about["sheet_flops"]
     lines = [
         "",

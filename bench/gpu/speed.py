@@ -1,4 +1,4 @@
-"""How fast is it on this device? dsllm beside plain PyTorch, FSDP2 and transformers.Trainer, each in its own process."""
+"""How fast is it on this device? dsllm compared with plain PyTorch, FSDP2 and transformers.Trainer, each in its own process."""
 
 import itertools
 import re
@@ -20,7 +20,7 @@ LEAST_SECONDS = 25.0
 
 
 def candidates(size: str, folder: Path, gpu: bool) -> dict[str, tuple[str, ...]]:
-    """Name -> command, the most telling first: what the time does not suffice for is left out from the end."""
+    """Name -> command, the most informative first: if the time runs out, the last ones are left out."""
     workload = ("--workload", size)
 
     def own(stage: int, *more: str) -> tuple[str, ...]:
@@ -60,12 +60,12 @@ class Measured:
     step_seconds: list[float] = field(default_factory=list)
     peak_memory_gib: float = 0.0
     start_seconds: float = 0.0
-    """From the command to the first step's end."""
+    """From the command to the end of the first step."""
     problem: str = ""
 
     @property
     def tokens_per_second(self) -> float:
-        """Of the median step; 0 where it failed."""
+        """Tokens per second of the median step; 0 if it failed."""
         if not self.step_seconds:
             return 0.0
         return WORKLOADS[self.size].tokens_per_step / statistics.median(self.step_seconds)
@@ -84,8 +84,10 @@ def in_order(sizes: list[str], folder: Path, gpu: bool) -> Iterator[tuple[str, s
             yield size, *found[place]
 
 
-def run_speed(sizes: list[str], folder: Path, gpu: bool, seconds: float, tell: Callable[[str], None]) -> list[Measured]:
-    """Measure until the time is over; what did not fit in is said."""
+def run_speed(
+    sizes: list[str], folder: Path, gpu: bool, seconds: float, report: Callable[[str], None]
+) -> list[Measured]:
+    """Measure until the time is over; what is not measured is reported as such."""
     deadline, results = time.monotonic() + seconds, []
     for size, name, command in in_order(sizes, folder, gpu):
         left = deadline - time.monotonic()
@@ -94,14 +96,14 @@ def run_speed(sizes: list[str], folder: Path, gpu: bool, seconds: float, tell: C
             result.problem = "not run: out of time"
         else:
             measure(result, command, folder / f"{size}-{len(results)}.log", left)
-        told = f"{result.tokens_per_second:,.0f} tokens/s, first step after {result.start_seconds:.0f} s"
-        tell(f"{size}  {name}: {result.problem or told}")
+        found = f"{result.tokens_per_second:,.0f} tokens/s, first step after {result.start_seconds:.0f} s"
+        report(f"{size}  {name}: {result.problem or found}")
         results.append(result)
     return results
 
 
 def measure(result: Measured, command: tuple[str, ...], log: Path, seconds: float) -> None:
-    """Start it, let it warm up, and take the time between its step lines; each line comes after the device is done."""
+    """Start it, let it warm up, and measure the time between its step lines, which it prints when the device is done."""
     deadline = time.monotonic() + seconds
     runner = Runner(Candidate(name=result.name, command=command, threads_per_rank=4), ROOT, log)
     try:
@@ -111,8 +113,8 @@ def measure(result: Measured, command: tuple[str, ...], log: Path, seconds: floa
         result.start_seconds = arrived[0] - runner.started
         late = arrived[WARM_UP_STEPS:]
         result.step_seconds = [stop - start for start, stop in itertools.pairwise(late)]
-        told = re.findall(r"([\d.]+) GiB", log.read_text(errors="replace"))
-        result.peak_memory_gib = float(told[-1]) if told else runner.peak_memory_gib()
+        printed = re.findall(r"([\d.]+) GiB", log.read_text(errors="replace"))
+        result.peak_memory_gib = float(printed[-1]) if printed else runner.peak_memory_gib()
     except CandidateFailed as error:
         result.problem = f"failed: {' / '.join(str(error).splitlines()[-3:])[-300:]}"
     finally:

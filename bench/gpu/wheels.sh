@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Collects in bench/gpu/wheels what run.sh needs on a machine without a network (Linux, x86-64): once, where there is one.
+# Collects in bench/gpu/wheels what run.sh needs on a machine without a network (Linux, x86-64). Run it once, with a network.
 #   bash bench/gpu/wheels.sh [PYTHON_VERSION]     of that machine's Python; 3.12 if not given
 set -euo pipefail
 cd "$(dirname "$0")/../.."

@@ -1,4 +1,4 @@
-"""What the peers share: their command line, made-up tokens, the device, and the line that announces a finished step."""
+"""Shared by the peers: their command line, made-up tokens, the device, and the line that announces a finished step."""
 
 import argparse
 import os
@@ -9,7 +9,7 @@ from bench.workloads import WORKLOADS, Workload
 
 
 def command_line(purpose: str | None) -> argparse.ArgumentParser:
-    """The options that every peer has."""
+    """A parser with the options that every peer has."""
     parser = argparse.ArgumentParser(description=purpose)
     parser.add_argument("--workload", choices=WORKLOADS, default="a")
     parser.add_argument("--local_rank", help=argparse.SUPPRESS)  # deepspeed's launcher adds it
@@ -17,7 +17,7 @@ def command_line(purpose: str | None) -> argparse.ArgumentParser:
 
 
 def world_size() -> int:
-    """Number of ranks, as torchrun and deepspeed tell."""
+    """Number of ranks, as torchrun and deepspeed set it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -27,7 +27,7 @@ def rank() -> int:
 
 
 def device() -> torch.device:
-    """This rank's GPU, or the CPU where there is none."""
+    """This rank's GPU, or the CPU if there is none."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -36,7 +36,7 @@ def device() -> torch.device:
 
 
 def backend() -> str:
-    """Of the process group."""
+    """The backend of the process group."""
     return "nccl" if torch.cuda.is_available() else "gloo"
 
 
@@ -58,7 +58,7 @@ def batches(shape: Workload) -> list[torch.Tensor]:
 
 
 def announce(step: int, loss: float = float("nan")) -> None:
-    """The line that the bench waits for; on a GPU, once the step's work is done there."""
+    """Print the line that the bench waits for; on a GPU, after the step's work there is done."""
     memory = ""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

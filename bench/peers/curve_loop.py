@@ -1,4 +1,4 @@
-"""One run of bench/curves.py: a small model over the bench's corpus by one path, its losses written as JSON."""
+"""One run of bench/curves.py: trains a small model on the bench's corpus along one path, and writes its losses as JSON."""
 
 import argparse
 import contextlib
@@ -36,18 +36,18 @@ MEASURE_EVERY_STEPS = 25
 CORPUS = Path("bench/data")
 
 Step = Callable[[torch.Tensor, float], float]
-"""Takes a step over tokens [b, T + 1] at a learning rate; the loss before it."""
+"""Takes a step on tokens [b, T + 1] at a learning rate; returns the loss before it."""
 Measure = Callable[[torch.Tensor], float]
 """The mean loss of tokens [b, T + 1]."""
 
 
 def tokens_of(split: str) -> np.ndarray:
-    """The corpus's tokens, one after the other."""
+    """The tokens of one split of the corpus, one after the other."""
     return np.memmap(next(CORPUS.glob(f"{split}-*.bin")), dtype=np.uint16, mode="r")
 
 
 def batches(seed: int, num_steps: int) -> Iterator[torch.Tensor]:
-    """Windows of the training tokens from places that the seed chooses."""
+    """Windows of the training tokens, at places that the seed chooses."""
     tokens, draw, length = tokens_of("train"), np.random.default_rng(seed), SHAPE.sequence_length + 1
     for _ in range(num_steps):
         places = draw.integers(len(tokens) - length, size=SHAPE.global_batch_sequences)
@@ -62,7 +62,7 @@ def held_out() -> torch.Tensor:
 
 @contextlib.contextmanager
 def dsllm_path(seed: int) -> Iterator[tuple[Step, Measure]]:
-    """The product's engine and step."""
+    """dsllm's engine and step."""
     set_up_process(1)
     with process_group(discover_ranks(), torch.device("cpu")) as world:
         engine = build(SHAPE, world, 0, "fp32_compute_bf16", seed)
@@ -78,7 +78,7 @@ def dsllm_path(seed: int) -> Iterator[tuple[Step, Measure]]:
 
 @contextlib.contextmanager
 def plain_path(seed: int, autocast: bool) -> Iterator[tuple[Step, Measure]]:
-    """A PyTorch loop over the plain model, from dsllm's initial weights and with its AdamW's settings."""
+    """A PyTorch loop over the plain model, with dsllm's initial weights and the settings of its AdamW."""
     from bench.peers.models import dsllm_model
 
     start = dsllm_model(SHAPE, seed).model.state_dict()

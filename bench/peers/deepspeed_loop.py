@@ -1,4 +1,4 @@
-"""DeepSpeed's own bf16 (parameters in bf16, fp32 masters) over the plain model, as its documentation shows; no dsllm."""
+"""DeepSpeed's own bf16 (bf16 parameters, fp32 masters) over the plain model, as its documentation shows, without dsllm."""
 
 import itertools
 
@@ -16,7 +16,7 @@ def main() -> None:
     options = parser.parse_args()
     shape = WORKLOADS[options.workload]
     torch.manual_seed(1234)
-    deepspeed.ops.__compatible_ops__ = {}  # in the peer's favour: no minute of compiling at its first start
+    deepspeed.ops.__compatible_ops__ = {}  # in the peer's favour: it does not compile for a minute at its first start
     model = PlainModel(shape).to(device())
     config = {
         "train_micro_batch_size_per_gpu": micro_batch(shape),
@@ -29,7 +29,7 @@ def main() -> None:
         },
         "steps_per_print": 10**9,
     }
-    # in the peer's favour: DeepSpeed's own Adam would be compiled first, and is no faster
+    # in the peer's favour: DeepSpeed would compile its own Adam first, which is no faster
     optimizer = torch.optim.AdamW(model.parameters(), lr=shape.learning_rate, fused=True)
     engine, *_ = deepspeed.initialize(model=model, config=config, optimizer=optimizer)
     for step, batch in enumerate(itertools.cycle(batches(shape)), start=1):

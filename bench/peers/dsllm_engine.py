@@ -1,4 +1,4 @@
-"""dsllm's engine for benchmarks on made-up tokens, assembled by the product itself."""
+"""dsllm's engine for benchmarks on made-up tokens, assembled as in training."""
 
 from typing import Any
 

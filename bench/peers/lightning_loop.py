@@ -1,4 +1,4 @@
-"""Lightning's Trainer (bf16-mixed; DDP where torchrun starts several ranks) over the plain model."""
+"""Lightning's Trainer (bf16-mixed; DDP on several ranks, started by torchrun) over the plain model."""
 
 import tempfile
 
@@ -12,7 +12,7 @@ from bench.workloads import WORKLOADS, Workload
 
 
 class Module(lightning.LightningModule):
-    """The plain model as Lightning wants it."""
+    """The plain model, with the methods that Lightning calls."""
 
     def __init__(self, shape: Workload):
         super().__init__()
@@ -25,7 +25,7 @@ class Module(lightning.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=self.shape.learning_rate, fused=True)
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, **limits: float | str | None) -> None:
-        """Lightning's own clipping refuses a fused AdamW; a slower one would not be fair."""
+        """Clip as torch does: Lightning's own clipping refuses a fused AdamW, and a slower AdamW would not be fair."""
         torch.nn.utils.clip_grad_norm_(self.parameters(), self.shape.gradient_clipping)
 
     def on_train_batch_end(self, outputs: dict, batch: torch.Tensor, index: int) -> None:

@@ -1,4 +1,4 @@
-"""litgpt's own pretraining (Fabric, bf16-mixed, compiled) of the workload's shape; in an environment of its own."""
+"""litgpt's own pretraining (Fabric, bf16-mixed, compiled) of workload (a); runs in an environment of its own."""
 
 import sys
 import tempfile
@@ -15,13 +15,13 @@ from bench.workloads import WORKLOADS, Workload
 
 
 class RandomSequences(DataModule):
-    """Made-up sequences, as litgpt's trainer asks for them."""
+    """Made-up sequences, with the methods that litgpt's trainer calls."""
 
     def __init__(self, shape: Workload):
         self.shape = shape
 
     def connect(self, tokenizer=None, batch_size: int = 1, max_seq_length: int | None = None) -> None:
-        """Nothing to connect: the sequences need no tokenizer."""
+        """Do nothing: the sequences need no tokenizer."""
 
     def train_dataloader(self) -> DataLoader:
         return DataLoader(random_sequences(self.shape, 4096), batch_size=micro_batch(self.shape))

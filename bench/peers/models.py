@@ -1,4 +1,4 @@
-"""The model that the plain loops train: what anyone would write with torch for a Llama or a GPT-2; and dsllm's beside it."""
+"""The model of the plain loops, as anyone would write a Llama or a GPT-2 in torch, and dsllm's model of the same shape."""
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from bench.workloads import Workload
 
 
 class Attention(nn.Module):
-    """Causal self-attention by torch's fused kernel; with rotary positions in a Llama."""
+    """Causal self-attention with torch's fused kernel; with rotary positions in a Llama."""
 
     def __init__(self, shape: Workload):
         super().__init__()
@@ -57,7 +57,7 @@ def norm(shape: Workload) -> nn.Module:
 
 
 class Block(nn.Module):
-    """Attention and an MLP, each after a norm and added to the stream."""
+    """Attention and an MLP, each after a norm and added to the residual stream."""
 
     def __init__(self, shape: Workload):
         super().__init__()
@@ -70,7 +70,7 @@ class Block(nn.Module):
 
 
 class PlainModel(nn.Module):
-    """The decoder; its forward gives the mean loss of the targets."""
+    """The decoder; its forward pass returns the mean loss of the targets."""
 
     def __init__(self, shape: Workload):
         super().__init__()
@@ -96,7 +96,7 @@ class PlainModel(nn.Module):
 
 
 class MeanLoss(nn.Module):
-    """dsllm's model, whose forward gives a loss per token, as one number."""
+    """dsllm's model, with the mean of its per-token losses as its output."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -107,7 +107,7 @@ class MeanLoss(nn.Module):
 
 
 def dsllm_model(shape: Workload, seed: int = 1234) -> nn.Module:
-    """dsllm's model of the same shape, computing in bf16 by itself."""
+    """dsllm's model of the same shape, which computes in bf16 without autocast."""
     from dsllm.config.model import ModelConfig
     from dsllm.model.initial import fill_initial
     from dsllm.model.transformer import Transformer
@@ -121,7 +121,7 @@ def dsllm_model(shape: Workload, seed: int = 1234) -> nn.Module:
 
 @torch.no_grad()
 def copy_weights(plain: PlainModel, state: dict[str, torch.Tensor]) -> None:
-    """Give the plain Llama the weights of dsllm's, by dsllm's names; rows of padding are left out."""
+    """Copy the weights of dsllm's model, given by name, into the plain Llama; rows of padding are left out."""
     names = {"embedding.weight": "embed.weight", "head.weight": "head.weight", "norm.weight": "norm.weight"}
     for name, parameter in plain.named_parameters():
         if "query_key_value" in name:

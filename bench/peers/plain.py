@@ -1,4 +1,4 @@
-"""The base: a plain PyTorch loop with autocast bf16, over its own model or, with --model dsllm, over dsllm's."""
+"""The base: a plain PyTorch loop with bf16 autocast over its own model, or without autocast over dsllm's (--model dsllm)."""
 
 import itertools
 
@@ -21,7 +21,7 @@ def main() -> None:
     if options.model == "dsllm":
         from dsllm.engine.processes.device import set_up_process
 
-        set_up_process(world_size())  # the allocator's settings too, so that dsllm's engine differs by the engine alone
+        set_up_process(world_size())  # also the allocator's settings, so that dsllm differs by its engine only
     model = (PlainModel(shape) if autocast else dsllm_model(shape)).to(device())
     if options.compile:
         model.compile(dynamic=False)

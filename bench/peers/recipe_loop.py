@@ -1,4 +1,4 @@
-"""dsllm's engine with parts of its recipe for CPUs replaced, from here, by what one would have without it."""
+"""dsllm's engine, with elements of its recipe for CPUs replaced by what torch does otherwise."""
 
 import contextlib
 import itertools
@@ -24,7 +24,7 @@ from dsllm.objectives import TokenLoss
 
 
 def replace(name: str, make: Callable[[Any], Any]) -> None:
-    """Put something else in the place of a function that dsllm/model/transformer.py uses."""
+    """Replace a function that dsllm/model/transformer.py calls."""
     setattr(transformer, name, make(getattr(transformer, name)))
 
 
@@ -38,7 +38,7 @@ def without_attention() -> None:
 
 
 def without_loss() -> None:
-    """The whole of the logits in fp32, and torch's cross-entropy."""
+    """All logits in fp32 at once, and torch's cross-entropy."""
 
     def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
         logits = F.linear(hidden, weight.to(hidden.dtype))[..., :vocab_size].float()
@@ -48,11 +48,11 @@ def without_loss() -> None:
 
 
 def without_precision() -> None:
-    """torch.autocast chooses per operation, instead of activations in bf16 and weights cast inside Linear."""
+    """torch.autocast chooses the dtype per operation, instead of bf16 activations and weights cast inside Linear."""
     autocast = partial(torch.autocast, "cpu", torch.bfloat16)
 
     def plainly(inner: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """What autocast would do to the matrix products inside a function with a backward pass of its own."""
+        """Cast as autocast would inside a function that has its own backward pass, which autocast does not reach."""
 
         def function(first: Tensor, *others: Any, **more: Any) -> Tensor:
             with autocast(enabled=False):
@@ -80,7 +80,7 @@ def main() -> None:
     if without - set(ELEMENTS):
         parser.error(f"--without {options.without}: there are {', '.join(ELEMENTS)}")
     shape = WORKLOADS[options.workload]
-    for name, patch in PATCHES.items():  # in this order: precision wraps whatever stands in the others' places
+    for name, patch in PATCHES.items():  # in this order: precision wraps the functions that the others have put in
         if name in without:
             patch()
     ranks = discover_ranks()

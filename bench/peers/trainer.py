@@ -1,4 +1,4 @@
-"""transformers.Trainer with its own Llama or GPT-2 of the workload's shape, with or without DeepSpeed."""
+"""transformers.Trainer with transformers' own Llama or GPT-2 of the workload's shape, with or without DeepSpeed."""
 
 import tempfile
 
@@ -20,7 +20,7 @@ from bench.workloads import WORKLOADS, Workload
 
 
 class RandomSequences(Dataset):
-    """Made-up sequences; the model shifts the labels itself."""
+    """Made-up sequences, also as labels: the model shifts them itself."""
 
     def __init__(self, shape: Workload):
         self.sequences = random_sequences(shape, 1024)[:, : shape.sequence_length]
@@ -33,17 +33,17 @@ class RandomSequences(Dataset):
 
 
 class AnnounceSteps(TrainerCallback):
-    """Prints the bench's line after each optimizer step."""
+    """Announces each optimizer step."""
 
     def on_step_end(self, arguments, state, control, **others) -> None:
         announce(state.global_step)
 
 
 def deepspeed_config(stage: int) -> dict:
-    """What Trainer's documentation asks for; the rest is filled in by Trainer."""
+    """The DeepSpeed config that Trainer's documentation suggests; Trainer fills in the rest."""
     import deepspeed
 
-    deepspeed.ops.__compatible_ops__ = {}  # in the peer's favour: no minute of compiling at its first start
+    deepspeed.ops.__compatible_ops__ = {}  # in the peer's favour: it does not compile for a minute at its first start
     return {
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",

@@ -28,15 +28,15 @@ NOT_COMPARED = {
 """Fields that may differ, and why."""
 
 
-def differences_in_function(saved: ModelConfig, asked: ModelConfig) -> list[str]:
+def differences_in_function(saved: ModelConfig, current: ModelConfig) -> list[str]:
     """The fields in which two models differ so that the same weights compute something else; empty: they are the same.
 
     Shapes are not enough: 16 heads of 128 and 32 of 64 have the same matrices, and a rotary base has no weights at all.
     """
     names = [*ALWAYS]
-    if saved.positions == asked.positions == "rope":
+    if saved.positions == current.positions == "rope":
         names += ROTARY
-    found = [(name, _value(saved, name), _value(asked, name)) for name in names]
+    found = [(name, _value(saved, name), _value(current, name)) for name in names]
     return [f"model.{name}: {there!r} there, {here!r} here" for name, there, here in found if there != here]
 
 

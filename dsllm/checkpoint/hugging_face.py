@@ -1,4 +1,4 @@
-"""Reads a Hugging Face folder as if it were a checkpoint of ours: Llama, GPT-2 or GPT-NeoX, from safetensors."""
+"""Reads a Hugging Face folder like a checkpoint: Llama, GPT-2 or GPT-NeoX, from safetensors."""
 
 import json
 import math
@@ -35,7 +35,7 @@ def is_hugging_face_folder(folder: Path) -> bool:
 
 
 class HuggingFaceReader:
-    """The weights in a Hugging Face folder, under our names. Reads only the regions that are asked for."""
+    """The weights in a Hugging Face folder, under the names of dsllm. Reads only the regions that are requested."""
 
     def __init__(self, folder: Path):
         """Checks config, names and shapes; reads no weights.
@@ -108,7 +108,7 @@ class HuggingFaceReader:
         return self._last[1]
 
     def _slice(self, name: str) -> Any:
-        """A tensor in the files, of which a range can be read."""
+        """A tensor in the files, opened so that ranges of it can be read alone."""
         name = self._names_in_files[name]
         return self._file(self._files[name]).get_slice(name)
 

@@ -34,7 +34,7 @@ FIXED: Json = {
 """Fields of which only this value is implemented."""
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
-"""Hugging Face's names of the MLP's non-linearity, and ours."""
+"""Hugging Face's name of the MLP's non-linearity -> dsllm's."""
 
 
 @dataclass(frozen=True)
@@ -99,13 +99,13 @@ def config_from_json(fields: Mapping[str, Any], origin: str) -> ModelConfig:
     if model_type not in known:
         raise CheckpointError(f"{origin}: model_type {model_type!r} is not implemented; there are: {', '.join(known)}")
     reader = _Fields(fields)
-    ours = known[model_type].to_fields(reader)
-    ours |= {"vocab_size": reader.take("vocab_size"), "initial_std": reader.take("initializer_range", 0.02)}
+    fields = known[model_type].to_fields(reader)
+    fields |= {"vocab_size": reader.take("vocab_size"), "initial_std": reader.take("initializer_range", 0.02)}
     reader.close()
     if reader.problems:
         raise CheckpointError(f"{origin}: fields that are not implemented: " + "; ".join(reader.problems))
     try:
-        return _ADAPTER.validate_python(ours)
+        return _ADAPTER.validate_python(fields)
     except ValidationError as error:
         raise CheckpointError(f"{origin}: {error}") from error
 
@@ -125,7 +125,7 @@ class _Fields:
         return default[0] if value is None and default else value
 
     def choose(self, name: str, choices: Mapping[Any, Any], default: Any) -> Any:
-        """What a field's value is called here."""
+        """Our value for the value of a field, by the table of choices."""
         value = self.take(name, default)
         if value not in choices:
             self.problems.append(f"{name}: {value!r} (implemented: {', '.join(map(repr, choices))})")
@@ -327,10 +327,10 @@ def _rope_fields(fields: _Fields, theta_name: str, more: Json) -> Json:
 
 
 def _rope_values(rope: _Fields, problems: list[str]) -> Json:
-    ours: Json = {"positions": "rope", "rope_theta": rope.take("rope_theta", 10000.0)}
-    ours["rope_fraction"] = rope.take("partial_rotary_factor", 1.0)
+    fields: Json = {"positions": "rope", "rope_theta": rope.take("rope_theta", 10000.0)}
+    fields["rope_fraction"] = rope.take("partial_rotary_factor", 1.0)
     if rope.choose("rope_type", {"default": False, "llama3": True}, "default"):
-        ours["rope_scaling"] = RopeScaling(
+        fields["rope_scaling"] = RopeScaling(
             factor=rope.take("factor"),
             low_frequency_factor=rope.take("low_freq_factor"),
             high_frequency_factor=rope.take("high_freq_factor"),
@@ -338,7 +338,7 @@ def _rope_values(rope: _Fields, problems: list[str]) -> Json:
         )
     rope.close()
     problems.extend(f"rope_parameters.{problem}" for problem in rope.problems)
-    return ours
+    return fields
 
 
 ARCHITECTURES = (

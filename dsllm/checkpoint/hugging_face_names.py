@@ -24,7 +24,7 @@ class HuggingFaceTensor:
 
     name: str
     parts: tuple[str, ...]
-    """The parameters of ours that it contains."""
+    """Names of dsllm's parameters that it contains."""
     layout: Layout
 
 
@@ -72,28 +72,28 @@ def base_prefix(model_type: str) -> str:
     return {"llama": "model.", "gpt2": "transformer.", "gpt_neox": "gpt_neox."}[model_type]
 
 
-def _plain(hub: str, ours: str, bias: bool, weight_layout: Layout = SAME) -> Iterator[HuggingFaceTensor]:
-    yield HuggingFaceTensor(f"{hub}.weight", (f"{ours}.weight",), weight_layout)
+def _plain(hub: str, own: str, bias: bool, weight_layout: Layout = SAME) -> Iterator[HuggingFaceTensor]:
+    yield HuggingFaceTensor(f"{hub}.weight", (f"{own}.weight",), weight_layout)
     if bias:
-        yield HuggingFaceTensor(f"{hub}.bias", (f"{ours}.bias",), SAME)
+        yield HuggingFaceTensor(f"{hub}.bias", (f"{own}.bias",), SAME)
 
 
-def _fused(hub: str, ours: str, bias: bool, weight_layout: Layout, bias_layout: Layout) -> Iterator[HuggingFaceTensor]:
+def _fused(hub: str, own: str, bias: bool, weight_layout: Layout, bias_layout: Layout) -> Iterator[HuggingFaceTensor]:
     for kind, layout in [("weight", weight_layout), ("bias", bias_layout)][: 2 if bias else 1]:
-        yield HuggingFaceTensor(f"{hub}.{kind}", tuple(f"{ours}.{part}.{kind}" for part in "qkv"), layout)
+        yield HuggingFaceTensor(f"{hub}.{kind}", tuple(f"{own}.{part}.{kind}" for part in "qkv"), layout)
 
 
 def _llama(config: ModelConfig) -> Iterator[HuggingFaceTensor]:
     yield from _plain("model.embed_tokens", "embed", False)
     for layer in range(config.num_layers):
-        hub, ours = f"model.layers.{layer}", f"layers.{layer}"
-        yield from _plain(f"{hub}.input_layernorm", f"{ours}.attention_norm", False)
+        hub, own = f"model.layers.{layer}", f"layers.{layer}"
+        yield from _plain(f"{hub}.input_layernorm", f"{own}.attention_norm", False)
         for part in "qkv":
-            yield from _plain(f"{hub}.self_attn.{part}_proj", f"{ours}.attention.{part}", config.attention_bias)
-        yield from _plain(f"{hub}.self_attn.o_proj", f"{ours}.attention.output", config.attention_output_bias)
-        yield from _plain(f"{hub}.post_attention_layernorm", f"{ours}.mlp_norm", False)
+            yield from _plain(f"{hub}.self_attn.{part}_proj", f"{own}.attention.{part}", config.attention_bias)
+        yield from _plain(f"{hub}.self_attn.o_proj", f"{own}.attention.output", config.attention_output_bias)
+        yield from _plain(f"{hub}.post_attention_layernorm", f"{own}.mlp_norm", False)
         for part in ("gate", "up", "down"):
-            yield from _plain(f"{hub}.mlp.{part}_proj", f"{ours}.mlp.{part}", config.mlp_bias)
+            yield from _plain(f"{hub}.mlp.{part}_proj", f"{own}.mlp.{part}", config.mlp_bias)
     yield from _plain("model.norm", "norm", False)
     if not config.tie_embeddings:
         yield from _plain("lm_head", "head", False)
@@ -103,13 +103,13 @@ def _gpt2(config: ModelConfig) -> Iterator[HuggingFaceTensor]:
     yield from _plain("transformer.wte", "embed", False)
     yield from _plain("transformer.wpe", "positions", False)
     for layer in range(config.num_layers):
-        hub, ours = f"transformer.h.{layer}", f"layers.{layer}"
-        yield from _plain(f"{hub}.ln_1", f"{ours}.attention_norm", True)
-        yield from _fused(f"{hub}.attn.c_attn", f"{ours}.attention", True, STACKED_TRANSPOSED, STACKED)
-        yield from _plain(f"{hub}.attn.c_proj", f"{ours}.attention.output", True, TRANSPOSED)
-        yield from _plain(f"{hub}.ln_2", f"{ours}.mlp_norm", True)
-        yield from _plain(f"{hub}.mlp.c_fc", f"{ours}.mlp.up", True, TRANSPOSED)
-        yield from _plain(f"{hub}.mlp.c_proj", f"{ours}.mlp.down", True, TRANSPOSED)
+        hub, own = f"transformer.h.{layer}", f"layers.{layer}"
+        yield from _plain(f"{hub}.ln_1", f"{own}.attention_norm", True)
+        yield from _fused(f"{hub}.attn.c_attn", f"{own}.attention", True, STACKED_TRANSPOSED, STACKED)
+        yield from _plain(f"{hub}.attn.c_proj", f"{own}.attention.output", True, TRANSPOSED)
+        yield from _plain(f"{hub}.ln_2", f"{own}.mlp_norm", True)
+        yield from _plain(f"{hub}.mlp.c_fc", f"{own}.mlp.up", True, TRANSPOSED)
+        yield from _plain(f"{hub}.mlp.c_proj", f"{own}.mlp.down", True, TRANSPOSED)
     yield from _plain("transformer.ln_f", "norm", True)
     if not config.tie_embeddings:
         yield from _plain("lm_head", "head", False)
@@ -119,13 +119,13 @@ def _neox(config: ModelConfig) -> Iterator[HuggingFaceTensor]:
     bias, heads = config.attention_bias, by_head(config.num_heads)
     yield from _plain("gpt_neox.embed_in", "embed", False)
     for layer in range(config.num_layers):
-        hub, ours = f"gpt_neox.layers.{layer}", f"layers.{layer}"
-        yield from _plain(f"{hub}.input_layernorm", f"{ours}.attention_norm", True)
-        yield from _plain(f"{hub}.post_attention_layernorm", f"{ours}.mlp_norm", True)
-        yield from _fused(f"{hub}.attention.query_key_value", f"{ours}.attention", bias, heads, heads)
-        yield from _plain(f"{hub}.attention.dense", f"{ours}.attention.output", bias)
-        yield from _plain(f"{hub}.mlp.dense_h_to_4h", f"{ours}.mlp.up", True)
-        yield from _plain(f"{hub}.mlp.dense_4h_to_h", f"{ours}.mlp.down", True)
+        hub, own = f"gpt_neox.layers.{layer}", f"layers.{layer}"
+        yield from _plain(f"{hub}.input_layernorm", f"{own}.attention_norm", True)
+        yield from _plain(f"{hub}.post_attention_layernorm", f"{own}.mlp_norm", True)
+        yield from _fused(f"{hub}.attention.query_key_value", f"{own}.attention", bias, heads, heads)
+        yield from _plain(f"{hub}.attention.dense", f"{own}.attention.output", bias)
+        yield from _plain(f"{hub}.mlp.dense_h_to_4h", f"{own}.mlp.up", True)
+        yield from _plain(f"{hub}.mlp.dense_4h_to_h", f"{own}.mlp.down", True)
     yield from _plain("gpt_neox.final_layer_norm", "norm", True)
     if not config.tie_embeddings:
         yield from _plain("embed_out", "head", False)

@@ -180,7 +180,7 @@ def read_manifest(folder: Path) -> CheckpointManifest:
     """
     path = folder / MANIFEST_FILE
     try:
-        # ours never contain NaN or Infinity, so they are damage
+        # dsllm never writes NaN or Infinity, so the file is damaged
         raw = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
         version = raw["format_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -21,7 +21,7 @@ Piece = tuple[Region, FileRecord]
 
 
 class CheckpointReader:
-    """The state in one checkpoint's folder. Files are opened when first needed, and only the regions asked for are read."""
+    """The state in one checkpoint's folder. Files are opened when first needed, and only the requested regions are read."""
 
     def __init__(self, folder: Path):
         """Raises CheckpointError where the manifest is missing, damaged or of a newer format."""
@@ -120,7 +120,7 @@ class CheckpointReader:
         return [(region, file) for region, file in files if file is not None]
 
     def _tensor(self, file: FileRecord, name: str) -> Any:
-        """A tensor in a file, of which a range can be read."""
+        """A tensor in a file, opened so that ranges of it can be read alone."""
         path = self.folder / file.name
         try:
             if file.name not in self._open:

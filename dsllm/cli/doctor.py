@@ -93,13 +93,13 @@ def _console(rank: int) -> "Console":
 
 def _report_locally(facts: "LocalFacts", problem: "Finding", report: Report) -> int:
     """Report what one rank found where it could not reach the others; returns the exit code."""
-    from dsllm.cli.doctor_report import local_as_json, verdict
+    from dsllm.cli.doctor_report import conclusion, local_as_json
     from dsllm.doctor.local_checks import check_locally
 
     findings = [problem, *check_locally(facts)]
     for finding in findings:
         print(f"dsllm doctor: {finding}", file=sys.stderr, flush=True)
     if facts.place.rank == 0:
-        print(f"dsllm doctor: {verdict(findings)}", file=sys.stderr, flush=True)
+        print(f"dsllm doctor: {conclusion(findings)}", file=sys.stderr, flush=True)
         report(local_as_json(facts, findings))
     return EXIT_FAILED

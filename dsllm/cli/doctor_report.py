@@ -40,7 +40,7 @@ def show(seen: "Examination", console: Console) -> None:
         if table.row_count:
             console.print(table)
     show_findings(seen.findings, console)
-    console.print(f"{verdict(seen.findings)} ({seen.seconds:.0f} s)", highlight=False)
+    console.print(f"{conclusion(seen.findings)} ({seen.seconds:.0f} s)", highlight=False)
 
 
 def show_findings(findings: Sequence[Finding], console: Console) -> None:
@@ -54,7 +54,7 @@ def show_findings(findings: Sequence[Finding], console: Console) -> None:
         console.print()
 
 
-def verdict(findings: Sequence[Finding]) -> str:
+def conclusion(findings: Sequence[Finding]) -> str:
     """The findings summed up in one line."""
     errors = sum(finding.level == "error" for finding in findings)
     advice = len(findings) - errors

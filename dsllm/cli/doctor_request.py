@@ -26,7 +26,7 @@ def make_request(words: RunWords, timeout_minutes: float) -> Request:
     if words == RunWords():
         return Request(folders=(Folder(role="run", path="."),), timeout=timeout)
     config = load_run(words.file, words.overrides)
-    given = read_deepspeed_json(config.deepspeed, beside=Path(words.file).parent if words.file else None)
+    given = read_deepspeed_json(config.deepspeed, yaml_folder=Path(words.file).parent if words.file else None)
     nvme = _nvme_folders(given)
     return Request(
         folders=(*_folders_of(config), *nvme),

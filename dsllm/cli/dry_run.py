@@ -36,7 +36,7 @@ class Expected:
     flops_per_token: int
     total_tokens: int
     communication: counts.Communication
-    """Of one step."""
+    """What the ranks send in one step."""
 
 
 def show(config: RunConfig, given: Mapping[str, Any], world_size: int) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         "combination of settings, and compare losses, gradient norms and final weights. Runs on GPUs where there are any; "
         "takes minutes.",
     )
-    parser.add_argument("--quick", action="store_true", help="only the pairwise cover: a third of the rows")
+    parser.add_argument("--quick", action="store_true", help="only the pairwise rows: a third of the table")
     parser.add_argument(
         "--world-sizes", type=_world_sizes, metavar="1,2,4", help="numbers of ranks; default: all of these"
     )

@@ -5,7 +5,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dsllm.parity.compare import Row
-from dsllm.parity.report import HEAD, Report, cells, verdict, worst_by_precision
+from dsllm.parity.report import HEAD, Report, cells, outcome, worst_by_precision
 from dsllm.parity.table import Selection, run_table
 
 
@@ -20,7 +20,7 @@ def run_with_progress(selection: Selection, seed: int, console: Console) -> list
         for row in run_table(selection.combinations, selection.device, seed):
             rows.append(row)
             if not row.passed:
-                progress.console.print(f"{row.combination.name}: {verdict(row)}", style="red", highlight=False)
+                progress.console.print(f"{row.combination.name}: {outcome(row)}", style="red", highlight=False)
             progress.update(task, advance=1, description=f"parity, {row.combination.world_size} ranks")
     return rows
 

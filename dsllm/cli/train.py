@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
 
     words = parse_run_words(options.words, *([options.config] if options.config else []))
     config, ranks = load_run(words.file, words.overrides), discover_ranks()
-    given = read_deepspeed_json(config.deepspeed, beside=Path(words.file).parent if words.file else None)
+    given = read_deepspeed_json(config.deepspeed, yaml_folder=Path(words.file).parent if words.file else None)
     with json_report(options.json, writes=ranks.rank == 0) as write_json:
         if options.dry_run:
             from dsllm.cli.dry_run import show
@@ -67,7 +67,7 @@ def _train(config: "RunConfig", given: Mapping[str, Any], ranks: "Ranks", profil
 
 
 def _validation(session: "Session") -> Callable[["Engine"], Mapping[str, float]]:
-    """The held-out loss as the loop asks for it."""
+    """The function with which the loop measures the held-out loss."""
     from dsllm.data.validation import ValidationBatches
     from dsllm.evaluate.perplexity import validation_loss
 

@@ -1,1 +1,1 @@
-"""Every knob of a run, its unit and its default: one torch-free file per branch of the tree."""
+"""Every field of a run, with its unit and its default: one file without torch per branch of the tree."""

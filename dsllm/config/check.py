@@ -22,6 +22,7 @@ def problems_in(config: RunConfig) -> list[Problem]:
         *_check_tokenizer(config.tokenizer),
         *_check_model(config.model, config.data.sequence_length),
         *_check_train(config.train),
+        *_positive("parallel", config.parallel, "tensor", "pipeline", "sequence", "expert"),
         *_check_kernels(config),
         *_check_schedule(config.train.schedule),
         *_check_run_name(config.run.name),

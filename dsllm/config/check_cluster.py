@@ -123,7 +123,7 @@ def _check_slurm(slurm: SlurmConfig) -> Iterator[Problem]:
             "signal before its first step saves nothing, and restarts forever; set at most half of the limit",
         )
     if slurm.gpus_per_node is not None and slurm.gres is not None and "gpu" in slurm.gres:
-        yield "slurm.gpus_per_node", f"gres {slurm.gres} asks for GPUs too; set one of the two"
+        yield "slurm.gpus_per_node", f"gres {slurm.gres} requests GPUs too; set one of the two"
     for i, option in enumerate(slurm.options):
         if not re.fullmatch(r"--[a-z][a-z-]*(=[^\s#]+)?", option):
             yield (

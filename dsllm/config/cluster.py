@@ -98,7 +98,7 @@ class ContainerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TimeoutConfig:
-    """How long `dsllm launch` waits before it kills what still runs."""
+    """How long `dsllm launch` waits before it kills the processes that still run."""
 
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
 

@@ -1,4 +1,4 @@
-"""Compares the run that is asked for with the run that was saved: what may change on resume, and what may not."""
+"""Compares a run with the one that was saved: what may change on resume, and what may not."""
 
 import dataclasses
 from typing import Any
@@ -14,30 +14,30 @@ class Difference:
 
     field: str
     saved: Any
-    asked: Any
+    current: Any
     changeable: bool
 
     def __str__(self) -> str:
-        return f"{self.field}: saved {self.saved!r}, now {self.asked!r}"
+        return f"{self.field}: saved {self.saved!r}, now {self.current!r}"
 
 
-def differences(saved: RunConfig, asked: RunConfig) -> list[Difference]:
+def differences(saved: RunConfig, current: RunConfig) -> list[Difference]:
     """Every field in which two runs differ, in the order of the tree."""
-    return _compare(saved, asked, "", False)
+    return _compare(saved, current, "", False)
 
 
-def _compare(saved: Any, asked: Any, path: str, may_change: bool) -> list[Difference]:
-    if dataclasses.is_dataclass(saved) and type(saved) is type(asked):
+def _compare(saved: Any, current: Any, path: str, may_change: bool) -> list[Difference]:
+    if dataclasses.is_dataclass(saved) and type(saved) is type(current):
         found = []
         for f in dataclasses.fields(saved):
             inner = may_change or bool(f.metadata.get("changeable"))
-            found += _compare(getattr(saved, f.name), getattr(asked, f.name), f"{path}.{f.name}".lstrip("."), inner)
+            found += _compare(getattr(saved, f.name), getattr(current, f.name), f"{path}.{f.name}".lstrip("."), inner)
         return found
-    if isinstance(saved, tuple) and isinstance(asked, tuple):
+    if isinstance(saved, tuple) and isinstance(current, tuple):
         found = []
-        for i in range(max(len(saved), len(asked))):
+        for i in range(max(len(saved), len(current))):
             left = saved[i] if i < len(saved) else _MISSING
-            right = asked[i] if i < len(asked) else _MISSING
+            right = current[i] if i < len(current) else _MISSING
             found += _compare(left, right, f"{path}.{i}", may_change)
         return found
-    return [] if saved == asked else [Difference(path, saved, asked, may_change)]
+    return [] if saved == current else [Difference(path, saved, current, may_change)]

@@ -10,15 +10,15 @@ _PARAMETER_BITS: dict[Precision, Bits] = {"fp32": 32, "fp32_compute_bf16": 32, "
 _COMPUTE_BITS: dict[Precision, Bits] = {"fp32": 32, "fp32_compute_bf16": 16, "bf16": 16, "fp16": 16}
 
 
-def resolve_precision(asked: Precision | Literal["auto"], device_type: str) -> Precision:
+def resolve_precision(requested: Precision | Literal["auto"], device_type: str) -> Precision:
     """The precision that a run uses on a device.
 
     Args:
-        asked: `train.precision`; auto: the fastest precision whose numbers are right there
+        requested: `train.precision`; auto: the fastest precision whose numbers are right there
         device_type: "cpu" or "cuda"
     """
-    if asked != "auto":
-        return asked
+    if requested != "auto":
+        return requested
     return "fp32_compute_bf16" if device_type == "cpu" else "bf16"
 
 

@@ -1,4 +1,4 @@
-"""Parameters, FLOPs and bytes of a model by formula: shared by the model's tests, MFU, --dry-run and the planner."""
+"""Parameters, FLOPs and bytes of a model by formula: read by --dry-run, MFU, `dsllm doctor` and the tests."""
 
 from dsllm.counts.activations import LOGITS_AT_A_TIME, activation_bytes, kept_activation_bytes
 from dsllm.counts.communication import Communication, communication_bytes, communication_of_step

@@ -22,20 +22,21 @@ class Communication:
 
     all_reduce: int = 0
     reduce_scatter: int = 0
-    all_gather: int = 0
+    gather: int = 0
+    """Weights that the ranks get from each other: by an all-gather, or by broadcasts from every rank of its part."""
 
     @property
     def handed(self) -> int:
         """All kinds together."""
-        return self.all_reduce + self.reduce_scatter + self.all_gather
+        return self.all_reduce + self.reduce_scatter + self.gather
 
     def on_wire(self, data_parallel_size: int) -> int:
         """Bytes that each rank sends, and receives, with ring algorithms.
 
         A reduce-scatter or an all-gather sends (W - 1) / W of its size; an all-reduce is one of each (Patarasuk and
-        Yuan 2009).
+        Yuan 2009). Broadcasts of all parts by their owners send as much as an all-gather, averaged over the ranks.
         """
-        once = 2 * self.all_reduce + self.reduce_scatter + self.all_gather
+        once = 2 * self.all_reduce + self.reduce_scatter + self.gather
         return once * (data_parallel_size - 1) // data_parallel_size
 
 
@@ -89,9 +90,9 @@ def communication_bytes(
     if zero_stage == 0:
         return Communication(all_reduce=gradients)
     if zero_stage < 3:
-        return Communication(all_reduce=gradients * (accumulation if zero_stage == 2 else 1), all_gather=weights)
+        return Communication(all_reduce=gradients * (accumulation if zero_stage == 2 else 1), gather=weights)
     gathered = num_parameters if gathered_per_micro_batch is None else gathered_per_micro_batch
     once = max(0, num_parameters - gathered)
     return Communication(
-        reduce_scatter=accumulation * gradients, all_gather=(accumulation * gathered + once) * weight_width
+        reduce_scatter=accumulation * gradients, gather=(accumulation * gathered + once) * weight_width
     )

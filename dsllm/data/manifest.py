@@ -151,7 +151,7 @@ def load_manifest(directory: Path) -> Manifest:
 
 
 def _check_names(path: Path, manifest: Manifest) -> None:
-    """Refuse relative names that leave the manifest's folder, and a tokenizer elsewhere."""
+    """Refuse relative names that lead out of the manifest's folder, and a tokenizer outside it."""
     prefixes = [Path(record.prefix) for record in manifest.records()]
     outside = [name for name in prefixes if ".." in name.parts]
     folder = Path(manifest.tokenizer.directory)
@@ -218,7 +218,7 @@ def check_shards(directory: Path, manifest: Manifest, rank: int = 0, num_ranks: 
 
 
 def _problems(prefix: Path, records: list[ShardRecord], dtype: str | None) -> Iterator[str]:
-    """Differences between one shard and its records, which are the parts that the splits use."""
+    """Differences between a shard and its records. A shard has a record for each split that uses a part of it."""
     try:
         shard = Shard(prefix)
     except DataError as error:

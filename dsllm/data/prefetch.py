@@ -29,8 +29,8 @@ class Prefetch:
                 micro_batches = ahead.step(position, next_position)
 
     A wrong `next_position` costs time and nothing else: the thread drops the step that it read ahead, and reads the one
-    that the call asks for. An error while reading ahead is raised by the call that asks for that step, with its own type;
-    if no call asks for the step, nothing is raised. At most two steps are in memory: the caller's, and the next one.
+    that the call asks for. An error while reading ahead is raised by the call that requests that step, with its own type;
+    if no call requests the step, nothing is raised. At most two steps are in memory: the caller's, and the next one.
 
     One thread does all the reading. It starts at the first step, so create the object after a fork. It ends with the block:
     leaving the block, by an error too, waits until the step that is being read is read.
@@ -40,7 +40,7 @@ class Prefetch:
         """
         Args:
             batches: reads the micro-batches. Inside the block only the thread calls it.
-            enabled: False: read each step when a call asks for it, without a thread.
+            enabled: False: read each step when a call requests it, without a thread.
             pin: copy the tensors into page-locked memory, from which a GPU copies faster and without the CPU. Document
                 numbers are not copied, because the model reads them on the CPU.
         """

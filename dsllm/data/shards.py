@@ -290,7 +290,7 @@ def _index_bytes(lengths: np.ndarray, dtype: np.dtype) -> bytes:
 
 def _read_exactly(descriptor: int, offset: int, num_bytes: int) -> bytes:
     """Read at an offset; returns less only at the end of the file."""
-    # One call may return less than it was asked for, on network file systems above all.
+    # One call may return less than requested, most of all on network file systems.
     parts: list[bytes] = []
     while num_bytes > 0 and (part := os.pread(descriptor, num_bytes, offset)):
         parts.append(part)

@@ -33,7 +33,7 @@ class TrainingBatches:
             micro_batches = batches.step(position)
             position = position.after(batches.global_batch_sequences)
 
-    The object has no position of its own: any position may be asked for at any time. This is how a run returns to a
+    The object has no position of its own: any position may be read at any time. This is how a run returns to a
     checkpoint (its position), checks the step before it (`position.before`), and skips samples (`position.skipping`).
     `Prefetch` wraps the object and reads one step ahead.
 

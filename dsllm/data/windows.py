@@ -16,7 +16,7 @@ def inputs_and_targets(windows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def document_numbers(windows: np.ndarray, end_of_text_id: int) -> torch.Tensor:
-    """Number of each input's document in its window, int64 [B, T], of windows [B, T + 1].
+    """The number of the document that each input belongs to, from 0 in each window; int64 [B, T] for windows [B, T + 1].
 
     It is the count of end-of-text tokens before the input: an end-of-text belongs to the document that it ends.
     """

@@ -16,9 +16,9 @@ class Offsets:
     """Clocks against rank 0's."""
 
     seconds: tuple[float, ...]
-    """By rank; positive: ahead."""
+    """By rank. Positive: the clock is ahead."""
     uncertainty: float
-    """Seconds: the typical deviation of one reading."""
+    """Typical deviation of one reading, in seconds."""
 
 
 def measure_offsets(world: World, clock: Callable[[], float] = time.time, rounds: int = ROUNDS) -> Offsets:

@@ -17,7 +17,7 @@ from dsllm.files import sha256_of_file
 TEST_BYTES = 64 * MIB
 PART_BYTES = 4 * MIB
 SLOW_WRITE = 50e6
-"""Bytes per second; below this, each checkpoint stops the run for long."""
+"""Bytes per second; below this, every checkpoint stops the run for a long time."""
 SLOW_READ = 20e6
 LONG_SAVE_SECONDS = 300
 MANIFEST = "manifest.json"

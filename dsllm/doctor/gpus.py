@@ -8,7 +8,7 @@ from dsllm.doctor.findings import Finding, Place, below, check, differing, error
 from dsllm.engine.processes.device import Gpu
 
 FREE_SHARE = 0.9
-"""Of a GPU's memory; if less is free before anything has started, another program uses the GPU."""
+"""Share of a GPU's memory; if less is free before the run has started, another program uses the GPU."""
 
 
 def has_driver() -> bool:

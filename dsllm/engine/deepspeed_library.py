@@ -10,6 +10,15 @@ if not torch.accelerator.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import deepspeed
+from deepspeed.runtime import compiler
+
+from dsllm.errors import require
+
+# When ZeRO takes an optimizer it asks whether that is DeepSpeed's own Muon, which dsllm does not use, and so imports it. Its
+# three functions are decorated with torch.compile, and that alone imports torch's whole compiler: a second and more.
+_compile, compiler.compile = compiler.compile, lambda: compiler.dummy_decorator
+require("deepspeed.runtime.zero.muon.muon_optimizer")
+compiler.compile = _compile
 
 # An empty table of operators: otherwise init_distributed probes every builder with the compiler and, on CPU, builds a
 # shared-memory operator for a minute that training never uses and that stays in /dev/shm.

@@ -94,7 +94,7 @@ def _check_folder(folder: Path, needed: int) -> Iterator[str]:
 
 
 def _check_operators() -> Iterator[str]:
-    """async_io is there or could be built, and nobody's lock is in the way."""
+    """Check that async_io is built or can be, and that no stale lock blocks the build."""
     if all(deepspeed.git_version_info.installed_ops.get(name, False) for name in OPERATORS):
         return
     missing = list(_missing_tools())
@@ -105,7 +105,7 @@ def _check_operators() -> Iterator[str]:
         if _stays(lock):
             yield (
                 f"offload to NVMe: {lock} is there: {name} is being built, or a build was killed, and every start would "
-                "wait for it without a word. If no build runs (`pgrep ninja`), delete the file"
+                "wait for it silently. If no build runs (`pgrep ninja`), delete the file"
             )
     unbuilt = [name for name in OPERATORS if not (_build_folder() / name / f"{name}.so").is_file()]
     if unbuilt and not missing:

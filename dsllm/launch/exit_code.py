@@ -66,13 +66,15 @@ def outcome_of(before: Status, after: Status, codes: Sequence[int], stopped_by: 
     Args:
         before, after: the run's status before the start and after the end.
         codes: exit codes of the launchers, one per host.
-        stopped_by: the signal that asked us to stop; None: no signal came.
+        stopped_by: the signal that stopped it; None: no signal came.
     """
     all_codes = f"launchers' codes: {', '.join(map(str, codes))}"
     first_failure = next((code for code in codes if code), 0)
     if not _is_new(before, after):
         if stopped_by:
             return Outcome(code=128 + stopped_by, reason=f"{stopped_by.name} came before the run had begun")
+        if after.get("state") == "finished" and not any(codes):  # nothing to train, so no attempt was counted
+            return Outcome(code=0, reason="it was finished before")
         hint = "".join(f"; {HINTS[code]}" for code in sorted(set(codes) & set(HINTS)))
         return Outcome(code=first_failure or EXIT_FAILED, reason=f"the run did not begin ({all_codes}{hint})")
     state = after.get("state")

@@ -18,7 +18,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _POLL_SECONDS = 0.3
 _LAST_OUTPUT_SECONDS = 2.0
 _GRACE_SECONDS = 30.0
-"""A host that has not ended its ranks so long after its own deadline does not answer any more."""
+"""A host whose ranks are still running this long after its own deadline no longer answers."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Hosts reached by ssh, and this machine: a script of ours starts DeepSpeed's or torch's launcher on each host."""
+"""Starts a job on hosts reached by ssh, or on this machine: a script on each host starts DeepSpeed's or torch's launcher."""
 
 import os
 import re

@@ -45,7 +45,7 @@ class HostWatcher:
         if self.options.stop_command_by:
             self.process.send_signal(signal.Signals[self.options.stop_command_by])
         elif ranks := ranks_among(processes_of(self.job)):
-            send_signal(ranks, signal.SIGTERM)  # not through DeepSpeed's launcher, which asks one after the other
+            send_signal(ranks, signal.SIGTERM)  # not through DeepSpeed's launcher, which signals one after the other
         else:  # no rank has been started yet
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGTERM)

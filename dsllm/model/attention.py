@@ -2,7 +2,7 @@
 
 | device, dtype | whole sequences | packed documents |
 |---|---|---|
-| CPU, bf16, up to BLOCK_CAUSAL_TOKENS tokens, no dropout | block causal (ours) | block causal (ours) |
+| CPU, bf16, up to BLOCK_CAUSAL_TOKENS tokens, no dropout | block causal | block causal |
 | GPU, 16 bits, no dropout, torch 2.13 or newer | torch chooses (flash) | varlen_attn (flash) |
 | everything else | torch chooses | torch chooses, under a mask of B x T x T |
 """

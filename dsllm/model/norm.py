@@ -16,7 +16,7 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     Returns:
         [..., d], in x's dtype
     """
-    if x.device.type == "cpu":  # torch has no fused kernel for CPUs; ours takes a third of its time
+    if x.device.type == "cpu":  # torch has no fused kernel for CPUs; this one takes a third of the time
         return _RMSNorm.apply(x, weight, epsilon)
     return F.rms_norm(x, weight.shape, weight.to(x.dtype), epsilon)
 

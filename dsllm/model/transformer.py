@@ -2,7 +2,7 @@
 
 - RMSNorm or LayerNorm before each branch; rotary (with Llama-3 scaling) or learned positions
 - multi-head or grouped-query attention, optionally with RMSNorm on queries and keys
-- SwiGLU or GELU; branches one after the other, or in parallel (GPT-NeoX); biases where the config asks for them
+- SwiGLU or GELU; branches one after the other, or in parallel (GPT-NeoX); biases where the config sets them
 - the head is part of forward: with targets it returns per-token losses, and full fp32 logits never exist
 
 Parameters are created uninitialised; model/initial.py fills them. Linear layers, embeddings and norms are subclasses of
@@ -194,7 +194,7 @@ class Head(nn.Linear):
         super().__init__(config.hidden_size, config.padded_vocab_size, bias=False, device=device)
         self.vocab_size = config.vocab_size
         if tied_weight is not None:
-            # Registered here too, so that whoever gathers parameters per module (ZeRO-3) finds it. named_parameters()
+            # Registered here too, so that ZeRO-3, which gathers parameters per module, finds it. named_parameters()
             # lists it once, as embed.weight.
             self.weight = tied_weight
 

@@ -86,7 +86,7 @@ PRODUCT = ("stage", "precision", "accumulation", "clipping", "world_size")
 def full_product() -> Iterator[Combination]:
     """Every combination of stage, precision, accumulation, clipping and world size that the config does not refuse.
 
-    Buckets and thresholds are small enough that parameters are really cut, and spread over several of them.
+    Buckets and thresholds are so small that parameters are cut and spread over several of them.
     """
     for world_size, stage, precision, accumulation, clipping in itertools.product(
         WORLD_SIZES, STAGES, PRECISIONS, ACCUMULATIONS, (True, False)

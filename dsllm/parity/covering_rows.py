@@ -35,7 +35,7 @@ class CoveringRows:
 
 
 def settings_without_rows() -> list[tuple[str, str]]:
-    """Every accepted setting that is not a factor: why it cannot touch a number, or what is known of it."""
+    """The accepted settings that the rows do not vary, each with the reason why it cannot change a number, or what is known."""
     untouched = [(path, key.parity.reason) for path, key in TABLE.items() if isinstance(key.parity, Untouched)]
     not_covered = [(path, key.parity.known) for path, key in TABLE.items() if isinstance(key.parity, NotCovered)]
     not_covered += [

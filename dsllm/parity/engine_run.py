@@ -1,4 +1,4 @@
-"""The same run through the product: its config, its engine, its optimizer step, on the ranks that are there."""
+"""Trains the compared run as `dsllm train` does: with its config, engine and optimizer step, on the ranks of this job."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -43,7 +43,7 @@ class Reference:
 
     @property
     def weights_per_way(self) -> float:
-        """||weights|| / way: how large the weights are beside what training moved them."""
+        """||weights|| / way: the size of the weights, relative to how far training moved them."""
         return norm_of(self.weights) / self.way
 
 

@@ -62,10 +62,10 @@ def as_json(report: Report) -> dict[str, Any]:
 def cells(row: Row) -> tuple[str, ...]:
     """A row's numbers as text: each deviation with its bound, and the result."""
     pairs = ((row.loss, row.bounds.loss), (row.norm, row.bounds.norm), (row.weights, row.bounds.weights))
-    return (*(f"{deviation:.1e} / {bound:.1e}" for deviation, bound in pairs), verdict(row))
+    return (*(f"{deviation:.1e} / {bound:.1e}" for deviation, bound in pairs), outcome(row))
 
 
-def verdict(row: Row) -> str:
+def outcome(row: Row) -> str:
     """Whether a row passed, or what is wrong with it."""
     if row.problem:
         return f"FAILED: {row.problem.strip().splitlines()[-1]}"
@@ -81,7 +81,7 @@ loop on the same samples, and compares losses, gradient norms and final weights.
 
     {command}
 
-{verdict} {machine}; {seconds:.0f} s; samples and initial weights from seed {seed}.
+{outcome} {machine}; {seconds:.0f} s; samples and initial weights from seed {seed}.
 
 How to read it: each cell is *largest deviation / bound*, all relative; weights are measured by
 ||w - w_ref|| / ||w_ref - w_initial||. The bounds are derived in `dsllm/parity/bounds.py`; planted faults that must exceed
@@ -127,7 +127,7 @@ def as_markdown(report: Report, without_rows: Sequence[tuple[str, str]]) -> str:
     rows = [f"| {row.combination.name} | {' | '.join(cells(row))} |" for row in report.rows]
     return PAGE.format(
         command=report.command,
-        verdict=good,
+        outcome=good,
         machine=report.machine,
         seconds=report.seconds,
         seed=report.seed,

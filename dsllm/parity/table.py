@@ -28,7 +28,7 @@ class Selection:
 
 
 def select_combinations(world_sizes: Sequence[int], quick: bool, only: str) -> Selection:
-    """The combinations that were asked for and that this machine can run.
+    """The requested combinations that this machine can run.
 
     Args:
         quick: the pairwise rows alone, without the full product.
@@ -43,7 +43,7 @@ def select_combinations(world_sizes: Sequence[int], quick: bool, only: str) -> S
     for size in sorted({c.world_size for c in chosen} - {c.world_size for c in runs}):
         number = sum(c.world_size == size for c in chosen)
         reason = (
-            "not asked for" if size not in world_sizes else f"this machine has {most} GPUs, and each rank needs one"
+            "not requested" if size not in world_sizes else f"this machine has {most} GPUs, and each rank needs one"
         )
         left_out.append(f"{number} combinations on {size} ranks: {reason}")
     return Selection(combinations=tuple(runs), left_out=tuple(left_out), device=device)

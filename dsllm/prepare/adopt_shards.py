@@ -50,7 +50,7 @@ def adopt_shards(
 
 
 def _part(shard: Shard, first: int, stop: int) -> Iterator[ShardRecord]:
-    """The record of documents [first, stop) of a shard; no record if that is empty."""
+    """The record of documents [first, stop) of a shard; yields nothing if there are none."""
     if first == stop:
         return
     whole = stop - first == shard.num_documents  # then there is no need to read the index

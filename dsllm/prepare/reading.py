@@ -195,7 +195,7 @@ class Reading:
         return cutters[split].add(content, digest)
 
     def _items(self, source: SourceConfig, count: SourceCount) -> Iterator[Document | BadInput]:
-        """What a source yields, while reporting progress."""
+        """Read a source, and report the progress."""
         if source.kind == "files":
             yield from self._items_of_files(source, count)
             return

@@ -1,4 +1,4 @@
-"""Assembles a ready engine from a run: training, parity, benchmarks and tests all get theirs here."""
+"""Assembles a ready engine from a run; training, parity, benchmarks and tests use the same function."""
 
 from collections.abc import Mapping
 from functools import partial

@@ -60,7 +60,7 @@ class Session:
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedRun:
-    """A run whose token budget is spent: there is nothing left to train."""
+    """A run that has trained on all of its tokens."""
 
     directory: Path
     progress: Progress

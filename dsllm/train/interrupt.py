@@ -14,7 +14,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 @dataclass
 class Stop:
-    """Whether this process was asked to stop, and by what. Launchers send signals twice, and to some ranks only."""
+    """Whether this process received a signal to stop, and which. Launchers send signals twice, and to some ranks only."""
 
     reason: str = ""
     """A signal's name, or that the launcher is gone; empty while there is none."""

@@ -91,7 +91,7 @@ def run_steps(session: Session, validate: Validate, records: Records, objective:
                 saved_at = time.monotonic()
             records.write_saved(saver.finish() if last or stops else saver.poll(), progress)
             if stops and not last:
-                return progress, stop.reason or "another rank was asked to stop"
+                return progress, stop.reason or "another rank received a signal"
     return progress, ""
 
 

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
+from dsllm.errors import require
 from dsllm.run_directory import LOSS_PICTURE, read_metrics
 
 _TRAINING, _VALIDATION = "#4c78a8", "#e45756"
@@ -15,7 +14,8 @@ def draw_loss_curve(directory: Path) -> Path:
     """Write RUN/loss.png: training loss, its running mean, and the held-out loss over tokens."""
     rows = [row for row in read_metrics(directory) if row["loss"] is not None]
     tokens, losses = [row["tokens"] for row in rows], [row["loss"] for row in rows]
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    # matplotlib is needed at the end of a run only, and takes half a second to import
+    figure = require("matplotlib.figure").Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot(xlabel="tokens", ylabel="loss (nats per token)", title=directory.name)
     axes.plot(tokens, losses, color=_TRAINING, alpha=0.3, linewidth=0.8, label="training, each step")
     axes.plot(tokens, _running_mean(losses), color=_TRAINING, linewidth=1.6, label="training, running mean")
@@ -28,7 +28,7 @@ def draw_loss_curve(directory: Path) -> Path:
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     path = directory / LOSS_PICTURE
-    FigureCanvasAgg(figure).print_png(str(path))
+    require("matplotlib.backends.backend_agg").FigureCanvasAgg(figure).print_png(str(path))
     return path
 
 

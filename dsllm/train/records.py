@@ -104,9 +104,9 @@ def open_records(session: Session, profile_steps: str | None) -> Iterator[Record
     metrics = started[0] if started else None
     try:
         _introduce(session, speed)
-        asked = config.log.breakdown
+        enabled = config.log.breakdown
         # timing costs next to nothing on CPUs; on GPUs it waits for the device
-        with timing(world.device, world.device.type == "cpu" if asked is None else asked) as timer:
+        with timing(world.device, world.device.type == "cpu" if enabled is None else enabled) as timer:
             breakdown, profile = Breakdown(timer), _profile(session, profile_steps)
             yield Records(session=session, timer=timer, breakdown=breakdown, profile=profile, metrics=metrics)
         if timer.on:

@@ -83,13 +83,22 @@ class Saver:
             except CheckpointError:
                 discard_checkpoint(aside)
                 raise
-            listed, keep = list_checkpoints(self._checkpoints), self._keep
-            # the run is saved: a failure from here on is reported and ends nothing
-            return remove_checkpoints(obsolete(listed, final, self._damaged, keep.keep_last, keep.keep_every_steps))
+            return self._remove_obsolete(final)
 
         for warning in on_rank_0(world, publish, "the run's state could not be saved"):
             self._report(warning)
         return final
+
+    def _remove_obsolete(self, newest: Path) -> list[str]:
+        """Remove the checkpoints that are no longer kept; returns what went wrong. The run is saved, so nothing is raised."""
+        try:
+            listed = list_checkpoints(self._checkpoints)
+        except OSError as error:
+            return [
+                f"{self._checkpoints}: cannot be listed, so no older checkpoint is removed: {error.strerror or error}"
+            ]
+        keep = self._keep
+        return remove_checkpoints(obsolete(listed, newest, self._damaged, keep.keep_last, keep.keep_every_steps))
 
     def _manifest(
         self,

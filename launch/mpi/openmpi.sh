@@ -3,9 +3,9 @@
 #
 #     bash launch/mpi/openmpi.sh HOSTFILE RUN.yaml [key=value ...]
 #
-# The environment must be active here and lie under the same path on every host. Ctrl-C and SIGTERM save first. What this
-# script cannot do: end an mpirun that hangs after a host was lost, and tell codes that mpirun hides (RUN/status.json has
-# the truth). `dsllm launch RUN.yaml --hostfile HOSTFILE --with mpi` does both.
+# The environment must be active here and have the same path on every host. Ctrl-C and SIGTERM save first. This script cannot
+# end an mpirun that hangs after losing a host, nor return exit codes that mpirun hides (RUN/status.json has the true state).
+# `dsllm launch RUN.yaml --hostfile HOSTFILE --with mpi` does both.
 set -e
 hosts=${1:?a hostfile is needed}
 shift
@@ -18,7 +18,7 @@ MASTER_ADDR=$(sed 's/#.*//' "$hosts" | awk 'NF {print $1; exit}')
 MASTER_PORT=$((20000 + RANDOM % 10000))
 export MASTER_ADDR MASTER_PORT
 
-# in a session of its own: a terminal's Ctrl-C would kill the ranks, and so would a SIGTERM to mpirun; SIGUSR1 lets them save
+# in its own session, because a terminal's Ctrl-C or a SIGTERM to mpirun would kill the ranks; SIGUSR1 lets them save
 setsid mpirun -np "$num_ranks" --hostfile "$hosts" -x PATH -x MASTER_ADDR -x MASTER_PORT python -u -m dsllm train "$@" &
 ranks=$!
 trap 'kill -USR1 $ranks' INT TERM USR1

@@ -14,6 +14,7 @@ from bench.workloads import WORKLOADS
 from dsllm import counts
 from dsllm.batches import MicroBatch
 from dsllm.cli.train import _parse
+from dsllm.cli.words import parse_run_words
 from dsllm.config.load import load_run
 from dsllm.config.run import RunConfig
 from dsllm.engine.settings.final_config import final_config, gradient_accumulation
@@ -37,7 +38,8 @@ def all_candidates(folder: Path) -> Iterator[Candidate]:
 def run_of(words: tuple[str, ...]) -> RunConfig:
     """The run that a command starts, as `dsllm train` reads it."""
     options = _parse(words[words.index("launch/pretrain.py") + 1 :])
-    return load_run(options.config, options.overrides)
+    run = parse_run_words(options.words, *([options.config] if options.config else []))
+    return load_run(run.file, run.overrides)
 
 
 def test_every_program_is_there(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_knows_the_largest_memory(runner: Runner) -> None:
     assert 0.001 < runner.peak_memory_gib() < 1
 
 
-def test_a_program_that_ends_is_told_with_its_last_words(tmp_path: Path) -> None:
+def test_a_program_that_ends_is_reported_with_its_last_lines(tmp_path: Path) -> None:
     failing = Runner(candidate("print('step 1'); print('no such device')"), tmp_path, tmp_path / "log")
     failing.wait_for_step(20)
     with pytest.raises(CandidateFailed, match="no such device"):

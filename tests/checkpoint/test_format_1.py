@@ -6,23 +6,31 @@ from pathlib import Path
 
 import pytest
 import torch
-from dsllm.train.progress import Progress
-from dsllm.train.saving import restore
 from safetensors.torch import load_file
 
 from dsllm.checkpoint.hugging_face import HuggingFaceReader
 from dsllm.checkpoint.hugging_face_export import Export, export_hugging_face
 from dsllm.checkpoint.read import CheckpointReader
 from dsllm.checkpoint.verify import damage_in
+from dsllm.data.position import Position
 from dsllm.engine.processes.process_group import World
-from dsllm.engine.state import owned_slices
+from dsllm.engine.state import load_state, owned_slices
 from dsllm.evaluate.load import load_model, open_saved
+from dsllm.session.progress import Progress
+from dsllm.session.resume import progress_of
 from dsllm.slices import WEIGHTS, Region, whole
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import tiny_engine, tiny_run
 
 FOLDER = Path(__file__).parent / "format_1" / "step-00000003"
-PROGRESS = Progress(step=3, tokens=384, fingerprint=2**63 + 5, last_step_fingerprint=77, data_sha256="0" * 64)
+PROGRESS = Progress(
+    step=3,
+    position=Position(24),
+    tokens=384,
+    fingerprint=2**63 + 5,
+    last_step_fingerprint=77,
+    data_sha256="0" * 64,
+)
 
 
 def stored(name: str, key: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -75,7 +83,8 @@ def resume(world: World, stages: list[int]) -> int:
     num_compared = 0
     for stage in stages:
         engine = tiny_engine(world, config, stage)
-        assert restore(engine, reader) == PROGRESS
+        load_state(engine, reader)
+        assert progress_of(reader, config) == PROGRESS
         for piece in owned_slices(engine):
             assert piece.scalars == {"step": 3.0} and len(piece.tensors) == 3
             for key, tensor in piece.tensors.items():

@@ -68,11 +68,11 @@ def test_any_layout_reads_any_region_of_any_other(tmp_path: Path, shape: Shape):
     source, every = random.Random(1), layouts(shape)
     for number, regions in enumerate(every.values()):
         reader = save_layout(tmp_path / str(number), shape, regions)
-        asked = list(itertools.chain(*every.values()))
-        asked += [
-            Region(r.box, a, b) for r in asked for a, b in [sorted(source.choices(range(r.stop + 1), k=2))] if a < b
+        regions = list(itertools.chain(*every.values()))
+        regions += [
+            Region(r.box, a, b) for r in regions for a, b in [sorted(source.choices(range(r.stop + 1), k=2))] if a < b
         ]
-        for region in asked:
+        for region in regions:
             assert torch.equal(reader.read("w", WEIGHTS, region), region.of(values(shape)))
             assert torch.equal(reader.read("w", "exp_avg", region), region.of(values(shape, 2.0)))
         assert torch.equal(reader.read_whole("w"), values(shape))

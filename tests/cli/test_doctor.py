@@ -25,7 +25,7 @@ def examine(folder, world_size, arguments=(), **more):
 
 
 @pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_all_ranks_end_with_one_verdict(tmp_path, world_size):
+def test_all_ranks_end_with_one_conclusion(tmp_path, world_size):
     codes, data, output = examine(tmp_path, world_size)
     assert codes == [0 if data["passed"] else 1] * world_size, output
     assert [rank["place"]["rank"] for rank in data["ranks"]] == list(range(world_size))
@@ -51,12 +51,12 @@ def test_the_run_s_folders_and_needs_are_looked_at(tmp_path):
 
 
 @pytest.mark.slow
-def test_rank_0_does_not_wait_for_ever_and_tells_who_is_missing(tmp_path):
+def test_rank_0_does_not_wait_for_ever_and_names_the_missing_rank(tmp_path):
     start = time.monotonic()
     codes, data, output = examine(tmp_path, 2, ["--timeout-minutes", "0.05"], only_rank=0)
     assert codes == [1] and time.monotonic() - start < DOCTOR_SECONDS / 2
     assert "of 2 ranks 1 did not join within 3 s" in output and "Traceback" not in output
-    assert not data["passed"] and data["ranks"][0]["versions"]["versions"]["torch"]  # what it knows, it tells
+    assert not data["passed"] and data["ranks"][0]["versions"]["versions"]["torch"]  # it reports what it knows
 
 
 @pytest.mark.slow

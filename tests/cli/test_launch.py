@@ -75,7 +75,7 @@ def test_a_dry_run_as_json_is_alone_on_standard_output(tmp_path, monkeypatch, ca
         (["--cluster", "bad.yaml"], "bad.yaml:2: slots: "),
     ],
 )
-def test_mistakes_are_told_before_anything_starts(tmp_path, monkeypatch, capsys, words, says):
+def test_mistakes_are_reported_before_anything_starts(tmp_path, monkeypatch, capsys, words, says):
     write_run(tmp_path)
     (tmp_path / "bad.yaml").write_text("port: 1\nslots: 0\n")
     monkeypatch.chdir(tmp_path)
@@ -241,12 +241,12 @@ def test_killed_itself_it_leaves_nothing_behind(folder, name):
     while [p for p in psutil.process_iter() if _belongs(p, folder)]:
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    assert state(folder) == "interrupted"  # the ranks were asked, and saved
+    assert state(folder) == "interrupted"  # the ranks received the signal and saved
 
 
 @pytest.mark.slow
 def test_a_killed_launcher_of_deepspeeds_is_no_success(folder):
-    """`deepspeed` itself exits 0 here, and its ranks go on."""
+    """`deepspeed` itself exits 0 here, and its ranks keep running."""
     job = start(folder, *LAUNCHES["local"], *ENDLESS)
     wait_for_steps(folder, job)
     (launcher,) = [

@@ -103,7 +103,7 @@ def test_an_unknown_key_fails_the_job_in_words(folder):
 
 
 @pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
-def test_ctrl_c_saves_and_the_same_command_goes_on(folder, launcher):
+def test_ctrl_c_saves_and_the_same_command_continues(folder, launcher):
     """A terminal's Ctrl-C reaches the launcher and all ranks at once."""
     words = [*command(launcher), "--config", "tiny.yaml", EXACT]
     job = launch([*words, *ENDLESS], folder)

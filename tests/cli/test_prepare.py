@@ -74,7 +74,9 @@ def test_skipped_inputs_are_listed(recipe: list[str], tmp_path: Path, capsys: py
     assert "web: files of other types, not read: 1 .md" in output
 
 
-def test_problems_are_told_without_a_traceback(recipe: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_problems_are_reported_without_a_traceback(
+    recipe: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     assert run_command("prepare", [*recipe, f"data.sources=[{{name: a, paths: [{tmp_path}/none]}}]"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("dsllm prepare: error: source 'a'") and "no such file or folder" in error

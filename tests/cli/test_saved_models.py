@@ -143,7 +143,7 @@ def test_the_dtypes_are_those_of_the_writer():
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["evaluate", "nowhere"], "no such folder"),
         (["evaluate", "RUN", "--data", "nowhere"], "run `dsllm prepare CONFIG`"),
@@ -155,10 +155,10 @@ def test_the_dtypes_are_those_of_the_writer():
         (["export", "RUN", "--to", "RUN/hf", "--tokenizer", "nowhere"], "no such file"),
     ],
 )
-def test_what_does_not_fit_is_told(saved, words: list[str], told: str, tmp_path: Path, monkeypatch, capsys):
+def test_what_does_not_fit_is_refused(saved, words: list[str], message: str, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert command(words[0], *(word.replace("RUN", str(saved[1])) for word in words[1:])) == 1
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_a_model_with_too_small_a_vocabulary_is_refused(saved, tmp_path: Path, capsys):

@@ -120,7 +120,7 @@ def test_a_signal_to_one_rank_saves_on_all_and_exits_75(uninterrupted, folder, n
     assert curve(folder) == uninterrupted(2)
 
 
-def test_another_layout_goes_on_with_the_same_samples_and_losses(uninterrupted, folder):
+def test_another_layout_continues_with_the_same_samples_and_losses(uninterrupted, folder):
     """Two ranks at stage 3, then one at stage 0, then two at stage 1 with another micro-batch."""
     for world_size, stage, steps, more in (
         (2, 3, 8, []),
@@ -138,7 +138,7 @@ def test_another_layout_goes_on_with_the_same_samples_and_losses(uninterrupted, 
     assert json.loads((whole / "manifest.json").read_text())["progress"]["fingerprint"] == fingerprints
 
 
-def test_a_finished_run_says_so_and_a_larger_budget_goes_on(folder):
+def test_a_finished_run_says_so_and_a_larger_budget_continues(folder):
     train(folder, 1, ["tiny.yaml"])
     codes, output = train(folder, 1, ["tiny.yaml"])
     assert codes == [0] and "is finished" in output

@@ -16,7 +16,7 @@ KILL_WAIT_SECONDS = 10
 """From SIGTERM to SIGKILL when SLURM ends a job."""
 UP_SECONDS = 30
 
-# A GPU in name only (its device is a file), so that a script which asks for one is accepted here
+# A GPU in name only (its device is a file), so that a script that requests one is accepted here
 CONFIG = """
 ClusterName=test
 SlurmctldHost={login}({login_address})
@@ -65,7 +65,7 @@ class Slurm:
         return done.stdout
 
     def job(self, number: str) -> dict[str, str]:
-        """The fields of a job, as `scontrol show job` tells them."""
+        """The fields of a job, as `scontrol show job` prints them."""
         text = self.run("scontrol", "-o", "show", "job", number)
         return dict(word.split("=", 1) for word in text.split() if "=" in word)
 

@@ -108,7 +108,7 @@ def test_a_lost_host_ends_the_job_in_bounded_time(hosts, folder):
         hosts.join("n2")
 
 
-def test_an_unknown_host_is_told_and_nothing_is_left(hosts, folder):
+def test_an_unknown_host_is_reported_and_nothing_is_left(hosts, folder):
     (folder / "cluster.yaml").write_text(
         yaml.safe_dump({**CLUSTER, "hosts": [{"name": "n1", "slots": 1}, {"name": "n9", "slots": 1}]})
     )

@@ -1,4 +1,4 @@
-"""SLURM runs the shipped batch script as it is: to the run's end, over its time limit, and to a failure that is told."""
+"""SLURM runs the shipped batch script as it is: to the run's end, over its time limit, and to a failure that is reported."""
 
 import re
 import signal
@@ -52,13 +52,13 @@ def test_a_job_on_two_nodes_trains_as_one_host(slurm, reference, folder):
     assert fingerprint(folder) == fingerprint(reference)
     assert losses(folder) == pytest.approx(
         losses(reference), rel=1e-5
-    )  # ZeRO-3 beside ZeRO-1: tests/engine/test_step.py
+    )  # ZeRO-3 compared with ZeRO-1: tests/engine/test_step.py
     assert status(folder)["state"] == "finished"
     seconds_until_gone(folder, 15)
 
 
 @pytest.mark.timeout(400)
-def test_a_job_at_its_time_limit_is_requeued_and_goes_on_to_the_last_bit(slurm, prepared, folder, tmp_path):
+def test_a_job_at_its_time_limit_is_requeued_and_continues_to_the_last_bit(slurm, prepared, folder, tmp_path):
     """SLURM looks at its jobs every 30 s, and warns up to 30 s early: 29 to 59 s after this start."""
     options = ("--time=1", "--signal=B:USR1@1")
     # many held-out sequences in every step make steps slow, and change nothing that is trained
@@ -78,7 +78,7 @@ def test_a_job_at_its_time_limit_is_requeued_and_goes_on_to_the_last_bit(slurm, 
     file.write_text(yaml.safe_dump(run))
     slurm.wait_for_state(number, ["PENDING"], 30)
     # SLURM would let a requeued job wait for two minutes, until what it signed for the first start has expired; it tells
-    # old from new by the second, and a job that starts within the one in which it was ended fails without a word
+    # old from new by the second, and a job that starts within the one in which it was ended fails silently
     time.sleep(2.1)
     slurm.run("scontrol", "update", f"JobId={number}", "StartTime=now")
     job = slurm.wait_for_state(number, ["COMPLETED", "FAILED"], 90)

@@ -1,4 +1,4 @@
-"""torchrun: a killed worker is started again by it, and the run goes on from its last checkpoint as if nothing had been."""
+"""torchrun: it starts a killed worker again, and the run resumes from its last checkpoint."""
 
 import signal
 

@@ -84,7 +84,7 @@ def test_all_problems_are_reported_at_once_with_line_and_suggestion(tmp_path):
         ("slurm: {time_limit: 9}", "slurm.signal_seconds", "300 leaves too little of time_limit 9 (540 s)"),
         ('slurm: {options: ["--comment=a b"]}', "1: slurm.options.0", "is not an option"),
         ('slurm: {options: ["--a=b\\nx"]}', "1: slurm.options.0", "is not an option"),
-        ("slurm: {gres: 'gpu:1', gpus_per_node: 1}", "1: slurm.gpus_per_node", "asks for GPUs too"),
+        ("slurm: {gres: 'gpu:1', gpus_per_node: 1}", "1: slurm.gpus_per_node", "requests GPUs too"),
         ("slurm: {nodes: 0}", "1: slurm.nodes", "at least 1"),
         ("shared_directory: relative/path", "1: shared_directory", "must be absolute"),
         ("shared_directory: '${NO_SUCH_VARIABLE}/x'", "1: shared_directory", "${NO_SUCH_VARIABLE} is not set"),

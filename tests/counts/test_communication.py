@@ -17,9 +17,9 @@ TOTAL = sum(parameter.num_elements for parameter in TABLE)
     ("stage", "wanted"),
     [
         (0, Communication(all_reduce=4000)),
-        (1, Communication(all_reduce=4000, all_gather=2000)),
-        (2, Communication(all_reduce=12_000, all_gather=2000)),
-        (3, Communication(reduce_scatter=12_000, all_gather=3 * 2 * 900 + 2 * 100)),
+        (1, Communication(all_reduce=4000, gather=2000)),
+        (2, Communication(all_reduce=12_000, gather=2000)),
+        (3, Communication(reduce_scatter=12_000, gather=3 * 2 * 900 + 2 * 100)),
     ],
 )
 def test_communication_of_a_step_with_three_micro_batches(stage: int, wanted: Communication):
@@ -28,7 +28,7 @@ def test_communication_of_a_step_with_three_micro_batches(stage: int, wanted: Co
 
 
 def test_a_ring_sends_an_all_reduce_twice_and_nothing_on_one_rank():
-    communication = Communication(all_reduce=1000, reduce_scatter=400, all_gather=200)
+    communication = Communication(all_reduce=1000, reduce_scatter=400, gather=200)
     assert communication.handed == 1600
     assert [communication.on_wire(size) for size in (1, 2, 4)] == [0, 1300, 1950]
 
@@ -54,7 +54,7 @@ def test_zero_3_gathers_what_is_not_persistent_and_twice_what_it_may_not_keep():
     small = sum(p.num_elements for p in TABLE if p.num_elements <= 48)  # the norms
     assert small == 7 * 48
     persistent = communication_of_step(TABLE, final_config(3, stage3_param_persistence_threshold=48), "fp32")
-    assert persistent.all_gather == 4 * (2 * (TOTAL - small) + small)
+    assert persistent.gather == 4 * (2 * (TOTAL - small) + small)
     twice = communication_of_step(TABLE, final_config(3, stage3_max_live_parameters=TOTAL - 1), "fp32")
-    assert twice.all_gather == 4 * 2 * 2 * TOTAL
-    assert twice == dataclasses.replace(persistent, all_gather=twice.all_gather)
+    assert twice.gather == 4 * 2 * 2 * TOTAL
+    assert twice == dataclasses.replace(persistent, gather=twice.gather)

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "docker").glob("Dockerfile.*"))
 HADOLINT = Path(sys.executable).parent / "hadolint"
 INSTALL_SECONDS = 900
-"""A minute or two on a quiet machine; what a package index needs is not ours to bound."""
+"""A minute or two on a quiet machine; the time of a package index has no bound here."""
 
 
 def cannot(reason: str) -> NoReturn:
@@ -96,7 +96,7 @@ def python_for_everybody() -> str:
 
 
 def build(stage: Stage, folder: Path) -> Path:
-    """Carry out a stage's COPY and RUN in a folder; /opt and the working directory lie in it. The environment's place."""
+    """Run a stage's COPY and RUN in a folder that contains /opt and the working directory; returns the environment's path."""
     work, opt, bin_folder = folder / "build", folder / "opt", folder / "bin"
     for made in (work, opt, bin_folder):
         made.mkdir()

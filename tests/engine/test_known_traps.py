@@ -1,4 +1,4 @@
-"""DeepSpeed 0.19.8's known traps, one test each: mended and proven here, or refused by name.
+"""DeepSpeed 0.19.8's known traps, one test each: fixed and proven here, or refused by name.
 
 Trap 5, a launcher that leaves its ranks behind or hides their exit code, belongs to tests/cli/test_launchers.py (what a
 signal or a dead launcher leaves in status.json). Traps 9 and 10 are of sequence and pipeline parallelism.
@@ -162,7 +162,7 @@ def test_10_pipelines_are_refused():
 
 @pytest.mark.parametrize("key", ["checkpoint", "load_universal_checkpoint"])
 def test_11_deepspeeds_own_checkpoints_are_refused(key):
-    """Ours are atomic and checksummed: tests/checkpoint, tests/train/test_saver.py."""
+    """Checkpoints are atomic and checksummed: tests/checkpoint, tests/train/test_saver.py."""
     assert "dsllm writes checkpoints of its own" in refusal({key: True})
 
 
@@ -204,5 +204,5 @@ def types_at_stage_3(world: World) -> list[tuple[set, set, bool]]:
 
 
 def test_13_fp32_at_stage_3_is_fp32_whether_or_not_the_cpu_knows_fp16():
-    """Where it does not (most CPUs), DeepSpeed takes bf16 for whatever type it is told."""
+    """Where it does not (most CPUs), DeepSpeed takes bf16 whatever type is set."""
     assert run_ranks(1, types_at_stage_3)[0] == [({torch.float32}, {torch.float32}, True)] * 2

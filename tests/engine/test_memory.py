@@ -20,14 +20,14 @@ from dsllm.session.assembly import ready_engine
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import SEQUENCE_LENGTH, tiny_run, tiny_step
 
-# 1.3 million parameters, beside which rounding up to whole parts for the ranks does not matter
+# 1.3 million parameters, so many that rounding up to whole parts for the ranks does not matter
 MODEL = ModelConfig(num_layers=4, hidden_size=128, num_heads=4, num_kv_heads=2, mlp_size=384, vocab_size=2000)
 NUM_PARAMETERS = 1_311_872
 BUCKET = 20_000
 """Elements of reduce_bucket_size. ZeRO-3 makes its bucket at the start, and it stays; the others' come and go."""
 TOLERANCE = 0.02
 CUT_PARAMETERS = 2 * 4 * 2048 * 128
-"""fp16 at ZeRO-1 keeps the whole fp32 sum after the last backward, except of the parameters that lie partly in this
+"""fp16 at ZeRO-1 keeps the whole fp32 sum after the last backward, except of the parameters that are partly in this
 rank's part: at most one, of at most the embedding's size, at each of its two ends. In a large model that is nothing."""
 
 MODES: tuple[tuple[Precision, bool], ...] = (

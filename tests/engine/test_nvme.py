@@ -1,4 +1,4 @@
-"""Offload to NVMe: what it asks of a machine, and, where async_io can be built, that it changes nothing but the place."""
+"""Offload to NVMe: what it needs of a machine, and, where async_io can be built, that it changes nothing but the place."""
 
 import dataclasses
 import math
@@ -165,7 +165,7 @@ def layouts(path: Path) -> dict[str, tuple[int, dict[str, Any]]]:
 
 
 def num_on_nvme(world: World, config: RunConfig, path: Path) -> tuple[int, int]:
-    """Sub-groups and parameters of this rank that lie on NVMe."""
+    """Sub-groups and parameters of this rank that are on NVMe."""
     engine = tiny_engine(world, config, 3, **on_nvme(path))
     groups = range(len(engine.optimizer.fp16_groups))
     swapped = sum(engine.optimizer._swappable_optimizer_subgroup(group) for group in groups)

@@ -120,9 +120,7 @@ def test_weights_of_another_model_are_refused(config: RunConfig, tmp_path: Path)
         load_model(wider, "fp32", CPU)
 
 
-def test_the_tokenizer_is_found_with_the_data_beside_the_run_or_where_it_is_said_to_be(
-    config: RunConfig, tmp_path: Path
-):
+def test_the_tokenizer_is_found_with_the_data_next_to_the_run_or_at_the_given_path(config: RunConfig, tmp_path: Path):
     directory, _ = save_run(into(config, tmp_path / "run"))
     saved = open_saved(directory, print)
     prepared = Path(config.data.directory or "")

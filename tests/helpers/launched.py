@@ -1,4 +1,4 @@
-"""Starts a tiny run through a launcher, as a user would, and tells how it went: code, losses, order, and what is left of it."""
+"""Starts a tiny run through a launcher, as a user would, and reports its exit code, losses, order, and what is left of it."""
 
 import json
 import os
@@ -192,7 +192,7 @@ def seconds_until_gone(folder: Path, seconds: float = 60) -> float:
 
 
 def wait_for(
-    ready: Callable[[], bool], seconds: float, tell: Callable[[], str], or_ended: subprocess.Popen | None = None
+    ready: Callable[[], bool], seconds: float, describe: Callable[[], str], or_ended: subprocess.Popen | None = None
 ) -> None:
     """Wait until something is so.
 
@@ -201,6 +201,6 @@ def wait_for(
     """
     deadline = time.monotonic() + seconds
     while not ready():
-        assert time.monotonic() < deadline, f"not so after {seconds} s: {tell()}"
-        assert or_ended is None or or_ended.poll() is None, f"ended too early: {tell()}"
+        assert time.monotonic() < deadline, f"not so after {seconds} s: {describe()}"
+        assert or_ended is None or or_ended.poll() is None, f"ended too early: {describe()}"
         time.sleep(0.05)

@@ -12,7 +12,7 @@ from dsllm.data.manifest import Manifest
 from dsllm.prepare.pipeline import prepare
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden.txt"
-"""120 kB of public-domain English; see the README beside it."""
+"""120 kB of public-domain English; see the README next to it."""
 
 HARD_TEXTS = (
     "",

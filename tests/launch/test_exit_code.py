@@ -8,10 +8,10 @@ import threading
 import time
 
 import pytest
-from dsllm.train.run_directory import read_status, write_status
 
 from dsllm.errors import RunError
 from dsllm.launch.exit_code import has_ended, outcome_of, read_patiently
+from dsllm.run_directory import read_status, write_status
 
 OLD = {"attempt": 3, "state": "interrupted"}
 
@@ -36,6 +36,14 @@ OLD = {"attempt": 3, "state": "interrupted"}
 def test_the_runs_status_takes_precedence(after, codes, stopped_by, code, says):
     outcome = outcome_of(OLD, after, codes, stopped_by)
     assert outcome.code == code and says in outcome.reason
+
+
+def test_a_run_that_was_finished_before_is_no_failure():
+    """Its ranks find nothing to train and count no attempt."""
+    done = {"attempt": 3, "state": "finished"}
+    outcome = outcome_of(done, done, [0, 0], None)
+    assert outcome.code == 0 and "finished before" in outcome.reason
+    assert outcome_of(done, done, [0, 1], None).code == 1  # refused, by one rank at least
 
 
 def test_a_first_start_has_no_status_before(tmp_path):

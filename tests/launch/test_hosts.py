@@ -10,9 +10,8 @@ import pytest
 from deepspeed.launcher import multinode_runner, runner
 from torch.distributed import run as torchrun
 
-from dsllm.config.cluster import ClusterConfig
 from dsllm.launch.hosts import local_launch, ssh_launch
-from dsllm.launch.job import Launch, port_of
+from dsllm.launch.job import Launch
 from tests.launch.jobs import HOSTILE, HOSTS, make_job, record, recording_cluster
 
 
@@ -70,11 +69,6 @@ def test_a_local_run_gets_its_words_untouched_too(tmp_path, with_torchrun):
     subprocess.run(launch.commands["localhost"], check=True)
     words = launched(record(job)["argv"])
     assert tuple(words[-len(HOSTILE) :]) == HOSTILE and "3" in words
-
-
-def test_two_jobs_of_one_cluster_have_ports_of_their_own(tmp_path):
-    ports = {port_of(make_job(tmp_path, f"tiny-{i}"), ClusterConfig()) for i in range(20)}
-    assert len(ports) > 18 and all(20000 <= port < 30000 for port in ports)
 
 
 def test_what_we_keep_deepspeeds_pdsh_launcher_from(tmp_path):

@@ -288,7 +288,7 @@ def test_positions_from_0_are_the_default(name: str, compute_dtype: torch.dtype 
     assert all(torch.equal(w, f) for w, f in zip(wanted, found, strict=True))  # also: a + b is the sum of 2 sequences
 
 
-def test_learned_positions_go_on_from_document_to_document():
+def test_learned_positions_continue_from_document_to_document():
     model, tokens = random_model(GPT2), tokens_for(GPT2, batch=1)
     documents = (torch.arange(CONTEXT) >= 20).long()[None]
     packed = model(tokens, documents=documents)

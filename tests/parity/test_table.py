@@ -49,7 +49,7 @@ def test_a_selection_says_what_it_leaves_out():
     chosen = selection.combinations
     assert {c.world_size for c in chosen} == {1, 2}
     assert all(c.stage == 1 and c.precision == "bf16" and c in pairwise_rows() for c in chosen)
-    assert any("on 4 ranks: not asked for" in text for text in selection.left_out)
+    assert any("on 4 ranks: not requested" in text for text in selection.left_out)
 
 
 def test_combinations_that_plain_pytorch_cannot_tell_apart_share_a_reference():

@@ -93,7 +93,7 @@ def test_a_live_run_is_left_alone(folder):
 
 
 def test_a_finished_run_says_so_before_anything_is_built(folder):
-    """Its optimizer could not be offloaded to a disk that is not there, but nobody asks for it."""
+    """Its optimizer could not be offloaded to a disk that is not there, but it does not need to be."""
     before = tree(folder / "runs", folder / "data")
     codes, output = train(folder, 2, ["tiny.yaml", budget(STEPS), "deepspeed=nvme.json"])
     assert codes == [0, 0] and f"is finished: {STEPS * TOKENS_PER_STEP:,} tokens" in output, output

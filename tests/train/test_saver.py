@@ -37,7 +37,7 @@ LAYOUTS: Layouts = {
     "3-offload": (3, {"offload_optimizer": CPU, "offload_param": CPU}),
     "3-hpz": (3, {"zero_hpz_partition_size": "auto"}),
 }
-"""ZeRO stage, and what the DeepSpeed JSON says beside it; NVMe is in tests/engine/test_nvme.py."""
+"""ZeRO stage, and what else the DeepSpeed JSON says; NVMe is in tests/engine/test_nvme.py."""
 WORLDS = (1, 2)
 STEPS_BEFORE, STEPS_AFTER = 3, 3
 PROGRESS = Progress(step=STEPS_BEFORE, position=Position(STEPS_BEFORE * GLOBAL_BATCH))
@@ -60,7 +60,7 @@ def save(engine, config: RunConfig, directory: Path, **more: Any) -> list[str]:
 def save_under_each_layout(
     world: World, config: RunConfig, directory: Path, layouts: Layouts
 ) -> dict[str, list[float]]:
-    """Train, save and go on; the losses after the save."""
+    """Train, save and continue; the losses after the save."""
     losses = {}
     for name, (stage, zero) in layouts.items():
         engine = tiny_engine(world, config, stage, **zero)
@@ -71,7 +71,7 @@ def save_under_each_layout(
 
 
 def load_under_each_layout(world: World, config: RunConfig, folder: Path, layouts: Layouts) -> dict[str, list[float]]:
-    """Load, compare the state with the file bit for bit, and go on; the losses."""
+    """Load, compare the state with the file bit for bit, and continue; the losses."""
     losses = {}
     reader = CheckpointReader(folder)
     for name, (stage, zero) in layouts.items():
@@ -140,7 +140,7 @@ def test_slices_cover_every_element_once(saved, layout):
 
 @pytest.mark.slow
 def test_every_layout_saves_the_same_state(saved):
-    """Layouts differ in where the state lies, not in what it is: equal up to the rounding of three steps."""
+    """Layouts differ in where the state is, not in what it is: equal up to the rounding of three steps."""
     readers = [CheckpointReader(saved(w, name)[0]) for w in WORLDS for name in LAYOUTS]
     for name in readers[0].names():
         first = readers[0].read_whole(name)

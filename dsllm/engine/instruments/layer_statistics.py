@@ -62,7 +62,7 @@ class LayerStatistics:
             sums.total += float(wide.sum(dtype=torch.float64))
             sums.squares += float(torch.linalg.vector_norm(wide, dtype=torch.float64)) ** 2
             low, high = (float(x) for x in wide.aminmax())
-            # a NaN loses every comparison, so it is asked for by name
+            # a comparison with NaN is always false, so NaN is looked for by name
             sums.largest = math.nan if math.isnan(high + low) else max(sums.largest, -low, high)
 
         return read

@@ -32,7 +32,7 @@ class Operator:
     ready: bool
     """Built with DeepSpeed itself, at its installation."""
     missing_tools: tuple[str, ...]
-    """What is missing to build it when it is first asked for."""
+    """What is missing to build it when it is first used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Operators:
     """What this host has and could build."""
 
     tools: Mapping[str, str]
-    """Tool -> where it lies; empty: not there."""
+    """Tool -> its path; empty: it is not installed."""
     operators: Mapping[str, Operator]
 
 
@@ -63,7 +63,7 @@ def look_at_operators() -> Operators:
 
 
 def build_tools() -> dict[str, str]:
-    """Where the tools lie that DeepSpeed builds its operators with; empty: not there."""
+    """Paths of the tools that DeepSpeed builds its operators with; empty: not installed."""
     compiler = shutil.which(get_cxx_compiler()) or ""
     nvcc = shutil.which("nvcc") or (str(Path(CUDA_HOME) / "bin" / "nvcc") if CUDA_HOME else "")
     return {

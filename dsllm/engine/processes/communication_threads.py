@@ -1,4 +1,4 @@
-"""Keeps gloo's threads from making teams of threads of their own, beside which those of the layers would fall asleep."""
+"""Keeps gloo's threads from starting OpenMP teams of their own: they would take the cores of the threads that compute."""
 
 import contextlib
 from collections.abc import Iterator

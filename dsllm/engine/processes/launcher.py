@@ -1,4 +1,4 @@
-"""The processes that started this rank: a rank whose launcher has gone would train on as an orphan that nobody can stop."""
+"""The processes that started this rank: without them it would keep training as an orphan that no command stops."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

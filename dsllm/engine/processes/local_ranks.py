@@ -45,7 +45,7 @@ def local_devices() -> tuple[str, int]:
 
 
 class RankError(Exception):
-    """A rank raised, died or gave nothing in time; the message tells which, with the rank's own traceback."""
+    """A rank raised an error, died or gave no result in time; the message names it and contains its traceback."""
 
 
 def run_on_ranks(

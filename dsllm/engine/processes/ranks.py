@@ -100,7 +100,7 @@ def _from_mpi(env: Mapping[str, str]) -> Ranks:
     rank = _number(env, "OMPI_COMM_WORLD_RANK")
     address, port = env.get("MASTER_ADDR"), env.get("MASTER_PORT")
     if address is None or port is None:
-        # only MPI itself can tell the others where rank 0 listens
+        # only MPI itself can send the others the address at which rank 0 listens
         own = (socket.gethostbyname(socket.gethostname()), str(free_port()))
         mpi = require("mpi4py.MPI", "mpi")
         address, port = mpi.COMM_WORLD.bcast(own, root=0)

@@ -22,6 +22,7 @@ WORDS = {
     "greater_than": "must be above {gt:g}",
     "greater_than_equal": "must be at least {ge}",
     "int_type": "must be a whole number",
+    "less_than_equal": "must be at most {le}",
     "literal_error": "must be {expected}",
     "string_type": "must be text",
 }

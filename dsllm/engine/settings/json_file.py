@@ -9,17 +9,17 @@ from dsllm.config.paths import find_file, searched
 from dsllm.errors import ConfigError
 
 
-def read_deepspeed_json(name: str, beside: Path | None = None) -> dict[str, Any]:
+def read_deepspeed_json(name: str, yaml_folder: Path | None = None) -> dict[str, Any]:
     """The DeepSpeed JSON that a run names.
 
     Args:
-        beside: folder of the run's YAML file; None (default): the run has no file.
+        yaml_folder: folder of the run's YAML file; None (default): the run has no file.
     Raises:
         ConfigError: the file is missing or not JSON, is not an object, gives a key twice, or has a number that is not finite.
     """
-    path = find_file(name, beside)
+    path = find_file(name, yaml_folder)
     if path is None:
-        raise ConfigError(f"deepspeed: file not found: {searched(name, beside)}")
+        raise ConfigError(f"deepspeed: file not found: {searched(name, yaml_folder)}")
     try:
         value = json.loads(
             path.read_text(encoding="utf-8"),

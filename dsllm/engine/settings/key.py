@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, Strict, TypeAdapter
-from pydantic_core import PydanticCustomError
 
 AUTO = "auto"
 """As a value it means what null means: dsllm decides, as if the key were absent."""
@@ -16,9 +15,7 @@ Owner = Literal["run", "json", "refused"]
 
 
 def _whole(value: Any) -> Any:
-    """JSON has no whole numbers of its own: 5e7 arrives as a float. True is a number for Python only."""
-    if isinstance(value, bool):
-        raise PydanticCustomError("int_type", "a truth value")
+    """JSON has no whole numbers of its own: 5e7 arrives as a float."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -28,7 +25,7 @@ Positive = Annotated[int, BeforeValidator(_whole), Field(strict=True, ge=1)]
 Factor = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Text = Annotated[str, Strict()]
 Object = dict[str, Any]
-Stage = Annotated[Literal[0, 1, 2, 3], BeforeValidator(_whole)]
+Stage = Annotated[int, BeforeValidator(_whole), Field(strict=True, ge=0, le=3)]
 Dtype = Literal["fp32", "bf16", "fp16"]
 Device = Literal["none", "cpu", "nvme"]
 

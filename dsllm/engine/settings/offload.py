@@ -81,7 +81,7 @@ def offload_defaults(values: Mapping[str, Any], config: RunConfig, layout: Layou
     """
     found: dict[str, Any] = {f"{OFFLOAD_OPTIMIZER}.buffer_count": optimizer_buffers(values)}
     if values.get(f"{OFFLOAD_OPTIMIZER}.device", "none") != "none":
-        found["zero_force_ds_cpu_optimizer"] = False  # else DeepSpeed asks for its own CPU Adam
+        found["zero_force_ds_cpu_optimizer"] = False  # else DeepSpeed requires its own CPU Adam
     if values.get(f"{OFFLOAD_PARAM}.device") == "nvme":
         found[f"{OFFLOAD_PARAM}.buffer_size"] = largest_share(config, layout)
         # a parameter that is kept for its next use keeps its buffer, and DeepSpeed stops when none is left
@@ -108,5 +108,5 @@ def swap_folder(nvme_path: str, config: RunConfig) -> Path:
 def largest_share(config: RunConfig, layout: Layout) -> int:
     """Elements of the largest parameter that one rank keeps: what a buffer for swapping must hold."""
     model = config.model
-    vocabulary = model.vocab_size or config.tokenizer.vocab_size  # before the tokenizer is known, its size as asked for
+    vocabulary = model.vocab_size or config.tokenizer.vocab_size  # before the tokenizer is known, its requested size
     return -(-counts.largest_parameter(model, vocabulary, config.context_length) // layout.data_size)

@@ -81,11 +81,11 @@ def _why_not(path: str, value: str, own: str) -> str:
 def _check_division_before_the_sum(values: Values, layout: Layout) -> Iterator[str]:
     """Dividing gradients by the number of ranks before they are summed works with all-reduce, at stages 0 to 2."""
     stage, scatter = values.get(STAGE, 0), values.get(REDUCE_SCATTER, layout.device != "cpu")
-    asked = {
+    requested = {
         "prescale_gradients": values.get("prescale_gradients") is True,
         PREDIVIDE: values.get(PREDIVIDE) not in (None, 1),
     }
-    for path in (path for path, on in asked.items() if on):
+    for path in (path for path, on in requested.items() if on):
         if stage == 3:
             yield (
                 f"{WHERE}{path}: not at ZeRO stage 3: there DeepSpeed divides by the number of ranks before the sum in any "
@@ -141,9 +141,9 @@ def _check_nvme(values: Values) -> Iterator[str]:
 
 def _check_zeropp(values: Values, layout: Layout) -> Iterator[str]:
     hpz, weights, gradients = values.get(HPZ) or 1, values.get(QUANTIZED_WEIGHTS), values.get(QUANTIZED_GRADIENTS)
-    asked = {HPZ: hpz > 1, QUANTIZED_WEIGHTS: weights, QUANTIZED_GRADIENTS: gradients}
+    requested = {HPZ: hpz > 1, QUANTIZED_WEIGHTS: weights, QUANTIZED_GRADIENTS: gradients}
     if values.get(STAGE, 0) in (0, 1, 2):
-        for path in (path for path, on in asked.items() if on):
+        for path in (path for path, on in requested.items() if on):
             yield f"{WHERE}{path}: ZeRO++ needs stage 3"
     elif hpz > 1:
         known = layout.ranks_by_node is not None

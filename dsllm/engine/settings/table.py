@@ -118,7 +118,7 @@ JSON = (
         "zero_force_ds_cpu_optimizer", "json", Switch,  # final_config writes false with offload_optimizer
         parity=Untouched("true is refused; false keeps torch's AdamW, as in every row"),
         refuses=(True,),
-        reason="it asks for DeepSpeed's own CPU Adam, which compiles for minutes; torch's fused AdamW steps on the CPU as "
+        reason="it requires DeepSpeed's own CPU Adam, which compiles for minutes; torch's fused AdamW steps on the CPU as "
         "fast, and is the one that is proven here",
     ),
     *block(

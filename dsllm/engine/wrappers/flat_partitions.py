@@ -9,6 +9,7 @@ import torch.distributed as dist
 from dsllm.config.train import Precision
 from dsllm.engine.processes.device import parameter_dtype
 from dsllm.engine.wrappers.loss_scale import grow_after_step, stay_at_minimum
+from dsllm.engine.wrappers.owners_send import let_owners_send
 from dsllm.engine.wrappers.shared_masters import add_up_in_place, share_weights
 from dsllm.engine.wrappers.skipped_step import let_go_of_skipped_gradients
 from dsllm.engine.wrappers.wrapper import Piece, Wrapper
@@ -24,6 +25,8 @@ class FlatWrapper(Wrapper):
 
     def fix(self, precision: Precision, offloads: bool) -> None:
         """See the functions called."""
+        if self.world.device.type == "cpu":
+            let_owners_send()
         if precision == "fp16":
             grow_after_step(self.optimizer)
             stay_at_minimum(self.optimizer)
@@ -78,8 +81,10 @@ class Bf16Wrapper(FlatWrapper):
     )
 
     def fix(self, precision: Precision, offloads: bool) -> None:
-        """No known defects. With offload DeepSpeed takes DeepSpeedZeroOptimizer instead."""
+        """See the function called. With offload DeepSpeed takes DeepSpeedZeroOptimizer instead."""
         assert not offloads, "DeepSpeed's BF16_Optimizer does not offload"
+        if self.world.device.type == "cpu":
+            let_owners_send()
 
     def trainable_pieces(self) -> Iterator[Piece]:
         """Parameters follow each other without gaps."""

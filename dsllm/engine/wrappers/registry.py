@@ -1,4 +1,4 @@
-"""Which class of ours knows which of DeepSpeed's optimizer wrappers."""
+"""Finds the wrapper class of this package for an optimizer wrapper of DeepSpeed."""
 
 from typing import Any
 

@@ -20,5 +20,5 @@ def test_every_rank_sees_the_same_times():
         assert own.bus_bytes_per_second == share * own.num_bytes / own.seconds
 
 
-def test_one_rank_has_nobody_to_send_to():
+def test_one_rank_sends_to_no_other():
     assert run_ranks(1, times_on_rank) == [[]]

@@ -77,7 +77,7 @@ def counted_step(world: World, config: RunConfig, stage: int) -> dict[str, int]:
     ],
 )
 def test_communication_is_what_the_formula_says(world_size, micro, precisions):
-    sizes = counts.parameter_sizes(MODEL, SEQUENCE_LENGTH)
+    sizes = [row.num_elements for row in parameter_table(MODEL, SEQUENCE_LENGTH)]
     for of_rank in run_ranks(world_size, counted_steps, micro, precisions):
         for (precision, stage), measured in of_rank.items():
             gradient, weight = WIDTHS[precision]
@@ -89,10 +89,12 @@ def test_communication_is_what_the_formula_says(world_size, micro, precisions):
                 weight_width=weight,
                 gathered_per_micro_batch=sum(size for size in sizes if size > PERSISTENT),
             )
+            # on CPUs, stages 1 and 2 gather the weights by broadcasts of their owners
+            measured["gather"] = measured.pop("all_gather", 0) + measured.pop("broadcast", 0)
             for kind, expected in dataclasses.asdict(formula).items():
-                # beside it: norms, flags and the loss, 8 bytes each; and parts are padded to equal lengths over the ranks
+                # and also: norms, flags and the loss, 8 bytes each; and parts are padded to equal lengths over the ranks
                 assert measured.pop(kind, 0) == pytest.approx(expected, rel=0.02, abs=200), (precision, stage, kind)
-            # the rest is what DeepSpeed tells the ranks about itself
+            # the rest is what DeepSpeed sends the ranks about itself
             assert sum(measured.values()) <= 0.02 * formula.handed, (precision, stage, measured)
 
 
@@ -105,7 +107,7 @@ def regathering_step(world: World) -> dict[str, int]:
 
 
 def test_zero_3_gathers_twice_what_it_may_not_keep():
-    sizes = counts.parameter_sizes(MODEL, SEQUENCE_LENGTH)
+    sizes = [row.num_elements for row in parameter_table(MODEL, SEQUENCE_LENGTH)]
     twice = 2 * sum(size for size in sizes if size > PERSISTENT)
     formula = counts.communication_bytes(sum(sizes), 3, 2, 4, 4, twice)
-    assert run_ranks(2, regathering_step)[0]["all_gather"] == pytest.approx(formula.all_gather, rel=0.02)
+    assert run_ranks(2, regathering_step)[0]["all_gather"] == pytest.approx(formula.gather, rel=0.02)

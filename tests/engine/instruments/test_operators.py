@@ -6,7 +6,7 @@ from pathlib import Path
 from dsllm.engine.instruments.operators import CXX, LIBAIO, NINJA, NVCC, build_tools, look_at_operators
 
 
-def test_what_is_missing_is_told_by_name(tmp_path, monkeypatch):
+def test_what_is_missing_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     assert not any(build_tools()[tool] for tool in (CXX, NINJA, LIBAIO))
@@ -19,7 +19,7 @@ def test_what_is_missing_is_told_by_name(tmp_path, monkeypatch):
     assert look_at_operators().operators["cpu_adam"].missing_tools == ()
 
 
-def test_operators_of_gpus_are_told_on_gpus_only():
+def test_operators_of_gpus_are_reported_on_gpus_only():
     import torch
 
     assert ("fused_adam" in look_at_operators().operators) == (torch.version.cuda is not None)

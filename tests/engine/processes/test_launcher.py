@@ -1,4 +1,4 @@
-"""A rank notices that whoever started it has gone, through every process between them."""
+"""A rank notices that its launcher has gone, through every process between them."""
 
 import os
 import subprocess
@@ -27,8 +27,8 @@ MIDDLE = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv
 @pytest.mark.parametrize("killed", ["runner", "middle"])
 def test_the_end_of_any_launcher_above_is_seen(tmp_path, killed):
     """As under deepspeed: a runner starts a launcher, the launcher starts the rank."""
-    runner, told = tmp_path / "deepspeed", tmp_path / "told"
-    middle = [sys.executable, "-c", MIDDLE, RANK, str(told), "deepspeed.launcher.launch"]
+    runner, noticed = tmp_path / "deepspeed", tmp_path / "noticed"
+    middle = [sys.executable, "-c", MIDDLE, RANK, str(noticed), "deepspeed.launcher.launch"]
     runner.write_text(f"import subprocess\nsubprocess.run({middle!r})\n")
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     with subprocess.Popen([sys.executable, str(runner)], stdout=subprocess.PIPE, text=True, env=environment) as process:
@@ -40,9 +40,9 @@ def test_the_end_of_any_launcher_above_is_seen(tmp_path, killed):
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             os.kill(int(children[0]), 9)
         deadline = time.monotonic() + 20
-        while not told.is_file() and time.monotonic() < deadline:
+        while not noticed.is_file() and time.monotonic() < deadline:
             time.sleep(0.02)
-    assert told.read_text() == "gone"
+    assert noticed.read_text() == "gone"
 
 
 def test_a_shell_is_no_launcher():

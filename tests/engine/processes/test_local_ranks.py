@@ -48,7 +48,7 @@ def go_wrong(world: World, how: str) -> Iterator[int]:
         ("hangs", "within 2 s"),
     ],
 )
-def test_what_goes_wrong_is_told_and_nobody_is_left(how: str, message: str):
+def test_what_goes_wrong_is_reported_and_no_process_is_left(how: str, message: str):
     rounds = iterate_on_ranks(2, go_wrong, how, timeout_seconds=20 if how != "hangs" else 2)
     processes = next(rounds)
     with pytest.raises(RankError, match=message):
