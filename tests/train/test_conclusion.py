@@ -73,6 +73,6 @@ def test_an_interrupted_run_says_by_what_and_where_it_stopped(folder):
     assert job.wait() == [EXIT_INTERRUPTED] * 2, job.output()
     status, last = read_status(run), read_metrics(run)[-1]
     assert (status["state"], status["step"], status["tokens"]) == ("interrupted", last["step"], last["tokens"])
-    assert f"another rank was asked to stop: saved at step {last['step']}" in job.output()
+    assert f"another rank received a signal: saved at step {last['step']}" in job.output()
     manifest = run / "checkpoints" / f"step-{last['step']:08d}" / "manifest.json"
     assert json.loads(manifest.read_text())["progress"]["step"] == last["step"]
