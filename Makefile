@@ -120,4 +120,4 @@ constraints: $(STAMP)
 	sed -i '/^cuda-/d; /^nvidia-/d; /^triton==/d' constraints.txt
 
 clean:
-	rm -rf $(VENV) .venv-litgpt bench/data bench/results build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf $(VENV) .venv-litgpt .venv-matrix bench/data bench/results build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
