@@ -124,7 +124,7 @@ def _block(config: ModelConfig, layer: str) -> Iterator[Parameter]:
 
 
 def _attention(config: ModelConfig, layer: str) -> Iterator[Parameter]:
-    """The projections into heads, of which each tensor-parallel rank has some, and the projection back."""
+    """Queries, keys and values, split by heads among tensor-parallel ranks, and the output projection."""
     width, name = config.hidden_size, f"{layer}.attention"
     queries, keys = config.num_heads * config.head_width, config.kv_heads * config.head_width
     for projection, outputs in (("q", queries), ("k", keys), ("v", keys)):

@@ -48,7 +48,7 @@ class RunLock:
     file: IO[str]
 
     def release(self) -> None:
-        """Let another run use the directory."""
+        """Release the lock, so that another run can use the directory."""
         self.file.close()
 
 

@@ -158,7 +158,7 @@ def _uneven_heads(config: ModelConfig) -> list[str]:
 
 
 def _uneven_biases(config: ModelConfig) -> list[str]:
-    """The field that keeps one switch from setting the biases of all attention projections."""
+    """Finds the field in the way where one switch must set the biases of all attention projections."""
     even = config.attention_bias == config.attention_output_bias
     return (
         []

@@ -92,7 +92,7 @@ def discard_checkpoint(aside: Path) -> None:
 
 
 def merge_parameters(found: Sequence[dict[str, ParameterRecord]]) -> dict[str, ParameterRecord]:
-    """What all ranks know about the parameters, as one table.
+    """Merge the records of all ranks into one table of parameters.
 
     Raises:
         CheckpointError: two ranks disagree about a parameter.

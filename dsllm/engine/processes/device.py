@@ -57,10 +57,10 @@ def choose_device(local_rank: int) -> torch.device:
 
 
 def check_compiler(device: torch.device) -> None:
-    """What torch.compile needs on this device is there.
+    """Check that this machine has what torch.compile needs on this device.
 
     Raises:
-        ConfigError: it is not; without this the first step would say so, in other words.
+        ConfigError: something is missing; without this check the first step would fail, with a less helpful message.
     """
     variable, usual = ("CXX", "g++") if device.type == "cpu" else ("CC", "gcc")
     compiler = os.environ.get(variable, usual)

@@ -55,13 +55,13 @@ def run_on_ranks(
     device: str = "cpu",
     timeout_seconds: float = 120,
 ) -> list[Any]:
-    """Call `function(world, *arguments)` on each of `world_size` ranks; their results in rank order.
+    """Call `function(world, *arguments)` on each of `world_size` ranks; returns their results in rank order.
 
     Args:
-        function: lives at the top of a module, so that the ranks can import it.
+        function: defined at the top of a module, so that the ranks can import it.
         device: "cpu" (gloo) or "cuda" (nccl, one rank per GPU).
     Raises:
-        RankError: see there. No rank is left running.
+        RankError: a rank failed. No rank is left running.
     """
     (results,) = iterate_on_ranks(
         world_size, _once, function, *arguments, device=device, timeout_seconds=timeout_seconds

@@ -35,7 +35,7 @@ class OffloadedBytes:
 def offloaded_bytes(
     zero: Mapping[str, Any], num_parameters: int, precision: Precision, data_size: int
 ) -> OffloadedBytes:
-    """Model states of one rank where a step needs most of them, as DeepSpeed 0.19.8 spreads them.
+    """Bytes of one rank's model states at the moment of a step when they are largest, as DeepSpeed 0.19.8 places them.
 
     Buffers come on top: of the largest parameter at stages 1 and 2, of `buffer_count` sub-groups with NVMe.
 

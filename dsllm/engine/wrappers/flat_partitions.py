@@ -11,7 +11,7 @@ from dsllm.engine.processes.device import parameter_dtype
 from dsllm.engine.wrappers.loss_scale import grow_after_step, stay_at_minimum
 from dsllm.engine.wrappers.owners_send import let_owners_send
 from dsllm.engine.wrappers.shared_masters import add_up_in_place, share_weights
-from dsllm.engine.wrappers.skipped_step import let_go_of_skipped_gradients
+from dsllm.engine.wrappers.skipped_step import drop_skipped_gradients
 from dsllm.engine.wrappers.wrapper import Piece, Wrapper
 
 
@@ -24,14 +24,14 @@ class FlatWrapper(Wrapper):
     )  # fmt: skip
 
     def fix(self, precision: Precision, offloads: bool) -> None:
-        """See the functions called."""
+        """Faster collectives on CPUs, fp16's loss scale, shared fp32 masters: see the functions that it calls."""
         if self.world.device.type == "cpu":
             let_owners_send()
         if precision == "fp16":
             grow_after_step(self.optimizer)
             stay_at_minimum(self.optimizer)
         if offloads:
-            let_go_of_skipped_gradients(self.optimizer)
+            drop_skipped_gradients(self.optimizer)
         elif parameter_dtype(precision) == torch.float32:
             share_weights(self.optimizer)
             add_up_in_place(self.optimizer, self.world)
@@ -43,7 +43,7 @@ class FlatWrapper(Wrapper):
             yield from self._cut(g, flat, self.optimizer.round_robin_bit16_groups[g], offsets)
 
     def refresh(self) -> None:
-        """DeepSpeed's own gathering, as after a step."""
+        """Gather the updated weights, as DeepSpeed does after a step."""
         self.optimizer.update_lp_params()
 
     def _cut(
@@ -81,7 +81,7 @@ class Bf16Wrapper(FlatWrapper):
     )
 
     def fix(self, precision: Precision, offloads: bool) -> None:
-        """See the function called. With offload DeepSpeed takes DeepSpeedZeroOptimizer instead."""
+        """Let owners send on CPUs. With offload DeepSpeed uses DeepSpeedZeroOptimizer instead of this class."""
         assert not offloads, "DeepSpeed's BF16_Optimizer does not offload"
         if self.world.device.type == "cpu":
             let_owners_send()

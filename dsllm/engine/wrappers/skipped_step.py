@@ -3,7 +3,7 @@
 from typing import Any
 
 
-def let_go_of_skipped_gradients(optimizer: Any) -> None:
+def drop_skipped_gradients(optimizer: Any) -> None:
     """Fix ZeRO-1 and 2 with an offloaded optimizer and 16-bit weights.
 
     When a gradient is not finite, DeepSpeed's `step` returns without clearing the fp32 buffer in which gradients add up

@@ -27,7 +27,7 @@ class Stage3Wrapper(Wrapper):
     )  # fmt: skip
 
     def fix(self, precision: Precision, offloads: bool) -> None:
-        """See the functions called."""
+        """Fix the loss scale of fp16, and share fp32 masters with the weights: see the functions that it calls."""
         if precision == "fp16":
             grow_after_step(self.optimizer)
             stay_at_minimum(self.optimizer)

@@ -32,7 +32,7 @@ class NoWrapper(Wrapper):
                 yield _whole(self.names[id(p)], p, p, number)
 
     def refresh(self) -> None:
-        """The layers see the masters."""
+        """Do nothing: the layers use the masters themselves."""
 
     def update(self, clipping: float) -> Outcome:
         """Measure the norm, clip, and drop a gradient that is not finite: DeepSpeed does none of it here."""
