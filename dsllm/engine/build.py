@@ -28,7 +28,7 @@ class Engine:
     deepspeed: Any
     """The DeepSpeedEngine."""
     wrapper: Wrapper
-    """What knows DeepSpeed's wrapper of the optimizer."""
+    """The interface to DeepSpeed's optimizer wrapper."""
     world: World
     table: ParameterTable
     precision: Precision
@@ -67,7 +67,7 @@ def build_engine(
     config: Mapping[str, Any],
     world: World,
 ) -> Engine:
-    """Build the engine with uninitialised weights: `load_state` gives them their values.
+    """Build the engine with uninitialised weights; `load_state` fills them.
 
     Args:
         make_model: builds the module with uninitialised parameters in torch's default dtype and device; called once
@@ -109,7 +109,7 @@ def build_engine(
 
 @contextlib.contextmanager
 def _construction(stage: int, precision: Precision, config: Mapping[str, Any], world: World) -> Iterator[None]:
-    """Parameters are made where and in the type in which the layers need them: no fp32 copy of the model ever exists.
+    """Make parameters on the device and in the type that the layers need, so that no fp32 copy of the model ever exists.
 
     ZeRO-3 shards each module as soon as it is constructed, so that no rank ever has the whole model. The parameters' type
     is then left to the config, which names it. Given as `dtype`, DeepSpeed 0.19.8 takes bf16 instead wherever its

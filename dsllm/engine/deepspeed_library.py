@@ -1,4 +1,4 @@
-"""Imports DeepSpeed with its surprises switched off: no probing of devices, no compiler runs, no chatter."""
+"""Imports DeepSpeed with its surprises switched off: no probing of devices, no compiler, no log lines."""
 
 import logging
 import os
@@ -28,6 +28,6 @@ deepspeed.utils.logger.setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
 
 TESTED_VERSIONS = "0.19.8"
-"""The private attributes that state.py reads were tried with these versions."""
+"""Versions whose private attributes, as engine/wrappers/ reads them, were tested."""
 
 __all__ = ["deepspeed"]

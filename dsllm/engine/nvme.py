@@ -1,4 +1,4 @@
-"""A run's files on NVMe: what they ask of this machine, found out before anything is built, and their removal at the end."""
+"""NVMe offload: checks of this host before anything is built, and removal of the swap files at the end."""
 
 import contextlib
 import os
@@ -29,7 +29,7 @@ LOCK_SECONDS = 10.0
 
 
 def swap_folders(final: Mapping[str, Any]) -> list[Path]:
-    """The run's own folders for swap files; none where nothing goes to NVMe."""
+    """The run's own folders for swap files; empty where the run does not offload to NVMe."""
     blocks = (final["zero_optimization"].get(key, {}) for key in OFFLOAD_BLOCKS)
     return sorted({Path(block["nvme_path"]) for block in blocks if block.get("device") == "nvme"})
 
@@ -70,7 +70,7 @@ def check_nvme(final: Mapping[str, Any], num_parameters: int, precision: Precisi
 
 
 def _check_folder(folder: Path, needed: int) -> Iterator[str]:
-    """The folder that the JSON names, in which `folder` is the run's own."""
+    """Check the folder that the JSON names; `folder` in it is the run's own."""
     path, where = folder.parent, "deepspeed JSON: zero_optimization: nvme_path"
     if not path.is_dir():
         yield f"{where} {path}: no such folder on {os.uname().nodename}: name one on a local NVMe in a copy of the JSON"
@@ -99,7 +99,7 @@ def _check_operators() -> Iterator[str]:
         return
     missing = list(_missing_tools())
     if missing:
-        yield f"offload to NVMe: DeepSpeed's async_io cannot be loaded, for want of {' and '.join(missing)}"
+        yield f"offload to NVMe: DeepSpeed's async_io cannot be loaded: install {' and '.join(missing)}"
     for name in OPERATORS:
         lock = _build_folder() / name / "lock"
         if _stays(lock):
@@ -116,7 +116,7 @@ def _check_operators() -> Iterator[str]:
 
 
 def _missing_tools() -> Iterator[str]:
-    """What DeepSpeed compiles with; it links a test program at each start, too."""
+    """The tools that are missing. DeepSpeed compiles with them, and links a test program at each start."""
     tools = build_tools()
     if not tools[CXX]:
         yield f"a C++ compiler ({get_cxx_compiler()}; apt install g++)"
@@ -127,7 +127,7 @@ def _missing_tools() -> Iterator[str]:
 
 
 def _stays(lock: Path) -> bool:
-    """Whether the lock is more than another process's short visit."""
+    """Whether the lock stays for longer than a process needs that only loads the operator."""
     deadline = time.monotonic() + LOCK_SECONDS
     while lock.exists():
         if time.monotonic() > deadline:
@@ -137,7 +137,7 @@ def _stays(lock: Path) -> bool:
 
 
 def _build_folder() -> Path:
-    """Where torch puts what it compiles."""
+    """The folder in which torch builds operators."""
     root = os.environ.get("TORCH_EXTENSIONS_DIR")
     if root is not None:
         return Path(root)

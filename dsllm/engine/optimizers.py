@@ -1,4 +1,4 @@
-"""Optimizers as data: the groups that a run's parameters form, and torch's optimizer over them."""
+"""The run's optimizer: which parameters are updated alike, and torch's optimizer over these groups."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ LEARNING_RATE_FACTOR = "learning_rate_factor"
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerGroup:
-    """Parameters that are updated alike."""
+    """Parameters that share their settings in the update."""
 
     kind: str
     """The optimizer: the `kind` of train.optimizer."""

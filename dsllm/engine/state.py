@@ -1,4 +1,4 @@
-"""This rank's state as slices: the regions of the parameters that it owns, to be saved, and to be loaded under any layout."""
+"""Saves this rank's weights and optimizer state as slices, and loads them under any layout."""
 
 from collections.abc import Iterator, Mapping
 from itertools import groupby
@@ -16,7 +16,7 @@ _STEP = "step"
 
 
 def owned_slices(engine: Engine) -> Iterator[ParameterSlice]:
-    """The slices that this rank saves: over all ranks every element of every parameter exactly once.
+    """The slices that this rank saves. Together, the ranks save every element of every parameter once.
 
     The tensors are views of the engine's own memory, or of its files on NVMe: write them out before the next step.
     """
@@ -65,7 +65,7 @@ def load_state(engine: Engine, reader: StateReader) -> None:
 
 
 def _check_state_tensors(engine: Engine, reader: StateReader) -> None:
-    """What is saved of a parameter must be what its optimizer keeps, or weights alone."""
+    """Refuse a state that is neither weights alone nor what the run's optimizer keeps."""
     problem = ""
     for piece in engine.wrapper.trainable_pieces():
         saved, kept = set(reader.keys(piece.name)) - {WEIGHTS}, set(engine.wrapper.state_names(piece))
@@ -98,7 +98,7 @@ def _fill(engine: Engine, piece: Piece, reader: StateReader) -> None:
 def _empty_state(
     optimizer_state: Mapping[torch.Tensor, dict[str, torch.Tensor]], owner: torch.Tensor, names: tuple[str, ...]
 ) -> dict[str, torch.Tensor]:
-    """torch makes an optimizer's state with the first step; make it now, each owner with a step of its own."""
+    """Make the state that torch would make in the first step. Each owner has a step counter of its own."""
     state = optimizer_state[owner]
     state[_STEP] = torch.zeros((), dtype=torch.float32, device=owner.device)
     for name in names:

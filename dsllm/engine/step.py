@@ -17,7 +17,7 @@ from dsllm.objectives import Measured, Objective
 
 @dataclass(frozen=True, kw_only=True)
 class Instruments:
-    """What looks into a step."""
+    """What measures a step while it runs."""
 
     timer: StepTimer = UNTIMED
     """Times the step's parts."""
@@ -30,7 +30,7 @@ NO_INSTRUMENTS = Instruments()
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What one optimizer step measured. The same on all ranks."""
+    """The numbers of one optimizer step. The same on all ranks."""
 
     loss: float
     """The objective over the global batch, before the update: for `TokenLoss` the mean per counted token, in nats."""
@@ -107,10 +107,10 @@ def accumulate_gradients(
     count: float,
     instruments: Instruments = NO_INSTRUMENTS,
 ) -> Sums:
-    """The first half: forward and backward over the micro-batches. The last backward pass also reduces the gradients.
+    """First half of a step: forward and backward over the micro-batches. The last backward pass also reduces the gradients.
 
     Args:
-        count: what the sum over the global batch is divided by
+        count: the divisor of the sum over the global batch
     """
     timer, layers = instruments.timer, instruments.layers
     factor = loss_factor(engine, len(batches), count)
@@ -132,7 +132,7 @@ def accumulate_gradients(
 
 
 def update(engine: Engine, instruments: Instruments = NO_INSTRUMENTS) -> Outcome:
-    """The second half: clip the accumulated gradient and let the optimizer apply it, unless it is not finite."""
+    """Second half of a step: clip the accumulated gradient and apply it; a gradient that is not finite is dropped."""
     if instruments.layers:
         instruments.layers.before_update(engine.loss_scale)
     with instruments.timer.part("optimizer"):
@@ -156,7 +156,7 @@ def forward(engine: Engine, batch: MicroBatch, objective: Objective, seed: tuple
 
 
 def loss_factor(engine: Engine, num_micro_batches: int, count: float) -> float:
-    """What a summed loss is multiplied by before backward.
+    """The factor on a micro-batch's summed loss before backward.
 
     DeepSpeed divides by the micro-batches of a rank and averages over data-parallel ranks; the objective is a sum over the
     global batch, divided by `count`.
@@ -165,7 +165,7 @@ def loss_factor(engine: Engine, num_micro_batches: int, count: float) -> float:
 
 
 def counted(engine: Engine, batches: Sequence[MicroBatch], objective: Objective) -> float:
-    """What the objective is divided by: its count of the whole global batch. A collective call where targets have weights.
+    """The divisor of the objective: its count over the whole global batch. A collective call where targets have weights.
 
     Raises:
         DataError: nothing counts, so the objective has no value.

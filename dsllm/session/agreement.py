@@ -10,10 +10,10 @@ T = TypeVar("T")
 
 
 def on_rank_0(world: World, action: Callable[[], T], doing: str = "") -> T:
-    """Do something on rank 0; its value on every rank, and its failure on every rank too. A collective call.
+    """Call `action` on rank 0 and return its value on every rank; if it fails, raise on every rank. A collective call.
 
     Args:
-        action: its value is sent to the other ranks
+        action: what it returns is sent to the other ranks
         doing: what failed, to begin the message with; empty (default): the message stands alone
 
     Raises:
@@ -34,7 +34,7 @@ def on_rank_0(world: World, action: Callable[[], T], doing: str = "") -> T:
 
 
 def on_every_rank(world: World, check: Callable[[], None]) -> None:
-    """Check something on every rank; if one rank refuses, all do. A collective call.
+    """Call `check` on every rank; if it raises on one, raise on all. A collective call.
 
     Raises:
         DsllmError: of the first rank that refused, with the messages of all.

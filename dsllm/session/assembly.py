@@ -30,7 +30,7 @@ def ready_engine(
         state: what the run starts or resumes from; None (default): the initial values of its seed
 
     Raises:
-        ConfigError: this device has not what train.kernels or train.compile need.
+        ConfigError: this device cannot run train.kernels or train.compile.
         LaunchError: this version of DeepSpeed is not known well enough.
         CheckpointError: the state cannot be read.
     """

@@ -1,4 +1,4 @@
-"""Holds a run's directory for an attempt: locked by rank 0, seen by all ranks, its status true however the attempt ends."""
+"""Holds a run's directory for one attempt: rank 0 locks it, all ranks see it, and its status says how the attempt ended."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ class HeldDirectory:
 
 
 def free_directory_state(path: Path, world: World) -> str:
-    """The state that a run's status gives, "" where there is none; takes and writes nothing. A collective call.
+    """The state in a run's status.json, "" where there is none. Only reads. A collective call.
 
     Raises:
         RunError: on all ranks: a run is alive there, or its status cannot be read.

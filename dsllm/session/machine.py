@@ -1,4 +1,4 @@
-"""What a run becomes on this machine: device, precision, layout, and the final DeepSpeed config on which all ranks agree."""
+"""Resolves a run for this machine: device, precision, layout, and a final DeepSpeed config that is the same on all ranks."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ class RunOnMachine:
     """A run on this rank's machine, before the ranks have met."""
 
     config: RunConfig
-    """The run with its precision resolved, since `auto` on another device would be another precision."""
+    """The run with its precision resolved: on another device `auto` would mean another one."""
     given: Mapping[str, Any]
     """The DeepSpeed JSON that the run names."""
     device: torch.device
@@ -52,7 +52,7 @@ def run_on_machine(config: RunConfig, given: Mapping[str, Any], ranks: Ranks) ->
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
     mesh = make_mesh(config.parallel, ranks.world_size)
     layout = Layout(mesh=mesh, device=device.type, precision=precision, ranks_by_node=None)
-    final_config(config, given, layout)  # without the rules about hosts, which each host would answer by itself
+    final_config(config, given, layout)  # the rules about hosts wait until all hosts are known
     load_kernels(config.train.kernels, device.type)
     if config.train.compile:
         check_compiler(device)

@@ -1,4 +1,4 @@
-"""Opens a run: everything that is refused is refused before anything is written; then a ready engine, its data and progress."""
+"""Opens a run: first checks everything without writing, then locks the directory and builds the engine."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,7 +38,7 @@ class Session:
     config: RunConfig
     """The resolved run: its precision is the one in use."""
     manifest: Manifest
-    """Of the prepared data."""
+    """Describes the prepared data."""
     engine: Engine
     batches: TrainingBatches
     progress: Progress
@@ -48,7 +48,7 @@ class Session:
     damaged: Sequence[Path]
     """Damaged checkpoints that were skipped; removed once a new one is published."""
     cores: Cores
-    """What this rank computes on."""
+    """The cores that this rank computes on."""
     report: Report
     """Prints a line on rank 0; silent on the other ranks."""
 
@@ -83,7 +83,7 @@ def open_session(
         manifest: of the prepared data in data.directory
 
     Raises:
-        DsllmError: the run is refused; then nothing was written, locked or removed.
+        DsllmError: the run is refused; the directory is as it was.
     """
     cores = set_up_process(ranks.local_size, ranks.local_rank, config.train.bind_cores)
     run = run_on_machine(config, given, ranks)

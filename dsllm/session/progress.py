@@ -1,4 +1,4 @@
-"""How far a run is: the whole state of the loop and of the data, next to weights and optimizer state."""
+"""How far a run is: the state of the loop and of the data, saved next to weights and optimizer state."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -25,7 +25,7 @@ class Progress:
     skipped_steps: int = 0
     """Steps whose gradient was not finite and was dropped."""
     skipped_in_a_row: int = 0
-    """The last of these, without a good step between."""
+    """How many of the most recent steps were skipped, one after the other."""
     fingerprint: int = 0
     """Chained hash of every sample that the loaders delivered."""
     last_step_fingerprint: int = 0
@@ -59,8 +59,8 @@ class Progress:
 def read_progress(saved: Mapping[str, Any], global_batch_sequences: int, where: str) -> Progress:
     """The progress in a checkpoint's manifest, whichever minor version wrote it.
 
-    A counter that an older version did not have starts at its default. One that only a newer version has may be left out
-    where it is zero or empty: by convention that is what it means not to have it.
+    A counter that an older version did not have starts at its default. One that only a newer version has is skipped if it
+    is zero or empty: by convention that means the same as not having it.
 
     Args:
         global_batch_sequences: before there were positions, a step's number was the position

@@ -1,4 +1,4 @@
-"""What goes into every checkpoint of a run next to tensors and progress."""
+"""The record of a run that every checkpoint contains: its config, its DeepSpeed config, and versions of libraries."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Resume or refuse: the checkpoint that a run continues from, and whether it belongs to the same run."""
+"""Finds the checkpoint that a run continues from, and checks that it belongs to the same run and data."""
 
 import dataclasses
 from collections.abc import Callable
@@ -25,8 +25,8 @@ Report = Callable[[str], None]
 def find_resumable(directory: Path, world: World, report: Report) -> tuple[CheckpointReader | None, list[Path]]:
     """The newest sound checkpoint of a run (None: the run has none) and the damaged newer ones; a collective call.
 
-    Rank 0 lists the folder, since two hosts may see different lists on a network file system. The ranks share the
-    reading, and so agree on the answer.
+    Rank 0 lists the folder, since two hosts may see different lists on a network file system. Each rank verifies a share
+    of the files, and all get the same answer.
 
     Raises:
         CheckpointError: there are checkpoints, and all of them are damaged.
@@ -38,7 +38,7 @@ def find_resumable(directory: Path, world: World, report: Report) -> tuple[Check
 
 
 def find_weights(path: Path, world: World, report: Report) -> CheckpointReader:
-    """The checkpoint that a path means, its weights verified by all ranks together; a collective call.
+    """The checkpoint that a path names, with its weights verified by all ranks together; a collective call.
 
     Raises:
         CheckpointError: there is none, or all are damaged.
@@ -50,7 +50,7 @@ def find_weights(path: Path, world: World, report: Report) -> CheckpointReader:
 
 
 def _shared_damage(world: World, what: What) -> Damage:
-    """Verifies a checkpoint with all ranks: each reads its share of the files, and all get the same answer."""
+    """A check of one checkpoint by all ranks: each reads its share of the files, and all get the same answer."""
 
     def damage(folder: Path) -> str | None:
         answers = world.gather(damage_in(folder, world.rank, world.size, what))
@@ -66,7 +66,7 @@ def clean_up(directory: Path, world: World) -> None:
 
 
 def check_same_run(saved: RunConfig, config: RunConfig, where: Path, report: Report) -> None:
-    """Resume or refuse: report what may change; any other difference ends the attempt.
+    """Report the differences that are allowed on resume, and refuse all others.
 
     Raises:
         CheckpointError: lists what differs, and how to start a new run from the checkpoint.
@@ -85,7 +85,7 @@ def check_same_run(saved: RunConfig, config: RunConfig, where: Path, report: Rep
 
 
 def check_unsaved_run(directory: Path, config: RunConfig, report: Report) -> None:
-    """A directory without checkpoints must not belong to another run.
+    """Refuse a directory without checkpoints that belongs to another run.
 
     Raises:
         RunError: it does.
@@ -102,7 +102,7 @@ def check_unsaved_run(directory: Path, config: RunConfig, report: Report) -> Non
 
 
 def saved_run(reader: CheckpointReader) -> RunConfig:
-    """The run that saved a checkpoint, its precision the one that was really used."""
+    """The run that saved a checkpoint, with the precision that was really used."""
     run = reader.run()
     precision = reader.manifest.engine.get("precision", run.train.precision)
     return dataclasses.replace(run, train=dataclasses.replace(run.train, precision=precision))
@@ -114,7 +114,7 @@ def progress_of(reader: CheckpointReader, config: RunConfig) -> Progress:
 
 
 def check_data(progress: Progress, data_sha256: str, config: RunConfig, where: Path) -> None:
-    """The prepared data must be the one that was trained on.
+    """Refuse prepared data that is not what the run was trained on.
 
     Raises:
         DataError: it is not.
@@ -127,7 +127,7 @@ def check_data(progress: Progress, data_sha256: str, config: RunConfig, where: P
 
 
 def check_delivery(progress: Progress, batches: TrainingBatches, world: World) -> None:
-    """Deliver the last step's samples again: they must be the ones that were trained on. A collective call.
+    """Deliver the last step's samples again, and check that they are the ones trained on. A collective call.
 
     Raises:
         DataError: they are not.

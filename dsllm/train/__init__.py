@@ -1,1 +1,1 @@
-"""dsllm train: the loop, its schedule, interrupts, metrics, saving and resuming."""
+"""dsllm train: the loop, its schedule, interrupts, metrics and saving."""

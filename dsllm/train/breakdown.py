@@ -1,4 +1,4 @@
-"""Where the time of a step goes: the parts as columns of a step's row, and a table over all ranks at the end."""
+"""Shows where the time of a step goes: columns in each step's row, and a table over all ranks at the end."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,14 +10,14 @@ _COLUMNS = (*PARTS, "other")
 
 @dataclass
 class Breakdown:
-    """The parts of this rank's steps in one attempt. The first step warms up and is left out of the means, unless alone."""
+    """Time of each part of this rank's steps in one attempt. The means leave out the first step, unless it is the only one."""
 
     timer: StepTimer
     num_steps: int = field(init=False, default=0)
     seconds: dict[str, float] = field(init=False, default_factory=lambda: dict.fromkeys(_COLUMNS, 0.0))
 
     def columns(self, step_seconds: float) -> dict[str, float]:
-        """The parts of the step just taken, which add up to all of it; empty where the timer is off."""
+        """Seconds of each part of the last step, which add up to the whole step; empty where the timer is off."""
         if not self.timer.on:
             return {}
         parts = self.timer.seconds | {"other": step_seconds - sum(self.timer.seconds.values())}
@@ -35,7 +35,7 @@ class Breakdown:
 def table(of_ranks: Sequence[Mapping[str, float]]) -> str:
     """Mean milliseconds per step of each part: the mean over ranks, and which rank spent most and least there.
 
-    A rank that is slow shows in a part of its own and, on the others, as communication: they wait for it.
+    A slow rank spends most in one of the parts, while the others wait for it in communication.
     """
     num_ranks, whole = len(of_ranks), sum(sum(means.values()) for means in of_ranks)
     lines = [f"{'part of a step':<14} {'ms':>9} {'share':>6}" + ("   most, least" if num_ranks > 1 else "")]

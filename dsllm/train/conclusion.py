@@ -1,4 +1,4 @@
-"""The end of an attempt: its status, its picture, its last line and its exit code."""
+"""Ends an attempt: writes its status, draws its picture, prints its last line, returns its exit code."""
 
 from dsllm.errors import EXIT_INTERRUPTED
 from dsllm.session.open import Session
@@ -14,7 +14,7 @@ def conclude(session: Session, progress: Progress, stopped_by: str) -> int:
     """
     directory = session.directory
     finished = progress.step >= session.config.num_steps
-    # first the status: a picture that cannot be drawn changes neither it nor the exit code
+    # the status comes first: a picture that cannot be drawn changes neither the status nor the exit code
     directory.write_status("finished" if finished else "interrupted", step=progress.step, tokens=progress.tokens)
     if session.world.rank == 0:
         try:

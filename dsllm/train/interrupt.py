@@ -1,4 +1,4 @@
-"""Requests to stop: by a signal, or because the launcher is gone. The loop finishes its step, and all ranks agree on it."""
+"""Notes requests to stop: a signal, or a launcher that is gone. The loop then finishes its step, and all ranks stop."""
 
 import contextlib
 import signal

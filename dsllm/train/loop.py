@@ -31,7 +31,7 @@ Validate = Callable[[Engine], Mapping[str, float]]
 
 
 def train(session: Session, validate: Validate, profile_steps: str | None = None) -> int:
-    """Train an open session to its end, or to a signal; the process's exit code.
+    """Train an open session until it is finished or interrupted; returns the process's exit code.
 
     Args:
         profile_steps: FIRST:LAST, the steps to profile; empty: some after a warm-up; None (default): none
@@ -66,7 +66,7 @@ def run_steps(session: Session, validate: Validate, records: Records, objective:
                 LayerStatistics(engine) if _due(progress.step + 1, config.log.layer_statistics_every_steps) else None
             )
             late = _minutes_passed(saved_at, config.checkpoint.every_minutes)
-            # whatever decides what all ranks do next is agreed by the step's one all-reduce: a rank alone would hang the others
+            # the step's one all-reduce also agrees on stopping and saving: a rank that decided alone would hang the others
             result = take_step(
                 engine,
                 batches,
@@ -104,7 +104,7 @@ def _minutes_passed(since: float, minutes: float) -> bool:
 
 
 def _hopeless(engine: Engine, progress: Progress, result: StepResult, config: RunConfig) -> bool:
-    """Whether the run can no longer recover from gradients that are not finite. The same on all ranks."""
+    """Whether the run is given up, because gradients stay not finite. The same on all ranks."""
     scale = config.train.loss_scale
     collapsed = engine.precision == "fp16" and scale.static == 0 and result.loss_scale <= scale.minimum
     endured = scale.hysteresis if collapsed else HOPELESS_STEPS

@@ -1,4 +1,4 @@
-"""What a run reports while it trains: metrics.jsonl, TensorBoard, and a line on the terminal. Rank 0 only."""
+"""Writes what a run measures: metrics.jsonl, TensorBoard, and lines for the terminal. Rank 0 only."""
 
 import json
 import math
@@ -34,7 +34,7 @@ class Speed:
 
 
 class RowFile:
-    """A file of JSON lines that rows are appended to. A row that cannot be written is reported, and ends nothing."""
+    """Appends rows to a file, as lines of JSON. If rows cannot be written, that is reported once, and the run continues."""
 
     def __init__(self, path: Path, report: Callable[[str], None]):
         self.path, self._report = path, report
@@ -101,7 +101,7 @@ class Metrics:
         self.rows.open()
         if self.config.log.tensorboard:
             try:
-                # steps count from 1: the point of the last step that was done stays
+                # steps count from 1: the last finished step keeps its point
                 self.board = SummaryWriter(str(self.directory / TENSORBOARD), purge_step=steps_done + 1)
             except OSError as error:
                 self._switch_board_off(error)
@@ -182,7 +182,7 @@ def _is_cut(path: Path) -> bool:
 
 
 def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers that are not finite become null: JSON has none."""
+    """The row with null for numbers that are not finite, which JSON does not have."""
     return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
 
 

@@ -33,7 +33,7 @@ def draw_loss_curve(directory: Path) -> Path:
 
 
 def _running_mean(values: list[float]) -> np.ndarray:
-    """Mean over a window of a fiftieth of the curve; at both ends over what there is of it."""
+    """Mean over a window of a fiftieth of the curve, cut off at both ends."""
     half = max(1, len(values) // 100)
     sums = np.concatenate(([0.0], np.cumsum(values)))
     places = np.arange(len(values))

@@ -1,4 +1,4 @@
-"""Profiles a few steps of a run: first one step is counted, FLOPs and bytes, then the next ones are traced."""
+"""Profiles a few steps of a run: counts FLOPs and bytes in one step, then traces the steps after it."""
 
 import re
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class ProfiledSteps:
 
 @dataclass(frozen=True, kw_only=True)
 class Expected:
-    """What a step of a rank should do by formula (dsllm/counts)."""
+    """What the formulas of dsllm/counts expect of one step on one rank."""
 
     flops: float
     communication: Communication
@@ -38,13 +38,13 @@ class Expected:
 
 
 def steps_to_profile(text: str, done: int, num_steps: int) -> ProfiledSteps:
-    """The steps in `FIRST:LAST`; of an empty text, three steps after four to warm up.
+    """Parse `FIRST:LAST`; an empty text means three steps after four that warm up.
 
     Args:
         done: steps that the run has taken already
         num_steps: of the whole run
     Raises:
-        RunError: not written like that, or the run does not take these steps any more.
+        RunError: the text is not FIRST:LAST, or this attempt does not take these steps.
     """
     match = re.fullmatch(r"(\d+):(\d+)", text or f"{done + _WARM_UP_STEPS + 1}:{done + _WARM_UP_STEPS + _STEPS}")
     if match is None:
@@ -59,7 +59,7 @@ def steps_to_profile(text: str, done: int, num_steps: int) -> ProfiledSteps:
 
 
 def check_profile_steps(text: str | None, num_steps: int) -> Callable[[Progress], None]:
-    """A check of --profile for `open_session`: raises RunError before anything is written if the steps are not ahead."""
+    """The preflight check of --profile: raises RunError if this attempt does not take the steps."""
 
     def check(progress: Progress) -> None:
         if text is not None and progress.step < num_steps:
@@ -126,7 +126,7 @@ class Profile:
 
 
 def _top_operators(tracing: Any, num_steps: int) -> list[str]:
-    """The operators with most time of their own: on the GPU where there is one."""
+    """The operators that took most time by themselves: on the GPU if there is one."""
     averages = tracing.key_averages()
     on_device = any(event.self_device_time_total for event in averages)
     name = "self_device_time_total" if on_device else "self_cpu_time_total"

@@ -1,4 +1,4 @@
-"""What a run leaves behind while it trains: rows of metrics, times of its steps, a profile, lines on the terminal."""
+"""Records a run while it trains: rows of metrics, times of its steps, a profile, lines on the terminal."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ from dsllm.train.profile import Expected, Profile, steps_to_profile
 
 @dataclass
 class Records:
-    """Everything that is recorded of the steps of one attempt. Only rank 0 writes."""
+    """Records the steps of one attempt. Only rank 0 writes."""
 
     session: Session
     timer: StepTimer
@@ -39,13 +39,13 @@ class Records:
     _parts: Mapping[str, float] = field(init=False, default_factory=dict)
 
     def start_step(self, step: int) -> float:
-        """Called before a step, numbered from 1; the time at which it begins."""
+        """Call before a step, numbered from 1; returns the time at which it begins."""
         self.profile.before(step)
         self.timer.start_step()
         return time.perf_counter()
 
     def end_step(self, step: int, began: float) -> float:
-        """Called when the step has been taken; the seconds it took."""
+        """Call after a step; returns the seconds that it took."""
         seconds = time.perf_counter() - began
         self._parts = self.breakdown.columns(seconds)
         self.profile.after(step)
@@ -117,7 +117,7 @@ def open_records(session: Session, profile_steps: str | None) -> Iterator[Record
 
 
 def _start_metrics(session: Session, speed: Speed) -> Metrics:
-    """Write what is known before the first step, and open what is written with every step."""
+    """Write the files that describe the run, and open those that get a row with every step."""
     directory = session.directory
     metrics = Metrics(directory.path, session.config, speed, directory.attempt, session.report)
     try:
@@ -129,7 +129,7 @@ def _start_metrics(session: Session, speed: Speed) -> Metrics:
 
 
 def _speed(session: Session) -> Speed:
-    """What throughput is measured against; every rank measures at the same time."""
+    """What throughput is measured against; all ranks measure at the same time."""
     config, world = session.config, session.world
     peak, origin = peak_flops(world.device, session.engine.precision, config.log.peak_tflops)
     per_token = counts.flops_per_token(config.model, config.data.sequence_length)
@@ -137,7 +137,7 @@ def _speed(session: Session) -> Speed:
 
 
 def _write_facts(session: Session) -> None:
-    """The run, its DeepSpeed config, tokenizer and data card: the directory stands alone."""
+    """Write the run, its DeepSpeed config, tokenizer and data card, so that the directory needs no other files."""
     directory, data = session.directory.path, Path(session.config.data.directory or "")
     write_atomically(directory / RUN_FILE, write_yaml(session.record.config_as_dict))
     write_atomically(directory / DEEPSPEED_FILE, json.dumps(session.record.deepspeed, indent=2) + "\n")
@@ -147,7 +147,7 @@ def _write_facts(session: Session) -> None:
 
 
 def _profile(session: Session, profile_steps: str | None) -> Profile:
-    """The profile, next to what the formulas expect of a step."""
+    """The profile of the chosen steps, with what the formulas expect of a step."""
     config, world, final = session.config, session.world, session.record.deepspeed
     per_token = counts.flops_per_token(config.model, config.data.sequence_length)
     done, num_steps = session.progress.step, config.num_steps

@@ -27,7 +27,7 @@ def learning_rate_at(step: int, config: RunConfig) -> float:
 
 
 def steps_of(steps: int | None, tokens: int | None, tokens_per_step: int, default: int) -> int:
-    """A length given in steps, or in tokens and rounded up to whole steps, or not at all."""
+    """A length in steps: given in steps, or in tokens and rounded up, or else the default."""
     if steps is not None:
         return steps
     return default if tokens is None else -(-tokens // tokens_per_step)

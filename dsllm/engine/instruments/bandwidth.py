@@ -23,7 +23,7 @@ class CollectiveTime:
 
     operation: str
     num_bytes: int
-    """Of the whole result on one rank."""
+    """Size of the whole result on one rank."""
     seconds: float
     """Median over repeats; in each, of the slowest rank."""
     repeats: int
@@ -32,7 +32,7 @@ class CollectiveTime:
 
 
 def measure_collectives(world: World, sizes: Sequence[int]) -> list[CollectiveTime]:
-    """All-reduce and all-gather of fp32 at each size; a collective call. Nothing in a world of one."""
+    """Time all-reduce and all-gather of fp32 at each size; a collective call. Empty in a world of one rank."""
     if world.size == 1:
         return []
     return [_measure(world, operation, num_bytes) for operation in ("all-reduce", "all-gather") for num_bytes in sizes]

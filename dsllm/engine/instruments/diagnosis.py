@@ -23,7 +23,7 @@ class NotFinite:
     passing: str
     """"forward" or "backward"."""
     where: str
-    """The module, and what of it."""
+    """The module, and which of its tensors."""
     micro_batch: int
     """From 0, within the step."""
     rank: int
@@ -61,11 +61,10 @@ def find_not_finite(engine: Engine, batches: Sequence[MicroBatch], objective: Ob
 
 @dataclass
 class _Look:
-    """Hooks into one forward and backward pass that keep the first thing that is not finite.
+    """Hooks on one forward and backward pass that remember the first tensor that is not finite.
 
-    The first one names the culprit: a module whose output is bad after good inputs did it itself; inputs that are bad
-    after good outputs were spoilt between two modules, by the arithmetic of the module that contains them. In the backward
-    pass the same holds with inputs and outputs exchanged.
+    That tensor names the culprit. Bad output after good inputs: the module itself. Bad inputs after good outputs: the
+    arithmetic between two modules, in the module that contains both. In the backward pass inputs and outputs are exchanged.
     """
 
     passing: str = "forward"

@@ -12,10 +12,10 @@ from dsllm.engine.deepspeed_library import deepspeed
 
 @contextlib.contextmanager
 def fp16_on_cpu(precision: Precision) -> Iterator[None]:
-    """While an engine in fp16 is built, let DeepSpeed's accelerator claim that it supports fp16.
+    """Let DeepSpeed's accelerator claim fp16 while an fp16 engine is built on a CPU.
 
-    Nothing changes in other precisions, or after the block: what DeepSpeed does in other precisions depends on the
-    accelerator's answer too (build.py, `_construction`). Runs refuse fp16 on CPU; comparisons and tests need it.
+    In other precisions, and after the block, it answers as usual: DeepSpeed looks at the answer there too (build.py,
+    `_construction`). Runs refuse fp16 on CPUs; comparisons and tests need it.
     """
     accelerator: Any = deepspeed.accelerator.get_accelerator()
     if precision != "fp16" or accelerator.device_name() != "cpu":

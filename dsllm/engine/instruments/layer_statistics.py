@@ -18,7 +18,7 @@ from dsllm.slices import WEIGHTS
 
 @dataclass
 class _Sums:
-    """Of a layer's output, over this rank's micro-batches."""
+    """Sums over a layer's output, over this rank's micro-batches."""
 
     count: int = 0
     total: float = 0.0

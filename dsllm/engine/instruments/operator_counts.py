@@ -27,7 +27,7 @@ _COLLECTIVES = {
 
 
 class Counting(TorchDispatchMode):
-    """While its block runs every operator of this process passes through here; the numbers stay what they are.
+    """Counts every operator that this process runs in the block; it changes no result.
 
     Compiled code is opaque to it, and the step is slower. FLOPs are counted by torch's own formulas
     (torch.utils.flop_counter): two for each multiplication and addition of a matrix product; what is not a product of

@@ -1,4 +1,4 @@
-"""DeepSpeed's compiled operators: which are there, which would have to be built, and whether the tools for that are there."""
+"""DeepSpeed's compiled operators: which are installed, which must be built first, and which build tools are missing."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Times the parts of an optimizer step and names them in profiles; communication is a part of its own wherever it happens."""
+"""Times the parts of an optimizer step and names them in profiles; communication is one part, wherever it happens."""
 
 import contextlib
 import time

@@ -1,4 +1,4 @@
-"""Keeps gloo's threads from starting OpenMP teams of their own: they would take the cores of the threads that compute."""
+"""Stops gloo's worker threads from starting OpenMP teams, which would oversubscribe the cores."""
 
 import contextlib
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ COLLECTIVES = 8
 
 @contextlib.contextmanager
 def without_teams(world: World) -> Iterator[None]:
-    """Make process groups inside: gloo's threads will copy with one thread each, for as long as they live.
+    """Limit the gloo threads of the groups made in the block to one OpenMP thread each, for good.
 
     libgomp's threads wait for the next parallel section awake, which then starts at once, as long as there are no more of
     them than cores. A thread of gloo's that copies a large tensor makes a team as large as the layers'; from then on all

@@ -1,4 +1,4 @@
-"""The cores of this rank: its share of the host's, whether it is bound to them, and how many threads they can keep busy."""
+"""The cores of this rank: which of the host's cores it has, whether it is bound to them, and how many threads it may start."""
 
 import os
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ def cores_of_rank(local_rank: int, local_size: int, bind: bool | None, root: Pat
 
 
 def _share(local_rank: int, local_size: int, bind: bool | None, root: Path) -> tuple[tuple[int, ...], str]:
-    """The numbers of this rank's cores, and who has bound it to them."""
+    """The numbers of this rank's cores, and who bound it to them."""
     own = own_cores()
     if set(own) < _affinity_of_parent():
         return own, "the launcher"

@@ -164,7 +164,7 @@ class Gpu:
 
 
 def gpu_of(device: torch.device) -> Gpu | None:
-    """What this rank's GPU is, and how much of it is free; None on a CPU."""
+    """Name and memory of this rank's GPU; None on a CPU."""
     if device.type == "cpu":
         return None
     free, total = torch.cuda.mem_get_info(device)

@@ -9,20 +9,20 @@ PROGRAMS = {"deepspeed", "ds", "torchrun", "mpirun", "mpiexec", "orterun", "orte
 """Launchers by their program's name."""
 
 MARKS = ("deepspeed.launcher", "torch.distributed.run", "dsllm.launch.node", "slurmstepd")
-"""What the command lines of the others contain, and those of the shells that they go through on other hosts."""
+"""Launchers without a program of their own, by what their command line contains; also shells they start on other hosts."""
 
 
 @dataclass(frozen=True)
 class Launcher:
-    """The chain of launchers above this process: its parent, that one's parent, as far as they are launchers.
+    """The chain of launchers above this process: its parent, the parent's parent, up to the first that is no launcher.
 
-    A shell at a terminal is none, so a job that nohup has detached survives its end.
+    A shell is no launcher, so a job that nohup has detached survives the end of its terminal.
     """
 
     processes: tuple[psutil.Process, ...] = field(default_factory=lambda: _launchers_above(psutil.Process()))
 
     def has_gone(self) -> bool:
-        """Whether one of them has ended: no signal reaches the ranks through it any more. Some ten microseconds each."""
+        """Whether one of them has ended, so that signals no longer reach the ranks. Takes some ten microseconds for each."""
         return any(not _is_alive(process) for process in self.processes)
 
 

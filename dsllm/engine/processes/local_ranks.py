@@ -29,10 +29,10 @@ forkserver = multiprocessing.get_context("forkserver")
 forkserver.set_forkserver_preload(list(PRELOADED))
 
 LAST_WORDS_SECONDS = 2.0
-"""What the other ranks get to say when one has failed."""
+"""How long the other ranks may still report when one has failed."""
 
 END_SECONDS = 5.0
-"""What a rank gets to end by itself after its last value."""
+"""How long a rank may take to end by itself after its last value."""
 
 
 MOST_CPU_RANKS = 64

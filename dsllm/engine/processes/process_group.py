@@ -58,7 +58,7 @@ class World:
 
     @property
     def is_first_reader(self) -> bool:
-        """True on one of the ranks that read the same samples, which share a model or a sequence: it reports for them."""
+        """Whether this rank reports for those that read the same samples, because they share a model or a sequence."""
         return all(self.mesh.place(self.rank, axis) == 0 for axis in AXES if axis != "data")
 
     def sum(self, values: Sequence[float], over: Over = "world") -> list[float]:
@@ -158,7 +158,7 @@ def lost_ranks_named(
     setting: str = "train.timeout_minutes",
     advice: str = "the same command continues from the last checkpoint",
 ) -> Iterator[None]:
-    """Replace the transport's own error by words when another rank does not answer.
+    """Turn the transport's error about a lost rank into a LaunchError that says what to do.
 
     Args:
         setting: the name of the time-out where the user sets it.

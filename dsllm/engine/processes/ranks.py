@@ -1,4 +1,4 @@
-"""This process among the others: finds its rank from whichever launcher started it. Needs neither torch nor a network."""
+"""Finds this process's rank in the variables of whichever launcher started it. Needs neither torch nor a network."""
 
 import os
 import socket

@@ -22,7 +22,7 @@ def load_scaler_state(optimizer: Any, saved: Mapping[str, float]) -> None:
 
 
 def stay_at_minimum(optimizer: Any) -> None:
-    """Let the run decide what happens when the scale is at its minimum: DeepSpeed would end it there without a reason."""
+    """Keep the scale at its minimum and let the run decide: DeepSpeed would end the run there, without a reason."""
     scaler = optimizer.loss_scaler
     if scaler.dynamic:
         scaler.raise_error_at_min_scale = False

@@ -88,7 +88,7 @@ class Stage3Wrapper(Wrapper):
 
     @contextlib.contextmanager
     def in_memory(self, piece: Piece) -> Iterator[None]:
-        """A sub-group on NVMe is in memory in the block; afterwards the layers' weights have its values too."""
+        """Bring a sub-group from NVMe into memory for the block; afterwards the layers' weights have its values too."""
         if piece.swapped is None:
             yield
             return
@@ -97,7 +97,7 @@ class Stage3Wrapper(Wrapper):
             self.optimizer._reassign_or_swap_out_partitioned_parameters(piece.swapped)
 
     def forget_state(self) -> None:
-        """Also on NVMe."""
+        """Let the optimizer start anew, also on NVMe."""
         super().forget_state()
         if any(piece.swapped is not None for piece in self.trainable_pieces()):
             forget_swapped_state(self.optimizer)

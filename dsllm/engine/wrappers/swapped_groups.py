@@ -1,4 +1,4 @@
-"""Sub-groups of ZeRO-3 that DeepSpeed keeps in files on NVMe: read from the files, and in memory while they are replaced.
+"""Reads and replaces the sub-groups of ZeRO-3 that DeepSpeed keeps in files on NVMe.
 
 DeepSpeed swaps whole sub-groups of at least 1 MiB (aio.block_size where that is larger); smaller ones stay in memory.
 Between two steps everything that can be swapped is in its file, one file per tensor, as plain fp32 values.
@@ -19,7 +19,7 @@ def is_swapped(optimizer: Any, group: int) -> bool:
 
 
 def swapped_tensors(optimizer: Any, group: int, state_names: Sequence[str]) -> dict[str, torch.Tensor]:
-    """A swapped sub-group's fp32 weights, as WEIGHTS, and the optimizer's tensors as far as they exist.
+    """A swapped sub-group's fp32 weights, as WEIGHTS, and those of the optimizer's tensors that exist.
 
     The tensors are 1-d views of the files. Nothing is read until a view is; a view shows the file's content until the next
     step.
@@ -36,13 +36,13 @@ def swapped_tensors(optimizer: Any, group: int, state_names: Sequence[str]) -> d
 
 
 def forget_swapped_state(optimizer: Any) -> None:
-    """The optimizer starts anew; its files on NVMe are overwritten later."""
+    """Let the optimizer start anew; its files on NVMe are overwritten later."""
     optimizer.optimizer_swapper.purge_state()
 
 
 @contextlib.contextmanager
 def group_in_memory(optimizer: Any, group: int) -> Iterator[None]:
-    """A swapped sub-group is in memory in the block; afterwards what was written to it, new state included, is on NVMe."""
+    """Bring a swapped sub-group into memory for the block; afterwards it is on NVMe again, new state included."""
     optimizer._optimizer_states_and_gradient_swap_in(group)
     yield
     optimizer._optimizer_states_and_gradient_swap_out(group)

@@ -12,7 +12,7 @@ from dsllm.engine.wrappers.wrapper import Outcome, Piece, Wrapper
 
 
 class NoWrapper(Wrapper):
-    """fp32 at ZeRO-0: DeepSpeed hands the step straight to the optimizer, and checks neither norm nor finiteness."""
+    """fp32 at ZeRO-0: DeepSpeed calls the optimizer directly, without norm, clipping or a check of the gradient."""
 
     attributes: ClassVar[tuple[str, ...]] = ("param_groups", "state")
 
@@ -74,6 +74,6 @@ def _whole(name: str, parameter: torch.Tensor, master: torch.Tensor, group: int)
 
 
 def _skip_reduction_of_one_rank(engine: Any, world: World) -> None:
-    """Otherwise all gradients are copied into a buffer and back, with no other rank to add to them."""
+    """Skip the reduction on one rank, which would only copy all gradients into a buffer and back."""
     if world.data_size == 1:
         engine.enable_backward_allreduce = False

@@ -1,4 +1,4 @@
-"""What a wrapper class answers about DeepSpeed's wrapper of the optimizer: where the state is, and how a step went."""
+"""The interface to DeepSpeed's optimizer wrappers: where the state is, and how an update went."""
 
 import abc
 import contextlib
@@ -75,12 +75,12 @@ class Wrapper(abc.ABC):
 
     @property
     def missing_attributes(self) -> list[str]:
-        """What this version of DeepSpeed does not have."""
+        """Attributes that this version of DeepSpeed does not have."""
         return [name for name in self.attributes if getattr(self.optimizer, name, None) is None]
 
     @abc.abstractmethod
     def fix(self, precision: Precision, offloads: bool) -> None:
-        """Fix what DeepSpeed does wrongly, or twice, in this wrapper. Called once, before weights are loaded."""
+        """Fix this wrapper's known defects and needless copies. Called once, before weights are loaded."""
 
     @abc.abstractmethod
     def trainable_pieces(self) -> Iterator[Piece]:
@@ -108,14 +108,14 @@ class Wrapper(abc.ABC):
         return () if piece.group is None else tuple(self.torch_optimizer.param_groups[piece.group][STATE_TENSORS])
 
     def tensors(self, piece: Piece) -> dict[str, torch.Tensor]:
-        """WEIGHTS and the optimizer's tensors as far as they exist, each as long as the piece's owner."""
+        """WEIGHTS and those of the optimizer's tensors that exist, each as long as the piece's owner."""
         state = self.torch_optimizer.state.get(piece.owner, {})
         names = [name for name in self.state_names(piece) if name in state]
         return {WEIGHTS: piece.owner.data} | {name: state[name] for name in names}
 
     @contextlib.contextmanager
     def in_memory(self, piece: Piece) -> Iterator[None]:
-        """The piece's owner and its state can be written to in the block."""
+        """Make the piece's owner and its state writable for the block."""
         yield
 
     def forget_state(self) -> None:
