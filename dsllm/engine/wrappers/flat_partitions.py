@@ -10,6 +10,7 @@ from dsllm.config.train import Precision
 from dsllm.engine.processes.device import parameter_dtype
 from dsllm.engine.wrappers.loss_scale import grow_after_step, stay_at_minimum
 from dsllm.engine.wrappers.owners_send import let_owners_send
+from dsllm.engine.wrappers.reduce_at_once import measure_in_cache, reduce_at_once
 from dsllm.engine.wrappers.shared_masters import add_up_in_place, share_weights
 from dsllm.engine.wrappers.skipped_step import drop_skipped_gradients
 from dsllm.engine.wrappers.wrapper import Piece, Wrapper
@@ -20,7 +21,7 @@ class FlatWrapper(Wrapper):
 
     attributes: ClassVar[tuple[str, ...]] = (
         "single_partition_of_fp32_groups", "real_dp_process_group", "round_robin_bit16_groups", "round_robin_bit16_offsets",
-        "update_lp_params", "optimizer",
+        "update_lp_params", "optimizer", "partition_size", "gradient_reduction_w_predivide", "get_grad_norm_direct",
     )  # fmt: skip
 
     def fix(self, precision: Precision, offloads: bool) -> None:
@@ -35,6 +36,10 @@ class FlatWrapper(Wrapper):
         elif parameter_dtype(precision) == torch.float32:
             share_weights(self.optimizer)
             add_up_in_place(self.optimizer, self.world)
+            if self.world.device.type == "cpu":
+                measure_in_cache(self.optimizer)
+                if not self.optimizer.partition_gradients and not self.optimizer.overlap_comm:
+                    reduce_at_once(self.optimizer)
 
     def trainable_pieces(self) -> Iterator[Piece]:
         """The parameters of each group, cut at the borders of this rank's part."""
