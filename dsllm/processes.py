@@ -1,7 +1,9 @@
 """What processes of this machine need without torch: a free port, the cores they may use, an end with their parent."""
 
+import contextlib
 import multiprocessing
 import os
+import random
 import socket
 import threading
 from collections.abc import Iterator
@@ -11,9 +13,13 @@ from pathlib import Path
 
 def free_port() -> int:
     """A TCP port that is free on every interface of this machine, for now: another process may take it before you do."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
+    # at random, because other jobs of this machine look for one too; below 32768, from where Linux gives ports to outgoing
+    # connections: such a connection could take the port at any moment
+    for port in (*random.SystemRandom().sample(range(10_000, 32_768), 100), 0):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return int(probe.getsockname()[1])
+    raise OSError("this machine has no free TCP port")
 
 
 def end_with_parent() -> None:

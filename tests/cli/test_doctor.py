@@ -9,8 +9,9 @@ import pytest
 import yaml
 
 from dsllm.cli import doctor
+from dsllm.processes import free_port
 from tests.helpers import jobs
-from tests.helpers.launched import BIN, ENVIRONMENT, ROOT, free_port
+from tests.helpers.launched import BIN, ENVIRONMENT, ROOT
 from tests.helpers.tiny_job import RUN
 
 DOCTOR_SECONDS = 60
@@ -97,8 +98,8 @@ def test_wrong_words_are_refused(capsys):
 def test_a_launcher_starts_it_as_it_starts_training(launcher, tmp_path):
     script = [str(ROOT / "launch" / "doctor.py")]
     words = {
-        "deepspeed": ["deepspeed", "--num_gpus", "2", "--master_port", free_port(), *script],
-        "torchrun": ["torchrun", "--nproc-per-node", "2", "--master-port", free_port(), "-m", "dsllm", "doctor"],
+        "deepspeed": ["deepspeed", "--num_gpus", "2", "--master_port", str(free_port()), *script],
+        "torchrun": ["torchrun", "--nproc-per-node", "2", "--master-port", str(free_port()), "-m", "dsllm", "doctor"],
     }[launcher]
     command = [str(BIN / words[0]), *words[1:], "--json", "doctor.json"]
     done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)

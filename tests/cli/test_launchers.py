@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dsllm.processes import free_port
 from tests.helpers.launched import (
     BIN,
     ENDLESS,
@@ -16,7 +17,6 @@ from tests.helpers.launched import (
     budget,
     copy_of,
     fingerprint,
-    free_port,
     kill_left_over,
     launch,
     losses,
@@ -34,12 +34,12 @@ def command(launcher: str) -> list[str]:
     return {
         "python": [sys.executable, ENTRY],
         "dsllm": [str(BIN / "dsllm"), "train"],
-        "deepspeed": [str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", free_port(), ENTRY],
+        "deepspeed": [str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port()), ENTRY],
         "hostfile": [
-            *(str(BIN / "deepspeed"), "--hostfile", "hosts", "--master_port", free_port()),
+            *(str(BIN / "deepspeed"), "--hostfile", "hosts", "--master_port", str(free_port())),
             *("--no_ssh_check", "--master_addr", "127.0.0.1", ENTRY),  # this machine need not be reachable by ssh
         ],
-        "torchrun": [str(BIN / "torchrun"), "--nproc-per-node", "2", "--master-port", free_port(), ENTRY],
+        "torchrun": [str(BIN / "torchrun"), "--nproc-per-node", "2", "--master-port", str(free_port()), ENTRY],
     }[launcher]
 
 

@@ -4,6 +4,7 @@ import signal
 
 import pytest
 
+from dsllm.processes import free_port
 from tests.helpers import jobs
 from tests.helpers.launched import (
     BIN,
@@ -13,7 +14,6 @@ from tests.helpers.launched import (
     budget,
     copy_of,
     fingerprint,
-    free_port,
     launch,
     losses,
     rank_process,

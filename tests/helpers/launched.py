@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -114,13 +113,6 @@ def copy_of(prepared: Path, folder: Path) -> Path:
     """A folder of its own for a job, with the prepared data."""
     shutil.copytree(prepared, folder)
     return folder
-
-
-def free_port() -> str:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def losses(folder: Path) -> list[float]:

@@ -1,7 +1,6 @@
 """The ranks meet, or say who is missing, twice there, or told another world size."""
 
 import os
-import socket
 import time
 from dataclasses import replace
 from datetime import timedelta
@@ -12,6 +11,7 @@ from dsllm.engine.processes.ranks import Ranks
 from dsllm.engine.processes.rendezvous import meet
 from dsllm.errors import LaunchError
 from dsllm.mesh import Mesh
+from dsllm.processes import free_port
 from tests.helpers.ranks import context
 
 
@@ -20,12 +20,6 @@ def ranks_of(world_size: int, port: int) -> list[Ranks]:
     return [
         Ranks(rank=r, local_rank=r, master_address="127.0.0.1", master_port=port, **common) for r in range(world_size)
     ]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def try_to_meet(ranks: Ranks, seconds: float, answers) -> None:
