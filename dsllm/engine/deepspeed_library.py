@@ -28,6 +28,6 @@ deepspeed.utils.logger.setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
 
 TESTED_VERSIONS = "0.19.8"
-"""Versions whose private attributes, as engine/wrappers/ reads them, were tested."""
+"""Versions that engine/wrappers/ was tested with: it reads private attributes of DeepSpeed."""
 
 __all__ = ["deepspeed"]

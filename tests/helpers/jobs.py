@@ -68,7 +68,7 @@ def start_job(
     Args:
         file_size_limit: bytes beyond which no rank can write a file; 0: none.
         command: another command than train.
-        only_rank: the one rank that comes; nothing: all come.
+        only_rank: the only rank to start; None (default): all ranks.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

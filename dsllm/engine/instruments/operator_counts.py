@@ -11,7 +11,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 _aten = torch.ops.aten
 _MATRIX_PRODUCTS = (_aten.mm, _aten.addmm)
 _IN_PLACE = {_aten.addmm_: _aten.addmm, _aten.baddbmm_: _aten.baddbmm}
-"""Torch's table has only their other form."""
+"""In-place products, and the form of them that torch's table of formulas has."""
 _CPU_ATTENTION = _aten._scaled_dot_product_flash_attention_for_cpu
 _CPU_ATTENTION_BACKWARD = _aten._scaled_dot_product_flash_attention_for_cpu_backward
 

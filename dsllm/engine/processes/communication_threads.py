@@ -10,9 +10,9 @@ from dsllm.engine.processes.process_group import World, own_groups
 
 COPIED_ELEMENTS = 2**20
 LEAST_COPIED_ELEMENTS = 2**16
-"""Of one rank: torch copies fewer than 2^15 with one thread anyway."""
+"""Least elements per rank: torch copies fewer than 2^15 with one thread anyway."""
 COLLECTIVES = 8
-"""At once, and long enough for all threads of a group (gloo has two) to get one of them."""
+"""Collectives in flight at once: enough for each thread of a group (gloo has two) to get one."""
 
 
 @contextlib.contextmanager
