@@ -47,7 +47,7 @@ TESTED_ELSEWHERE = {
     "dsllm/config/run.py": "tests/config/test_load.py",
     "dsllm/config/train.py": "tests/config/test_check.py",
     "dsllm/config/yaml_file.py": "tests/config/test_load.py",
-    "dsllm/engine/wrappers/skipped_step.py": "tests/engine/test_step.py",
+    "dsllm/engine/wrappers/skipped_step.py": "tests/engine/test_offload.py",
     "dsllm/engine/wrappers/swapped_groups.py": "tests/engine/test_nvme.py",
     "dsllm/parity/engine_run.py": "tests/parity/test_table.py",
     "dsllm/parity/reference.py": "tests/parity/test_bounds.py",
