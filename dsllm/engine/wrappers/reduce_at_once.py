@@ -18,7 +18,7 @@ def reduce_at_once(optimizer: Any) -> None:
     functions per parameter: 2 to 3 % of a step of 20 million parameters (deepspeed 0.19.8). Every element is summed over
     the same ranks: on one and two ranks the bits are the same; on more, gloo's ring may begin elsewhere.
 
-    Gradients must add up over micro-batches in `grad`, as they do at stage 1 without `overlap_comm`.
+    Gradients must add up over micro-batches on their parameters, as they do at stage 1 without `overlap_comm`.
     """
 
     def reduce_gradients(pipeline_parallel: bool = False) -> None:
@@ -38,11 +38,12 @@ def _reduced_part(optimizer: Any, group: int) -> GradPartitionBufferGroup:
     end = 0
     for parameter, offset in zip(parameters, offsets, strict=True):
         place = whole[offset : offset + parameter.numel()]
-        if parameter.grad is None:  # the loss does not depend on it
+        gradient = optimizer.get_gradient_for_reduction(parameter)
+        if gradient is None:  # the loss does not depend on it
             place.zero_()
         else:
-            place.copy_(parameter.grad.view(-1))
-            parameter.grad = None
+            place.copy_(gradient.view(-1))
+            optimizer.clear_grad_attribute(parameter)
         end = offset + parameter.numel()
     whole[end:].zero_()  # what makes all parts equally long
     reduced = optimizer.gradient_reduction_w_predivide(whole, optimizer.communication_data_type)
