@@ -65,7 +65,9 @@ def own_tokens_only(world: World) -> Patch:
     return replaced(
         World,
         "sum",
-        lambda own: lambda self, values: [v * self.size for v in values] if len(values) == 1 else own(self, values),
+        lambda own: (
+            lambda self, values, **o: [v * self.size for v in values] if len(values) == 1 else own(self, values, **o)
+        ),
     )
 
 
