@@ -75,8 +75,8 @@ def test_no_second_copy_of_the_model_is_made(world_size):
     for of_rank in run_ranks(world_size, bytes_of_construction_and_loading):
         for (precision, stage), (construction, loading) in of_rank.items():
             width = parameter_dtype(precision).itemsize
-            # at ZeRO-3 modules are whole for a moment, next to the parts of those before
-            whole = 2 * LARGEST if stage == 3 else 0
+            # at ZeRO-3 modules are whole for a moment, and some until garbage is collected; a second copy in fp32 is far more
+            whole = 3 * LARGEST if stage == 3 else 0
             assert construction <= width * ((1 + ROUNDING) * NUM_PARAMETERS + whole), (precision, stage)
             # one parameter at a time: its values, and what is rounded of them
             assert loading <= (4 + width) * LARGEST + 4 * ROUNDING * NUM_PARAMETERS, (precision, stage)
