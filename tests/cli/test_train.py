@@ -153,6 +153,7 @@ def test_retention(folder):
     assert [p.name for p in checkpoints(folder)] == ["step-00000020", "step-00000016", "step-00000008"]
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_skipped_and_removed_after_the_next_save(folder):
     codes, _ = train(folder, 2, ["tiny.yaml", zero(1), f"train.total_tokens={8 * 8 * 32}"])
     assert codes == [0, 0]
@@ -174,6 +175,7 @@ def test_a_damaged_checkpoint_is_skipped_and_removed_after_the_next_save(folder)
     assert metrics(folder)[-1]["step"] == NUM_STEPS
 
 
+@pytest.mark.slow
 def test_all_checkpoints_damaged(folder):
     train(folder, 1, ["tiny.yaml"])
     for saved in checkpoints(folder):
@@ -182,6 +184,7 @@ def test_all_checkpoints_damaged(folder):
     assert codes == [1] and "none of the 2 checkpoints verifies" in output
 
 
+@pytest.mark.slow
 def test_a_run_that_differs_is_refused_with_the_difference(folder):
     train(folder, 1, ["tiny.yaml"])
     codes, output = train(folder, 1, ["tiny.yaml", "train.optimizer.learning_rate=5e-4", "run.seed=3"])
@@ -194,6 +197,7 @@ def test_a_run_that_differs_is_refused_with_the_difference(folder):
     assert read_metrics(folder / "runs" / "fork")[0]["loss"] < metrics(folder)[0]["loss"] - 0.3
 
 
+@pytest.mark.slow
 def test_init_from_another_shape_is_refused(folder):
     train(folder, 1, ["tiny.yaml"])
     wrong = ["tiny.yaml", "run.directory=runs/other", "model.init_from=runs/tiny", "model.mlp_size=64"]
@@ -202,6 +206,7 @@ def test_init_from_another_shape_is_refused(folder):
     assert "model.mlp_size: 96 there, 64 here" in output
 
 
+@pytest.mark.slow
 def test_init_from_another_function_of_the_same_shape_is_refused(folder):
     """Every matrix fits, and each of these would be another model: all of them are named."""
     train(folder, 1, ["tiny.yaml"])
@@ -217,6 +222,7 @@ def test_init_from_another_function_of_the_same_shape_is_refused(folder):
     assert ".weight:" not in output
 
 
+@pytest.mark.slow
 def test_weights_alone_start_a_run_but_do_not_resume_one(folder):
     train(folder, 2, ["tiny.yaml", "checkpoint.keep_last=1"])
     (newest,) = checkpoints(folder)
@@ -230,6 +236,7 @@ def test_weights_alone_start_a_run_but_do_not_resume_one(folder):
     assert codes == [0, 0] and f"starting from the weights of {newest.parents[1].relative_to(folder)}" in output, output
 
 
+@pytest.mark.slow
 def test_another_runs_directory_is_refused(folder):
     train(folder, 1, ["tiny.yaml"])
     codes, output = train(
@@ -238,6 +245,7 @@ def test_another_runs_directory_is_refused(folder):
     assert codes == [1] and "run.name: saved 'tiny', now 'other'" in output
 
 
+@pytest.mark.slow
 def test_a_directory_in_which_a_run_is_alive_is_refused(folder):
     job = start_job(folder, 1, ["tiny.yaml", f"train.total_tokens={2000 * 8 * 32}", "checkpoint.every_steps=0"])
     job.wait_for_step(folder / "runs" / "tiny" / "metrics.jsonl", 1)
@@ -251,6 +259,7 @@ def test_a_directory_in_which_a_run_is_alive_is_refused(folder):
     assert codes == [0], output
 
 
+@pytest.mark.slow
 def test_disk_full_while_saving(folder):
     """A file size limit stands in for a full disk: the write fails on one rank after the file has begun."""
     codes, output = train(folder, 2, ["tiny.yaml", f"train.total_tokens={4 * 8 * 32}"])
@@ -302,6 +311,7 @@ def test_corpus_shorter_than_one_sequence(folder):
     assert codes == [1] and "sequence" in output and "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_other_data_settings_are_refused(folder):
     codes, output = train(folder, 1, ["tiny.yaml", "tokenizer.vocab_size=320"])
     assert codes == [1] and "was prepared from other settings: tokenizer was" in output
@@ -331,6 +341,7 @@ def test_fp16_on_cpu_is_refused_in_words(folder):
     assert codes == [2] and "this accelerator (cpu) has no fp16" in output
 
 
+@pytest.mark.slow
 def test_saving_by_the_clock_and_tensorboard(folder):
     """A save is due when the minutes have passed: with almost none, after every step."""
     codes, output = train(
@@ -344,6 +355,7 @@ def test_saving_by_the_clock_and_tensorboard(folder):
     assert [e.value for e in board.Scalars("loss")] == pytest.approx([row["loss"] for row in metrics(folder)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", MOST_SLOWLY)
 def test_activation_checkpointing_under_zero(uninterrupted, folder, stage):
     """With dropout: recomputation replays the same randomness."""
@@ -355,6 +367,7 @@ def test_activation_checkpointing_under_zero(uninterrupted, folder, stage):
 PARTS = ("data", "forward", "backward", "communication", "optimizer")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", MOST_SLOWLY)
 def test_looking_inside_changes_nothing(uninterrupted, folder, stage):
     """A profile and layer statistics, with two micro-batches a step on two ranks."""
@@ -387,6 +400,7 @@ def test_looking_inside_changes_nothing(uninterrupted, folder, stage):
     assert [e.step for e in EventAccumulator(str(events)).Reload().Scalars("gradient_norm/layers.1")] == [10, 20]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_profiled_by_its_own_steps(folder):
     codes, output = train(folder, 1, ["tiny.yaml", f"train.total_tokens={4 * 8 * 32}"])
     assert codes == [0], output
@@ -399,6 +413,7 @@ def test_a_resumed_run_is_profiled_by_its_own_steps(folder):
     assert "forward_seconds" not in metrics(folder)[-1] and "part of a step" not in output
 
 
+@pytest.mark.slow
 def test_a_run_that_does_not_recover_says_which_module_and_which_batch(folder):
     """Weights of 1e38 after the first step: whatever follows is not finite."""
     budget = f"train.total_tokens={80 * 8 * 32}"

@@ -33,6 +33,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_machine_without_the_folder_is_refused_before_anything_starts(folder):
     codes, output = train(folder, 1, ["wide.yaml", "deepspeed=nvme.json"])
     assert codes == [2] and "no such folder" in output and not (folder / "runs").exists()

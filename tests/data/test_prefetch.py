@@ -226,6 +226,7 @@ def test_ctrl_c_while_the_thread_reads_ends_the_process_cleanly() -> None:
     assert shown.rstrip().endswith(b"KeyboardInterrupt") and b"Fatal" not in shown
 
 
+@pytest.mark.slow
 def test_it_works_before_and_after_a_fork() -> None:
     done = subprocess.run([sys.executable, "-c", SLOW + FORKED], timeout=6 * SECONDS, capture_output=True, check=False)
     assert done.returncode == 0 and done.stdout.count(b"reading") == 5, done.stderr

@@ -97,6 +97,7 @@ def reload_after_steps(world: World, config: RunConfig, cases: tuple[str, ...]) 
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cases", [QUICK, pytest.param(tuple(CASES), marks=pytest.mark.slow)])
 def test_no_stale_parameters_after_loading(cases):
     """Every copy of the weights, ZeRO++'s second one too, follows what is loaded."""

@@ -66,6 +66,7 @@ def load_and_compare(world: World, precision: str, folder: Path) -> None:
     assert losses == pytest.approx([losses[0]] * len(STAGES), rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "world_size"),
     [("bf16", 2), *(pytest.param(p, w, marks=pytest.mark.slow) for p, w in (("fp32", 2), ("fp32", 1), ("bf16", 1)))],

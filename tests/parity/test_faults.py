@@ -210,6 +210,7 @@ def test_a_planted_fault_is_caught_in_every_affected_row(fault, sound):
         assert found.ratio > CAUGHT, f"{found.combination.name}: {found}"
 
 
+@pytest.mark.slow
 def test_each_planted_fault_is_caught_at_stage_2():
     """The everyday part: one row for each fault, and the same row without it."""
     cases = [(fault, next(c for c in affected if c.stage == 2)) for fault, affected in FAULTS.items()]

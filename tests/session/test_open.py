@@ -72,7 +72,11 @@ REFUSED: dict[str, tuple[list[str], int, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", REFUSED)
+QUICK = ("another run", "init_from another shape")
+"""The others take two seconds each."""
+
+
+@pytest.mark.parametrize("case", [c if c in QUICK else pytest.param(c, marks=pytest.mark.slow) for c in REFUSED])
 def test_a_refused_attempt_leaves_everything_as_it_was(folder, case):
     words, code, message = REFUSED[case]
     before = tree(folder / "runs", folder / "data")

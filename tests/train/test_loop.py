@@ -63,6 +63,7 @@ def test_what_is_due_happens_at_its_steps_and_at_the_last(job):
     assert output.index("step 18/20") < output.index("step-00000018") < output.index("step 20/20")
 
 
+@pytest.mark.slow
 def test_attempts_that_stop_anywhere_make_the_same_run(job, folder):
     """A shorter budget changes the schedule's end, so the schedule is constant; prefetch is on and off."""
     constant = ["train.schedule.shape=constant", "checkpoint.every_steps=3"]

@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 
 from dsllm.config.train import LossScaleConfig, Precision
@@ -87,6 +88,7 @@ def test_a_weight_that_overflows_is_found_in_its_module():
         assert found.where == "the output of layers.1.mlp.up" and found.num_ranks == 2, (case, found)
 
 
+@pytest.mark.slow
 def test_a_poisoned_micro_batch_is_found_on_its_rank():
     for case, found in run_ranks(2, look_for, {}, (1, 1))[0].items():
         assert found is not None and (found.passing, found.micro_batch, found.rank) == ("forward", 1, 1), (case, found)
@@ -94,6 +96,7 @@ def test_a_poisoned_micro_batch_is_found_on_its_rank():
         assert str(found) == "the output of embed, in the forward pass of micro-batch 1 on rank 1"
 
 
+@pytest.mark.slow
 def test_nothing_is_found_where_all_is_well():
     assert set(run_ranks(2, look_for, {}, None)[0].values()) == {None}
 

@@ -143,6 +143,7 @@ def unwatched(world: World) -> list[float]:
     return losses
 
 
+@pytest.mark.slow
 def test_looking_changes_nothing():
     assert [loss for _, _, loss in seen(2, "fp32")[0].values()] == run_ranks(2, unwatched)[0]
 

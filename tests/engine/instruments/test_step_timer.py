@@ -79,6 +79,7 @@ def watched_steps(world: World, stage: int) -> dict[str, tuple[dict[str, float],
     return {slow: watched_step(world, stage, slow) for slow in ("data", "forward", "collective")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, *(pytest.param(stage, marks=pytest.mark.slow) for stage in (1, 2, 3))])
 def test_a_slow_part_shows_in_its_column_and_on_the_other_rank_as_communication(stage):
     first, second = run_ranks(2, watched_steps, stage)
