@@ -35,6 +35,7 @@ def test_a_free_port_can_be_used():
         server.bind(("127.0.0.1", free_port()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
 def test_a_child_ends_when_its_parent_is_killed(tmp_path, method):
     (tmp_path / "parent.py").write_text(PARENT)

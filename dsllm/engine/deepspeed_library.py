@@ -1,5 +1,6 @@
-"""Imports DeepSpeed with its surprises switched off: no probing of devices, no compiler, no log lines."""
+"""Imports DeepSpeed with its surprises switched off: devices are not probed over and over, no compiler, no log lines."""
 
+import functools
 import logging
 import os
 import warnings
@@ -11,6 +12,7 @@ if not torch.accelerator.is_available():
 
 import deepspeed
 from deepspeed.runtime import compiler
+from deepspeed.utils import numa
 
 from dsllm.errors import require
 
@@ -19,6 +21,9 @@ from dsllm.errors import require
 _compile, compiler.compile = compiler.compile, lambda: compiler.dummy_decorator
 require("deepspeed.runtime.zero.muon.muon_optimizer")
 compiler.compile = _compile
+
+# Without a GPU, ZeRO-3 asks with every bucket of gradients how many devices there are, and each answer runs `numactl` anew.
+numa.get_numa_cores = functools.cache(numa.get_numa_cores)
 
 # An empty table of operators: otherwise init_distributed probes every builder with the compiler and, on CPU, builds a
 # shared-memory operator for a minute that training never uses and that stays in /dev/shm.

@@ -25,7 +25,8 @@ def examine(folder, world_size, arguments=(), **more):
     return codes, json.loads(file.read_text()) if file.is_file() else None, job.output()
 
 
-@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [1, 2])
 def test_all_ranks_end_with_one_conclusion(tmp_path, world_size):
     codes, data, output = examine(tmp_path, world_size)
     assert codes == [0 if data["passed"] else 1] * world_size, output

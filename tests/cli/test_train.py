@@ -19,7 +19,6 @@ from dsllm.train.picture import read_metrics
 from tests.helpers.jobs import start_job, train
 from tests.helpers.tiny_job import NUM_STEPS, prepare_folder
 
-MOST_SLOWLY = [*(pytest.param(stage, marks=pytest.mark.slow) for stage in range(3)), 3]
 """ZeRO stages: the hardest one in the everyday tests, all of them in `make test`."""
 
 
@@ -79,7 +78,8 @@ def uninterrupted(prepared, tmp_path_factory) -> Callable[[int], list[tuple]]:
     return curve_of
 
 
-@pytest.mark.parametrize("stage", MOST_SLOWLY)
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", range(4))
 def test_killed_at_a_random_step_it_continues_to_the_last_bit(uninterrupted, folder, stage):
     step = random.Random(os.getpid() + stage).randrange(5, NUM_STEPS - 1)
     job = start_job(folder, 2, ["tiny.yaml", zero(stage)])
@@ -103,9 +103,8 @@ def test_a_killed_rank_ends_the_others_in_words(folder, rank):
     assert status(folder)["state"] == ("running" if rank == 0 else "failed")  # only rank 0 could have said so
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGUSR1))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_signal_to_one_rank_saves_on_all_and_exits_75(uninterrupted, folder, number, rank):
     job = start_job(folder, 2, ["tiny.yaml", zero(2), "checkpoint.every_steps=0"])
@@ -120,6 +119,7 @@ def test_a_signal_to_one_rank_saves_on_all_and_exits_75(uninterrupted, folder, n
     assert curve(folder) == uninterrupted(2)
 
 
+@pytest.mark.slow
 def test_another_layout_continues_with_the_same_samples_and_losses(uninterrupted, folder):
     """Two ranks at stage 3, then one at stage 0, then two at stage 1 with another micro-batch."""
     for world_size, stage, steps, more in (
@@ -356,7 +356,7 @@ def test_saving_by_the_clock_and_tensorboard(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", MOST_SLOWLY)
+@pytest.mark.parametrize("stage", range(4))
 def test_activation_checkpointing_under_zero(uninterrupted, folder, stage):
     """With dropout: recomputation replays the same randomness."""
     codes, output = train(folder, 2, ["tiny.yaml", zero(stage), "train.activation_checkpointing=full"])
@@ -368,7 +368,7 @@ PARTS = ("data", "forward", "backward", "communication", "optimizer")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", MOST_SLOWLY)
+@pytest.mark.parametrize("stage", range(4))
 def test_looking_inside_changes_nothing(uninterrupted, folder, stage):
     """A profile and layer statistics, with two micro-batches a step on two ranks."""
     arguments = ["--profile", "tiny.yaml", zero(stage), "log.layer_statistics_every_steps=10", "log.tensorboard=true"]

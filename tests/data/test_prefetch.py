@@ -215,6 +215,7 @@ if child:
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_the_thread_reads_ends_the_process_cleanly() -> None:
     command = [sys.executable, "-c", SLOW + INTERRUPTED]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

@@ -57,6 +57,7 @@ def test_ranks_of_one_machine_agree(world_size, tmp_path):
     assert folder.write > 0 and not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_what_is_wrong_on_one_rank_is_found_by_all(tmp_path):
     folders = [str(tmp_path / "a"), str(tmp_path / "b")]
     for name in ("a", "b"):

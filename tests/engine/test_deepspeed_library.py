@@ -1,6 +1,8 @@
 """What starting an engine imports, and what it leaves out."""
 
+import subprocess
 import sys
+from unittest import mock
 
 from dsllm.engine.processes.process_group import World
 from dsllm.train import loop
@@ -22,3 +24,17 @@ def slow_modules(world: World, stage: int) -> list[str]:
 def test_a_first_step_loads_neither_the_compiler_nor_what_draws():
     for stage in (0, 1, 3):
         assert run_ranks(1, slow_modules, stage) == [[]]
+
+
+def processes_started(world: World) -> int:
+    """By a step after the first one."""
+    engine = tiny_engine(world, config := tiny_run(precision="fp32"), 3)
+    tiny_step(engine, config, 0)
+    with mock.patch.object(subprocess, "Popen", side_effect=FileNotFoundError) as started:  # as without that program
+        tiny_step(engine, config, 1)
+    return started.call_count
+
+
+def test_a_step_starts_no_process():
+    """DeepSpeed 0.19.8 runs `numactl` for each bucket of gradients that ZeRO-3 reduces."""
+    assert run_ranks(2, processes_started) == [0, 0]

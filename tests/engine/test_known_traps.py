@@ -182,7 +182,8 @@ def updates_taken(world: World, accumulation: int) -> list[tuple[int, float, boo
     return found
 
 
-@pytest.mark.parametrize("accumulation", [pytest.param(1, marks=pytest.mark.slow), 4])
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulation", [1, 4])
 def test_12_every_step_is_one_update_whatever_the_accumulation(accumulation):
     for of_rank in run_ranks(2, updates_taken, accumulation):
         assert of_rank == [(3, 3.0, True)] * len(STAGES)

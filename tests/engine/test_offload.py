@@ -51,18 +51,12 @@ def curves(world: World, config: RunConfig, cases: tuple[str, ...], num_steps: i
 
 
 ALONE = tuple(case for case in CASES if "hpz" not in case)  # one rank has no other to keep a second copy for
-QUICK = ("plain-2", "optimizer-2", "plain-3", "hpz-both-3")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world_size", "precision", "cases"),
-    [
-        (2, "fp32", QUICK),
-        pytest.param(2, "fp32", tuple(CASES), marks=pytest.mark.slow),
-        pytest.param(2, "bf16", tuple(CASES), marks=pytest.mark.slow),
-        pytest.param(4, "fp32", tuple(CASES), marks=pytest.mark.slow),
-        pytest.param(1, "fp32", ALONE, marks=pytest.mark.slow),
-    ],
+    [(2, "fp32", tuple(CASES)), (2, "bf16", tuple(CASES)), (4, "fp32", tuple(CASES)), (1, "fp32", ALONE)],
 )
 def test_the_same_numbers_as_without(precision, world_size, cases):
     """dsllm/parity compares the same cases with plain PyTorch.
@@ -77,6 +71,11 @@ def test_the_same_numbers_as_without(precision, world_size, cases):
         plain_losses, plain_norms = found[f"plain-{case[-1]}"]
         if (case, precision) == ("optimizer-1", "bf16"):  # another class of DeepSpeed's, which adds in another order
             assert losses == pytest.approx(plain_losses, rel=BF16_NORM_TOLERANCE / 10)
+        elif (case, world_size) == (
+            "optimizer-1",
+            4,
+        ):  # reduced in buckets, not at once: on over two ranks in another order
+            assert losses == pytest.approx(plain_losses, rel=NORM_TOLERANCE / 10)
         else:
             assert losses == plain_losses, case
         assert norms == pytest.approx(plain_norms, rel=norm_tolerance), case
@@ -98,10 +97,9 @@ def reload_after_steps(world: World, config: RunConfig, cases: tuple[str, ...]) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cases", [QUICK, pytest.param(tuple(CASES), marks=pytest.mark.slow)])
-def test_no_stale_parameters_after_loading(cases):
+def test_no_stale_parameters_after_loading():
     """Every copy of the weights, ZeRO++'s second one too, follows what is loaded."""
-    for first, again in run_ranks(2, reload_after_steps, tiny_run(), cases)[0].values():
+    for first, again in run_ranks(2, reload_after_steps, tiny_run(), tuple(CASES))[0].values():
         assert first == again
 
 

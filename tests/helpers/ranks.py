@@ -6,7 +6,8 @@ from typing import Any
 from dsllm.engine.processes.local_ranks import PRELOADED, forkserver, run_on_ranks
 
 context = forkserver
-context.set_forkserver_preload([*PRELOADED, "dsllm.session.open", "dsllm.train.loop"])
+# what nearly every module of tests imports, and so every rank: a fifth of a second each, if it is not there already
+context.set_forkserver_preload([*PRELOADED, "dsllm.session.open", "dsllm.train.loop", "pytest", "tests.helpers.tiny"])
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *arguments: Any, timeout_seconds: float = 120) -> Any:

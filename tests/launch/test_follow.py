@@ -51,6 +51,7 @@ def test_a_host_that_does_not_answer_is_given_up(monkeypatch):
     assert codes == {"n1": 1, "n2": -signal.SIGKILL} and time.monotonic() - began < 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_our_own_signals_mean_stop(number):
     with stop_signals() as stop:

@@ -87,6 +87,7 @@ def test_saved_means_start_again(tmp_path, commands, code, requeued):
     assert process.returncode == int(code) and (job.directory / "requeued").exists() == requeued
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code", "requeued"),
     [(signal.SIGUSR1, 75, True), (signal.SIGTERM, 75, False)],

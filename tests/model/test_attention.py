@@ -139,6 +139,7 @@ def test_which_kernel_runs_where(monkeypatch, device, dtype, tokens, dropout, ke
     assert without == ("torch" if kernel == "varlen" else kernel)
 
 
+@pytest.mark.slow
 def test_a_torch_without_varlen_attn_masks_documents():
     program = """
 import sys, torch

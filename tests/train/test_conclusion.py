@@ -31,6 +31,7 @@ def in_the_way_of_tensorboard(run: Path) -> None:
     (run / TENSORBOARD).write_text("")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("damage", "words", "message"),
     [

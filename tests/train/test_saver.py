@@ -104,16 +104,8 @@ def saved(tmp_path_factory) -> Callable[[int, str], tuple[Path, list[float]]]:
     return saved_under
 
 
-QUICK = {("3-offload", 2, 1)}
-
-
-@pytest.mark.parametrize(
-    ("from_layout", "from_world", "world_size"),
-    [
-        pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
-        for case in itertools.product(LAYOUTS, WORLDS, WORLDS)
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("from_layout", "from_world", "world_size"), itertools.product(LAYOUTS, WORLDS, WORLDS))
 def test_any_layout_resumes_from_any_other(saved, from_layout, from_world, world_size):
     folder, losses = saved(from_world, from_layout)
     went_on = run_ranks(world_size, load_under_each_layout, tiny_run(), folder, LAYOUTS)[0]

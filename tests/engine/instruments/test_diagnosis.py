@@ -77,6 +77,7 @@ def look_for(
     return found
 
 
+@pytest.mark.slow
 def test_a_weight_that_overflows_is_found_in_its_module():
     """Outputs there are about 0.05 x sqrt(56) = 0.4: times 1e6 beyond fp16's 65504, times 1e39 beyond 3.4e38."""
     name = "layers.1.mlp.up.weight"

@@ -68,13 +68,10 @@ def counted_step(world: World, config: RunConfig, stage: int) -> dict[str, int]:
     return dict(counting.communication_bytes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world_size", "micro", "precisions"),
-    [
-        (2, 2, ("fp32", "bf16")),
-        pytest.param(2, 4, tuple(WIDTHS), marks=pytest.mark.slow),
-        pytest.param(4, 1, tuple(WIDTHS), marks=pytest.mark.slow),
-    ],
+    [(2, 2, ("fp32", "bf16")), (2, 4, tuple(WIDTHS)), (4, 1, tuple(WIDTHS))],
 )
 def test_communication_is_what_the_formula_says(world_size, micro, precisions):
     sizes = [row.num_elements for row in parameter_table(MODEL, SEQUENCE_LENGTH)]

@@ -72,6 +72,7 @@ SET_UP = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [None, "1"])
 def test_threads_are_the_ranks_cores_unless_the_user_says_otherwise(given):
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}

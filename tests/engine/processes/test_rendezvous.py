@@ -61,6 +61,7 @@ def test_two_processes_with_one_number():
     assert "rank 1 of 2 joined twice" in texts[2] and texts[2].count("process ") >= 2
 
 
+@pytest.mark.slow
 def test_two_processes_with_rank_0():
     (first, _), heard = ranks_of(2, free_port()), []
     heard = [text for text, _ in outcomes([first, first], 3)]
@@ -74,6 +75,7 @@ def test_different_world_sizes():
     assert any("world size of" in text and "need the same one" in text for text in heard)
 
 
+@pytest.mark.slow
 def test_a_missing_rank_is_named_in_time():
     ((text, seconds),) = outcomes(ranks_of(2, free_port())[:1], 2)
     assert "of 2 ranks 1 did not join within 2 s" in text and seconds < 10

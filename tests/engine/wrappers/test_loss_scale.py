@@ -57,6 +57,7 @@ def scales(world: World, resume_at: Container[int]) -> dict[int, list[tuple[floa
     return found
 
 
+@pytest.mark.slow
 def test_the_scale_falls_after_hysteresis_and_doubles_after_the_window_on_all_ranks():
     assert run_ranks(2, scales, ()) == [EXPECTED, EXPECTED]
 
