@@ -105,7 +105,7 @@ def saved(tmp_path_factory) -> Callable[[int, str], tuple[Path, list[float]]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("from_layout", "from_world", "world_size"), itertools.product(LAYOUTS, WORLDS, WORLDS))
+@pytest.mark.parametrize(("from_layout", "from_world", "world_size"), list(itertools.product(LAYOUTS, WORLDS, WORLDS)))
 def test_any_layout_resumes_from_any_other(saved, from_layout, from_world, world_size):
     folder, losses = saved(from_world, from_layout)
     went_on = run_ranks(world_size, load_under_each_layout, tiny_run(), folder, LAYOUTS)[0]
