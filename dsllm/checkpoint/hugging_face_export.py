@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dsllm.checkpoint.hugging_face import INDEX_FILE, SINGLE_FILE
 from dsllm.checkpoint.hugging_face_config import architecture_for, config_to_json
+from dsllm.checkpoint.hugging_face_files import INDEX_FILE, SINGLE_FILE
 from dsllm.checkpoint.hugging_face_names import hugging_face_tensors, real_shape
 from dsllm.checkpoint.hugging_face_tokenizer import write_tokenizer
 from dsllm.config.model import ModelConfig

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dsllm.checkpoint.architecture import differences_in_function
-from dsllm.checkpoint.hugging_face import HuggingFaceReader, is_hugging_face_folder
+from dsllm.checkpoint.hugging_face import HuggingFaceReader
+from dsllm.checkpoint.hugging_face_files import is_hugging_face_folder
 from dsllm.checkpoint.read import CheckpointReader
 from dsllm.config.run import RunConfig
 from dsllm.engine.processes.process_group import World

@@ -190,7 +190,7 @@ def test_an_export_that_was_killed_while_replacing_does_not_block_the_next(tmp_p
     ("change", "named"),
     [
         ({"qk_norm": True}, "qk_norm: True"),
-        ({"attention_bias": True}, "attention_output_bias: False with attention_bias: True"),
+        ({"attention_output_bias": True}, "attention_output_bias: True with attention_bias: False"),
         ({"parallel_residual": True}, "parallel_residual: True"),
         ({"norm": "layernorm"}, "norm: 'layernorm'"),
     ],
@@ -231,7 +231,12 @@ def test_the_fields_of_either_version_alone_are_understood(name: str, version: s
 
 REFUSED = [
     (LLAMA, {"hidden_act": "relu"}, "hidden_act: 'relu'"),
-    (LLAMA, {"pretraining_tp": 2}, "pretraining_tp: 2"),
+    (LLAMA, {"rope_interleaved": True}, "rope_interleaved: True (implemented: False)"),
+    (LLAMA, {"hidden_size": "64"}, "hidden_size: '64' (a whole number is needed)"),
+    (LLAMA, {"rms_norm_eps": [1e-5]}, "rms_norm_eps: [1e-05] (a finite number is needed)"),
+    (LLAMA, {"hidden_act": ["silu"]}, "hidden_act: ['silu']"),
+    (LLAMA, {"rope_scaling": "linear"}, "rope_scaling: 'linear' (an object is needed)"),
+    (LLAMA, {"tie_word_embeddings": "no"}, "tie_word_embeddings: 'no' (true or false is needed)"),
     (LLAMA, {"sliding_window": 4096}, "sliding_window: 4096"),
     (
         LLAMA,
@@ -244,8 +249,8 @@ REFUSED = [
     (GPT2, {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx: True"),
     (GPT2, {"add_cross_attention": True}, "add_cross_attention: True"),
     (GPT2, {"activation_function": "silu"}, "activation_function: 'silu'"),
-    (NEOX, {"hidden_act": "gelu_fast"}, "hidden_act: 'gelu_fast'"),
-    (NEOX, {"is_decoder": True}, "is_decoder: True"),
+    (NEOX, {"hidden_act": "quick_gelu"}, "hidden_act: 'quick_gelu'"),
+    (NEOX, {"num_key_value_heads": 2}, "num_key_value_heads: 2"),
 ]
 
 
@@ -271,12 +276,17 @@ def test_all_problems_are_named_at_once():
 
 
 def test_default_configs_of_transformers_are_understood():
-    for kind in (transformers.LlamaConfig, transformers.GPT2Config, transformers.GPTNeoXConfig):
+    for kind in (
+        transformers.LlamaConfig,
+        transformers.GPT2Config,
+        transformers.GPTNeoXConfig,
+        transformers.Qwen2Config,
+    ):
         assert config_from_json(json.loads(kind().to_json_string(use_diff=False)), "defaults").vocab_size
 
 
 def test_another_architecture_is_refused():
-    with pytest.raises(CheckpointError, match=r"model_type 'mamba'.*llama, gpt2, gpt_neox"):
+    with pytest.raises(CheckpointError, match=r"model_type 'mamba'.*llama, gpt2, gpt_neox, qwen2, mistral"):
         config_from_json({"model_type": "mamba"}, "config.json")
 
 
