@@ -26,6 +26,7 @@ TESTED_ELSEWHERE = {
     "dsllm/checkpoint/hugging_face_fields.py": "tests/checkpoint/test_hugging_face_config.py",
     "dsllm/checkpoint/hugging_face_files.py": "tests/checkpoint/test_hugging_face.py",
     "dsllm/checkpoint/hugging_face_names.py": "tests/checkpoint/test_hugging_face.py",
+    "dsllm/checkpoint/source.py": "tests/session/test_run_file.py",
     "dsllm/cli/doctor_report.py": "tests/cli/test_doctor.py",
     "dsllm/cli/doctor_request.py": "tests/cli/test_doctor.py",
     "dsllm/cli/dry_run.py": "tests/cli/test_main.py",
