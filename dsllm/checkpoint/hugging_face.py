@@ -178,4 +178,9 @@ class HuggingFaceReader:
 
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more
+    return ", ".join(name if len(name) <= 80 else f"{name[:77]}..." for name in map(_printable, names[:5])) + more
+
+
+def _printable(name: str) -> str:
+    """A name from a file, with what a terminal would act on written out."""
+    return name if name.isprintable() else repr(name)

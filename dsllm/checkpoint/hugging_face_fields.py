@@ -100,9 +100,9 @@ class Fields:
         self._path = path
 
     def integer(self, name: str, default: Any = _REQUIRED) -> Any:
-        """A whole number; the default where it is absent or null."""
+        """A whole number of at most 63 bits; the default where it is absent or null."""
         value = self._take(name, default)
-        if value is not default and type(value) is not int:
+        if value is not default and (type(value) is not int or abs(value) >= 2**63):
             self.problem(name, value, "a whole number is needed")
         return value
 

@@ -8,6 +8,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from dsllm.checkpoint.hugging_face_config import config_from_json
+from dsllm.checkpoint.hugging_face_fields import shown
 from dsllm.config.model import ModelConfig
 from dsllm.errors import CheckpointError
 from dsllm.parameters import parameter_table
@@ -16,6 +17,10 @@ from dsllm.untrusted_files import UntrustedFileError, check_regular, inside, rea
 CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+_MOST_CONFIG_BYTES, _MOST_INDEX_BYTES = 2**20, 2**24
+"""More than those of any published model, and parsed at once."""
+_LONGEST_NAME = 255
+"""Characters of a file's name in an index; file systems have the same limit."""
 
 
 def is_hugging_face_folder(folder: Path) -> bool:
@@ -32,7 +37,7 @@ def read_architecture(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
     Raises:
         CheckpointError: it cannot be read, or is not implemented.
     """
-    fields = _read_object(folder / CONFIG_FILE)
+    fields = _read_object(folder / CONFIG_FILE, _MOST_CONFIG_BYTES)
     return fields, config_from_json(fields, str(folder / CONFIG_FILE))
 
 
@@ -99,13 +104,19 @@ def _names_in(path: Path) -> list[str]:
 
 def _files_in_index(folder: Path) -> dict[str, Path]:
     path = folder / INDEX_FILE
-    weight_map = _read_object(path).get("weight_map")
+    weight_map = _read_object(path, _MOST_INDEX_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path}: has no weight_map, which names the file of each tensor")
-    try:
-        return {name: inside(folder, file) for name, file in weight_map.items()}
-    except UntrustedFileError as error:
-        raise CheckpointError(f"{path}: weight_map: {error}") from error
+    found: dict[str, Path] = {}
+    for file in weight_map.values():
+        if not isinstance(file, str) or len(file) > _LONGEST_NAME:
+            raise CheckpointError(f"{path}: weight_map: {shown(file)} is not a file name")
+        if file not in found:
+            try:
+                found[file] = inside(folder, file)
+            except UntrustedFileError as error:
+                raise CheckpointError(f"{path}: weight_map: {error}") from error
+    return {name: found[file] for name, file in weight_map.items()}
 
 
 def _size(path: Path) -> int:
@@ -115,9 +126,9 @@ def _size(path: Path) -> int:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _read_object(path: Path, most_bytes: int) -> dict[str, Any]:
     try:
-        content = read_json(path)
+        content = read_json(path, most_bytes)
     except (OSError, UntrustedFileError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
     if not isinstance(content, dict):

@@ -143,6 +143,14 @@ def test_a_run_with_checkpoints_keeps_its_architecture_when_the_folder_is_gone(t
         load_run(file)
 
 
+def test_a_vocabulary_that_is_padded_further_than_ours_is_taken_as_it_is(tmp_path: Path):
+    """As those of the larger Pythias: 50,432 and 50,688 rows for the same tokenizer."""
+    source = exported(tmp_path / "hf", dataclasses.replace(NEOX, vocab_size=640))
+    shape = {"num_layers": 3, "hidden_size": 64, "num_heads": 4, "mlp_size": 100}
+    model = load_run(written(tmp_path, {"size": "pythia-14m", "init_from": str(source), **shape})).model
+    assert model.vocab_size == 640 and resolved(model) == resolved(HuggingFaceReader(source).model_config)
+
+
 def test_without_a_source_nothing_changes(tmp_path: Path):
     file = written(tmp_path, {"num_layers": 3})
     assert load_run(file) == load.load_run(file)
