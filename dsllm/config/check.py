@@ -32,6 +32,11 @@ def problems_in(config: RunConfig) -> list[Problem]:
     ]
 
 
+def problems_in_model(model: ModelConfig) -> list[Problem]:
+    """Everything in a model that cannot work, whatever it is trained on."""
+    return [*_check_finite("model", model), *_check_model(model, sequence_length=1)]
+
+
 def _check_finite(field: str, value: object) -> Iterator[Problem]:
     """Find numbers that are NaN or infinite: NaN passes every comparison with a limit below."""
     if isinstance(value, float) and not math.isfinite(value):
