@@ -64,7 +64,7 @@ def _not_negative(section: str, branch: object, *names: str) -> Iterator[Problem
 
 
 def _check_data(data: DataConfig) -> Iterator[Problem]:
-    yield from _positive("data", data, "sequence_length", "shard_megabytes")
+    yield from _positive("data", data, "sequence_length", "shard_megabytes", "verify_megabytes_per_second")
     yield from _not_negative("data", data, "num_workers")
     if not 0 <= data.validation_share < 1:
         yield "data.validation_share", f"must be in [0, 1), but it is {data.validation_share}"
