@@ -17,8 +17,9 @@ from dsllm.config.model import ModelConfig
 from dsllm.config.run import RunConfig
 from dsllm.config.train import PRECISIONS, Precision
 from dsllm.data.manifest import FILE_NAME as DATA_MANIFEST
-from dsllm.data.manifest import load_manifest
+from dsllm.data.manifest import check_tokenizer, load_manifest
 from dsllm.data.tokenizer import Tokenizer, load_tokenizer
+from dsllm.data.tokenizer_folder import check_same
 from dsllm.engine.processes.device import compute_dtype, parameter_dtype
 from dsllm.errors import CheckpointError, DataError
 from dsllm.model.transformer import Transformer
@@ -48,6 +49,8 @@ class SavedModel:
     """The prepared data it was trained on; None (default): not known."""
     sequence_length: int | None = None
     """Tokens per sequence in training; None (default): not known."""
+    tokenizer_sha256: str | None = None
+    """Hash of the folder of its tokenizer; None (default): not known."""
     document_mask: bool = False
     """Whether tokens attended to their own document only."""
 
@@ -91,6 +94,7 @@ def open_saved(path: Path, report: Callable[[str], None]) -> SavedModel:
         step=checkpoint.step,
         precision=next((known for known in PRECISIONS if known == manifest.model.precision), None),
         data_directory=Path(directory) if directory else None,
+        tokenizer_sha256=manifest.tokenizer_sha256,
         sequence_length=_value(data, "sequence_length", int),
         document_mask=_value(data, "document_mask", bool) or False,
     )
@@ -141,16 +145,19 @@ def find_tokenizer(saved: SavedModel, data: Path | None = None) -> Path:
     that the run was trained on.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or it is not the one that the model was trained with.
     """
     if data is None and saved.is_hugging_face:
         return saved.folder
     in_run = saved.run_directory / "tokenizer" if saved.run_directory else None
     if data is None and in_run is not None and in_run.is_dir():
+        check_same(in_run, saved.tokenizer_sha256)
         return in_run
     prepared = data or saved.data_directory or Path()
     if (prepared / DATA_MANIFEST).is_file():
-        return prepared / load_manifest(prepared).tokenizer.directory
+        manifest = load_manifest(prepared)
+        check_tokenizer(prepared, manifest)
+        return prepared / manifest.tokenizer.directory
     raise DataError(f"{prepared}: no prepared data, so no tokenizer: give its folder with --data")
 
 

@@ -125,7 +125,7 @@ def open_session(
                 verification=verification,
                 progress=start.progress,
                 directory=held,
-                record=RunRecord(config=config, deepspeed=final),
+                record=RunRecord(config=config, deepspeed=final, tokenizer_sha256=manifest.tokenizer.sha256),
                 damaged=start.damaged,
                 cores=cores,
                 report=report,

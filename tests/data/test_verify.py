@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dsllm.data.manifest import Manifest, check_shards
-from dsllm.data.verify import BackgroundVerification, check_content, hashed_shards, num_without_hash
+from dsllm.data.verify import BackgroundVerification, check_content, check_held_out, hashed_shards, num_without_hash
 from dsllm.errors import DataError
 from tests.helpers.prepared import counting_documents, write_prepared
 
@@ -58,7 +58,7 @@ def test_any_flipped_bit_of_any_shard_is_found(tmp_path: Path, manifest: Manifes
         check_shards(tmp_path, manifest)
         with pytest.raises(DataError) as refusal:
             check_content(tmp_path, shards)
-        assert str(path) in str(refusal.value) and "dsllm prepare CONFIG --force" in str(refusal.value)
+        assert str(path) in str(refusal.value)
         assert sum(other.prefix in str(refusal.value) for other in shards) == 1
         flip(path, bit)
     check_content(tmp_path, shards)
@@ -119,3 +119,17 @@ def test_nothing_to_verify_starts_no_thread(tmp_path: Path):
         assert not any(thread.name == "verify-data" for thread in threading.enumerate())
         verification.wait(0, 10)
         assert verification.has_done(0) and len(verification) == 0
+
+
+def test_held_out_shards_are_checked_alone(tmp_path: Path, manifest: Manifest):
+    lines: list[str] = []
+    flip(tmp_path / "train-a-00001.bin", 7)
+    check_held_out(tmp_path, manifest, lines.append)
+    flip(tmp_path / "validation-a-00000.bin", 7)
+    with pytest.raises(DataError, match=r"(?s)validation-a-00000.*dsllm prepare CONFIG --force"):
+        check_held_out(tmp_path, manifest, lines.append)
+    assert lines == []
+    source = manifest.sources[0]
+    adopted = dataclasses.replace(source, validation=(dataclasses.replace(source.validation[0], bin_sha256=None),))
+    check_held_out(tmp_path, dataclasses.replace(manifest, sources=(adopted,)), lines.append)
+    assert len(lines) == 1 and "is not verified" in lines[0]

@@ -1,6 +1,7 @@
 """A saved model is found by any of its paths and loads with the weights that were saved."""
 
 import dataclasses
+import os
 import shutil
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from dsllm.checkpoint.hugging_face_export import Export, export_hugging_face
 from dsllm.config.load import run_to_dict
 from dsllm.config.migrate import CONFIG_VERSION
 from dsllm.config.run import RunConfig
+from dsllm.data.manifest import load_manifest
 from dsllm.errors import CheckpointError, DataError
 from dsllm.evaluate.load import find_tokenizer, load_model, open_saved, open_tokenizer
 from tests.helpers.checkpoints import edit_manifest
@@ -157,7 +159,7 @@ def test_the_tokenizer_is_found_with_the_data_next_to_the_run_or_at_the_given_pa
     saved = open_saved(directory, print)
     prepared = Path(config.data.directory or "")
     assert find_tokenizer(saved) == find_tokenizer(saved, prepared) == prepared / "tokenizer"
-    (directory / "tokenizer").mkdir()
+    shutil.copytree(prepared / "tokenizer", directory / "tokenizer")
     assert find_tokenizer(saved) == directory / "tokenizer"
     with pytest.raises(DataError, match="--data"):
         find_tokenizer(saved, tmp_path)
@@ -172,3 +174,45 @@ def test_the_tokenizer_of_an_export_ends_texts_with_the_same_token(config: RunCo
     theirs = open_tokenizer(find_tokenizer(open_saved(tmp_path / "hf", print)))
     assert (theirs.end_of_text, theirs.end_of_text_id) == (ours.end_of_text, ours.end_of_text_id)
     assert theirs.encode("To be, or not") == ours.encode("To be, or not")
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_the_runs_own_tokenizer_must_be_the_one_it_was_trained_with(config: RunConfig, tmp_path: Path):
+    data = Path(config.data.directory or "")
+    sha256 = load_manifest(data).tokenizer.sha256
+    directory, _ = save_run(into(config, tmp_path / "run"), fields={"tokenizer_sha256": sha256})
+    own = directory / "tokenizer"
+    saved = open_saved(directory, print)
+
+    def restore() -> None:
+        shutil.rmtree(own, ignore_errors=True)
+        shutil.copytree(data / "tokenizer", own)
+
+    restore()
+    assert find_tokenizer(saved) == own
+    for damage in (
+        lambda: flip(next(own.glob("tokenizer*"))),
+        lambda: (own / "more.json").write_text("{}"),
+        lambda: [path.unlink() for path in own.iterdir()],
+        lambda: (own / "link").symlink_to("/etc/passwd"),
+        lambda: (own / "folder").mkdir(),
+        lambda: os.mkfifo(own / "fifo"),
+    ):
+        restore()
+        damage()
+        with pytest.raises(DataError, match="tokenizer"):
+            find_tokenizer(saved)
+        assert find_tokenizer(saved, data) == data / "tokenizer"
+
+
+def test_the_tokenizer_of_prepared_data_is_checked(config: RunConfig, tmp_path: Path):
+    directory, _ = save_run(into(config, tmp_path / "run"))
+    shutil.copytree(config.data.directory or "", data := tmp_path / "data")
+    flip(next((data / "tokenizer").glob("tokenizer*")))
+    with pytest.raises(DataError, match="does not match the shards"):
+        find_tokenizer(open_saved(directory, print), data)
