@@ -24,6 +24,7 @@ from dsllm.errors import DataError
 from dsllm.prepare.adopt_shards import adopt_shards
 from dsllm.prepare.baselines import measure_baselines
 from dsllm.prepare.card import make_card
+from dsllm.prepare.check_prepared import check_prepared
 from dsllm.prepare.reading import MEGABYTE, Progress, Reading, TrainingSample
 from dsllm.prepare.train_tokenizer import train_tokenizer
 from dsllm.prepare.units import Unit, spool_path
@@ -44,8 +45,8 @@ def prepare(
 ) -> Manifest:
     """Prepare the token shards of a run in `directory`, and return their manifest.
 
-    Leaves a directory alone that was prepared with the same settings. Continues an interrupted preparation: shards
-    finished with the same text and tokenizer are used again.
+    Verifies a directory that was prepared with the same settings, and leaves it alone. Continues an interrupted
+    preparation: shards finished with the same text and tokenizer are used again.
 
     Args:
         report: called with a line of text for each step and warning.
@@ -63,6 +64,7 @@ def prepare(
         )
     settings = manifests.settings_of(config)
     if not force and (ready := prepared_before(directory, settings)) is not None:
+        check_prepared(directory, ready, progress)
         report(f"{directory} is prepared already with these settings: nothing to do (--force reads the sources again)")
         return ready
     check_replaceable(directory)

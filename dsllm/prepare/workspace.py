@@ -102,7 +102,7 @@ class Workspace:
         """
         check_replaceable(self.directory)  # again: reading the sources may have taken hours
         keep = {f"{name}{suffix}" for name in shard_names for suffix in (".bin", ".idx")}
-        keep |= {self.tokenizer.name, manifests.FILE_NAME, CARD_FILE}
+        keep |= {self.tokenizer.name, manifests.FILE_NAME, manifests.CHECKSUM_FILE, CARD_FILE}
         for path in list(self.aside.iterdir()):
             if path.name not in keep:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
