@@ -62,7 +62,9 @@ def _what_was_dropped(source: dict[str, Any]) -> list[str]:
         lines.append(f"skipped {count:,}: {reason}; for example {read['bad_examples'][reason][0]}")
     if read["ignored_files_by_suffix"]:
         kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in read["ignored_files_by_suffix"].items())
-        lines.append(f"files of other types, not read: {kinds}")
+        lines.append(f"files not read: {kinds}")
+    for kind, count in read.get("remarks", {}).items():  # a card of an older version has none
+        lines.append(f"{count:,}: {kind}; for example {read['remark_examples'][kind][0]}")
     if read["cut_at_megabytes"] is not None:
         lines.append(f"stopped at max_megabytes {read['cut_at_megabytes']:g}; there is more")
     return lines

@@ -66,6 +66,8 @@ def _source(record: SourceRecord, count: SourceCount | None, records: list[UnitR
             "bad": count.bad.total(),
             "bad_by_reason": dict(count.bad.most_common()),
             "bad_examples": count.bad_examples,
+            "remarks": dict(count.remarks.most_common()),
+            "remark_examples": count.remark_examples,
             "files": count.num_files,
             "ignored_files_by_suffix": dict(count.ignored_files.most_common()),
             "cut_at_megabytes": count.cut_at_megabytes,

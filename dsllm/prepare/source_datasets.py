@@ -7,7 +7,7 @@ from typing import Any
 from dsllm.config.data import SourceConfig
 from dsllm.errors import DataError, require
 from dsllm.prepare.document import BadInput, Document
-from dsllm.prepare.source_files import document_in
+from dsllm.prepare.read_json import document_in
 
 
 def dataset_documents(source: SourceConfig) -> Iterator[Document | BadInput]:

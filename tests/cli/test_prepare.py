@@ -65,13 +65,15 @@ def test_overrides_may_stand_alone_and_options_anywhere(tmp_path: Path, monkeypa
 def test_skipped_inputs_are_listed(recipe: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "web").mkdir()
     (tmp_path / "web" / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\nbad\n')
-    (tmp_path / "web" / "notes.md").write_text("x")
+    (tmp_path / "web" / "notes.rst").write_text("x")
+    (tmp_path / "web" / "part-1.jsonl").touch()
     source = f"data.sources=[{{name: web, paths: [{tmp_path}/web], on_bad_input: skip}}]"
     assert main([*recipe, source]) == 0
     output = capsys.readouterr().out
     assert "web: 3 read = 2 kept + 0 duplicates + 0 empty + 1 bad" in output
     assert f"web: skipped 1: not valid JSON; for example {tmp_path}/web/a.jsonl, line 3" in output
-    assert "web: files of other types, not read: 1 .md" in output
+    assert "web: files not read: 1 .rst" in output
+    assert f"web: 1: empty file, passed over; for example {tmp_path}/web/part-1.jsonl" in output
 
 
 def test_problems_are_reported_without_a_traceback(

@@ -280,7 +280,7 @@ def test_a_second_preparation_is_refused_and_the_first_one_finishes_unharmed(tmp
 
 def test_a_failure_before_anything_is_finished_leaves_nothing(tmp_path: Path):
     (tmp_path / "empty.txt").touch()
-    with pytest.raises(DataError, match="empty file"):
+    with pytest.raises(DataError, match="1 of its 1 files are empty"):
         prepare(tiny_run([SourceConfig(name="s", paths=(str(tmp_path),))]), tmp_path / "data", lambda line: None)
     assert [path.name for path in tmp_path.iterdir()] == ["empty.txt"]
 
