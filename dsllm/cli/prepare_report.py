@@ -13,9 +13,12 @@ from dsllm.prepare.reading import Progress as ReportProgress
 _REDRAW_SECONDS = 0.1
 
 
-def show_card(card: dict[str, Any], console: Console) -> None:
-    """Print a data card: sources and splits as a table, what was dropped, the tokenizer, and what a model must beat."""
-    say = printing(console)
+def lines_of_card(card: dict[str, Any]) -> list[Table | str]:
+    """A data card to print: sources and splits as a table, what was dropped, the tokenizer, and what a model must beat.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError, IndexError: it is not a data card.
+    """
     table = Table(title="Prepared data", title_justify="left")
     for column in ("source", "split", "documents", "MB", "tokens", "bytes/token", "shards"):
         table.add_column(column, justify="left" if column in ("source", "split") else "right")
@@ -25,12 +28,8 @@ def show_card(card: dict[str, Any], console: Console) -> None:
     if len(card["sources"]) > 1:
         for split, shown in (("train", "train"), ("validation", "held out")):
             table.add_row("all" if split == "train" else "", shown, *_figures(card["splits"][split]))
-    console.print(table)
-    for source in card["sources"]:
-        for line in _what_was_dropped(source):
-            say(f"{source['name']}: {line}")
-    for line in _summary(card):
-        say(line)
+    dropped = [f"{source['name']}: {line}" for source in card["sources"] for line in _what_was_dropped(source)]
+    return [table, *dropped, *_summary(card)]
 
 
 def _figures(part: dict[str, Any]) -> list[str]:

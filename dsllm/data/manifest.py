@@ -16,10 +16,12 @@ from dsllm.config.fields import FORBID_UNKNOWN_KEYS
 from dsllm.config.run import RunConfig
 from dsllm.data.shards import Shard
 from dsllm.errors import DataError
+from dsllm.untrusted_files import UntrustedFileError, parse_json, read_bounded
 
 FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"
 POLL_SECONDS = 0.25
+_MOST_BYTES = 2**30  # a shard has about 400 bytes in it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,15 +135,17 @@ def load_manifest(directory: Path) -> Manifest:
     """
     path = directory / FILE_NAME
     try:
-        content = path.read_bytes()
+        content = read_bounded(path, _MOST_BYTES)
+        tree = parse_json(content)
     except FileNotFoundError as error:
         raise DataError(f"{directory}: no prepared data (no {FILE_NAME}): run `dsllm prepare CONFIG`") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
-        version = json.loads(content)["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not a manifest of token shards ({error!r}): prepare the data again") from error
+    except UntrustedFileError as error:
+        raise DataError(f"{path}: not a manifest of token shards: {error}; prepare the data again") from error
+    if not isinstance(tree, dict) or "format_version" not in tree:
+        raise DataError(f"{path}: not a manifest of token shards: it has no 'format_version'; prepare the data again")
+    version = tree["format_version"]
     if version != FORMAT_VERSION:
         raise DataError(f"{path}: format version {version}; this dsllm reads {FORMAT_VERSION}: prepare the data again")
     try:

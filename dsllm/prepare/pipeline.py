@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from dsllm import files
-from dsllm.config.data import DataConfig, SourceConfig
+from dsllm.config.data import SourceConfig
 from dsllm.config.run import RunConfig
 from dsllm.data import manifest as manifests
 from dsllm.data.manifest import Manifest, ShardRecord, SourceRecord, TokenizerRecord
@@ -24,6 +24,7 @@ from dsllm.prepare.adopt_shards import adopt_shards
 from dsllm.prepare.baselines import measure_baselines
 from dsllm.prepare.card import make_card
 from dsllm.prepare.reading import MEGABYTE, Progress, Reading, TrainingSample
+from dsllm.prepare.settings import EMBEDDED_CORPUS, reads_default_corpus
 from dsllm.prepare.train_tokenizer import train_tokenizer
 from dsllm.prepare.units import Unit, spool_path
 from dsllm.prepare.workspace import (
@@ -70,8 +71,8 @@ def prepare(
             "tokenizer.path to the tokenizer that made them"
         )
     settings = manifests.settings_of(config)
-    if config.data.sources == DataConfig().sources:
-        report("the corpus is the text that every Python installation has: name your own text in data.sources")
+    if reads_default_corpus(config.data):
+        report(EMBEDDED_CORPUS)
     try:
         directory = real_directory(directory)
         if not force and (ready := _ready(directory, settings)) is not None:

@@ -16,6 +16,7 @@ from dsllm.data import manifest as manifests
 from dsllm.data.manifest import Manifest
 from dsllm.errors import DataError
 from dsllm.prepare.document import shown
+from dsllm.prepare.settings import other_settings
 
 CARD_FILE = "data_card.json"
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -34,17 +35,6 @@ def prepared_before(directory: Path, settings: dict[str, Any]) -> Manifest | Non
     if manifest.settings_sha256 == manifests.hash_of(settings):
         return manifest
     raise other_settings(directory, manifest, settings)
-
-
-def other_settings(directory: Path, manifest: Manifest, settings: dict[str, Any]) -> DataError:
-    """The error that a directory was prepared with other settings, with a line for each difference."""
-    before, now = dict(_flat(manifest.settings)), dict(_flat(settings))
-    keys = [key for key in before | now if before.get(key) != now.get(key)]
-    changes = "\n".join(f"  {key}: was {before.get(key)!r}, now {now.get(key)!r}" for key in keys)
-    return DataError(
-        f"{directory} was prepared with other settings:\n{changes}\n"
-        "undo the change, set another data.directory, or replace it by `dsllm prepare CONFIG --force`"
-    )
 
 
 def real_directory(directory: Path) -> Path:
@@ -106,15 +96,6 @@ def _names_in(folder: Path) -> list[str]:
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _flat(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of a tree of settings."""
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
-    if not items:
-        yield path, tree
-    for key, value in items:
-        yield from _flat(value, f"{path}.{key}".lstrip("."))
 
 
 @dataclass(frozen=True)
