@@ -32,9 +32,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _run(words: RunWords, force: bool, report: Report) -> int:
-    from rich.console import Console
-
-    from dsllm.cli.prepare_report import drawing, lines_of_card, printing, progress_bars
+    from dsllm.cli.prepare_report import PatientConsole, drawing, lines_of_card, printing, progress_bars
     from dsllm.config.load import load_run
     from dsllm.prepare.card import not_a_card, read_card
     from dsllm.prepare.interrupt import interrupted_by_signals
@@ -43,7 +41,7 @@ def _run(words: RunWords, force: bool, report: Report) -> int:
 
     config = load_run(words.file, words.overrides)
     directory = Path(config.data.directory or f"data/{config.run.name}")
-    console = Console()
+    console = PatientConsole()
     try:
         with interrupted_by_signals(), progress_bars(console) as bars:
             prepare(config, directory, printing(console), drawing(bars), force)
@@ -56,7 +54,7 @@ def _run(words: RunWords, force: bool, report: Report) -> int:
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise not_a_card(directory, repr(error)) from error
     for part in parts:
-        printing(console)(part) if isinstance(part, str) else console.print(part)
+        printing(console)(part)
     printing(console)(f"Prepared in {directory}; all figures in {directory / CARD_FILE}")
     report({**card, "directory": str(directory)})
     return 0

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from dsllm.cli.terminal import silence
 from dsllm.prepare.reading import Progress as ReportProgress
 
 _REDRAW_SECONDS = 0.1
@@ -63,7 +64,7 @@ def _what_was_dropped(source: dict[str, Any]) -> list[str]:
         kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in read["ignored_files_by_suffix"].items())
         lines.append(f"files not read: {kinds}")
     for kind, count in read.get("remarks", {}).items():  # a card of an older version has none
-        lines.append(f"{count:,}: {kind}; for example {read['remark_examples'][kind][0]}")
+        lines.append(f"{kind}: {count:,}, for example {read['remark_examples'][kind][0]}")
     if read["cut_at_megabytes"] is not None:
         lines.append(f"stopped at max_megabytes {read['cut_at_megabytes']:g}; there is more")
     return lines
@@ -87,9 +88,26 @@ def _summary(card: dict[str, Any]) -> list[str]:
     return lines
 
 
-def printing(console: Console) -> Callable[[str], None]:
-    """A function that prints lines as they are: without colours, line breaks or markup."""
-    return lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
+class PatientConsole(Console):
+    """A console whose reader may leave (`dsllm prepare | head`): the work goes on in silence."""
+
+    def on_broken_pipe(self) -> None:
+        """Send what follows nowhere, where rich would end the process."""
+        self.quiet = True
+        silence()
+
+
+def printing(console: Console) -> Callable[[str | Table], None]:
+    """A function that prints tables, and lines as they are: without colours, line breaks or markup."""
+
+    def show(part: str | Table) -> None:
+        try:
+            console.print(part, highlight=False, markup=False, soft_wrap=isinstance(part, str))
+        except OSError:  # the pipe is closed, or the disk behind it is full
+            console.quiet = True
+            silence()
+
+    return show
 
 
 def progress_bars(console: Console) -> Progress:

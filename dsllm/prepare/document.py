@@ -45,6 +45,11 @@ class Remark:
     def __str__(self) -> str:
         return _sentence(self.origin, self.kind, self.detail)
 
+    @property
+    def place(self) -> str:
+        """The file and the detail, to list next to the kind."""
+        return shown(self.origin + (f" ({self.detail})" if self.detail else ""))
+
 
 Item = Document | BadInput | Remark
 

@@ -146,7 +146,7 @@ class Reading:
         count = self.counts[source.name]
         for item in self._items(source, count):
             if isinstance(item, Remark):
-                _count(item.kind, str(item), count.remarks, count.remark_examples)
+                _count(item.kind, item.place, count.remarks, count.remark_examples)
                 continue
             count.read += 1
             content = self._accept(item, source, count)

@@ -49,7 +49,9 @@ def _rows(source: SourceConfig) -> Iterator[Any]:
     except (*_FAILURES, datasets.exceptions.DatasetsError) as error:
         where = f"after row {row}" if row else f"split '{source.dataset_split}'"
         is_part = set(source.dataset_split) & set("[+%")
-        hint = ". A part of a split, or a sum of splits, cannot be streamed: set max_megabytes instead" if is_part else ""
+        hint = (
+            ". A part of a split, or a sum of splits, cannot be streamed: set max_megabytes instead" if is_part else ""
+        )
         raise DataError(
             f"source '{source.name}': dataset {source.dataset}, {where}: {type(error).__name__}: {shown(error)}{hint}"
         ) from error

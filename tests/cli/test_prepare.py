@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -79,7 +80,7 @@ def test_skipped_inputs_are_listed(recipe: list[str], tmp_path: Path, capsys: py
     assert "web: 3 read = 2 kept + 0 duplicates + 0 empty + 1 bad" in output
     assert f"web: skipped 1: not valid JSON; for example {tmp_path}/web/a.jsonl, line 3" in output
     assert "web: files not read: 1 .rst" in output
-    assert f"web: 1: empty file, passed over; for example {tmp_path}/web/part-1.jsonl" in output
+    assert f"web: empty file, passed over: 1, for example {tmp_path}/web/part-1.jsonl" in output
 
 
 def test_problems_are_reported_without_a_traceback(
@@ -150,3 +151,12 @@ def test_a_signal_interrupts_and_the_next_start_continues(number: signal.Signals
     assert main(words) == 0
     for path in (tmp_path / "fresh").glob("*.[bi][id][nx]"):
         assert (tmp_path / "data" / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("output", ["| head -n 1; exit ${PIPESTATUS[0]}", ">/dev/full"])
+def test_a_reader_that_leaves_does_not_end_the_work(output: str, recipe: list[str], tmp_path: Path):
+    words = shlex.join([sys.executable, "-m", "dsllm", "prepare", *recipe])
+    done = subprocess.run(["bash", "-c", f"{words} {output}"], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert load_manifest(tmp_path / "data").tokenizer.vocab_size == 300
