@@ -41,18 +41,23 @@ def document_in(record: Any, text_field: str, origin: str) -> Document | BadInpu
     if not isinstance(record, dict):
         return BadInput(origin, "not a JSON object", f"it is {type_name(record)}")
     text: Any = record
-    parts = (text_field,) if text_field in record else text_field.split(".")
-    for depth, part in enumerate(parts):
-        if not isinstance(text, dict) or part not in text:
-            place = f"'{'.'.join(parts[:depth])}': " if depth else ""
-            found = f"fields: {', '.join(map(str, text)) or 'none'}" if isinstance(text, dict) else type_name(text)
-            return BadInput(
-                origin, f"no field '{text_field}'", f"{place}its {found}" if not place else f"{place}{found}"
-            )
-        text = text[part]
+    if text_field in record:
+        text = record[text_field]
+    else:
+        parts = text_field.split(".")
+        for depth, part in enumerate(parts):
+            if not isinstance(text, dict) or part not in text:
+                return BadInput(origin, f"no field '{text_field}'", _what_is_there(text, parts[:depth]))
+            text = text[part]
     if not isinstance(text, str):
         return BadInput(origin, f"field '{text_field}' is not a string", f"it is {type_name(text)}")
     return Document(text, origin)
+
+
+def _what_is_there(value: Any, parts: list[str]) -> str:
+    """The fields of an object, or the type of something else, under these keys of a record."""
+    fields = f"fields: {', '.join(map(str, value)) or 'none'}" if isinstance(value, dict) else type_name(value)
+    return f"'{'.'.join(parts)}': {fields}" if parts else f"its {fields}"
 
 
 def type_name(value: Any) -> str:
