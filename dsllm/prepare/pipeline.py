@@ -29,6 +29,7 @@ from dsllm.prepare.train_tokenizer import train_tokenizer
 from dsllm.prepare.units import Unit, spool_path
 from dsllm.prepare.workspace import (
     CARD_FILE,
+    MANIFEST_FILES,
     Workspace,
     check_replaceable,
     not_written,
@@ -116,7 +117,8 @@ def _complete(workspace: Workspace, settings: dict[str, Any]) -> Manifest | None
     except DataError:
         ready = None
     if ready is None:  # a manifest of other settings must not stay next to the shards of these
-        (workspace.aside / manifests.FILE_NAME).unlink(missing_ok=True)
+        for name in MANIFEST_FILES:
+            (workspace.aside / name).unlink(missing_ok=True)
     return ready
 
 

@@ -19,6 +19,8 @@ from dsllm.prepare.document import shown
 from dsllm.prepare.settings import other_settings
 
 CARD_FILE = "data_card.json"
+MANIFEST_FILES = (manifests.FILE_NAME, f"{manifests.FILE_NAME}.sha256")
+"""The manifest, and its checksum where there is one."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """No room: on the disk, in the user's quota, or within the limit on a file's size."""
 
@@ -84,7 +86,7 @@ def check_replaceable(directory: Path, force: bool = False) -> None:
 
 
 _OWN_NAME = re.compile(
-    rf"(({re.escape(manifests.FILE_NAME)}|{re.escape(CARD_FILE)}|(train|validation)-.+\.(bin|idx))(\.partial)?)"
+    rf"(({'|'.join(map(re.escape, (CARD_FILE, *MANIFEST_FILES)))}|(train|validation)-.+\.(bin|idx))(\.partial)?)"
     r"|tokenizer|spool|records"
 )
 """Names that `prepare` gives to what it writes."""
@@ -144,7 +146,7 @@ class Workspace:
         """
         check_replaceable(self.directory, force=self.force)  # again: reading the sources may have taken hours
         keep = {f"{name}{suffix}" for name in shard_names for suffix in (".bin", ".idx")}
-        keep |= {self.tokenizer.name, manifests.FILE_NAME, CARD_FILE}
+        keep |= {self.tokenizer.name, CARD_FILE, *MANIFEST_FILES}
         for path in list(self.aside.iterdir()):
             if path.name not in keep:
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
