@@ -35,7 +35,6 @@ TESTED_ELSEWHERE = {
     "dsllm/cli/generate.py": "tests/cli/test_saved_models.py",
     "dsllm/cli/parity_report.py": "tests/cli/test_parity.py",
     "dsllm/cli/prepare_report.py": "tests/cli/test_prepare.py",
-    "dsllm/cli/prepared_data.py": "tests/cli/test_train.py",
     "dsllm/config/check_cluster.py": "tests/config/test_cluster.py",
     "dsllm/config/data.py": "tests/config/test_check.py",
     "dsllm/config/explain.py": "tests/config/test_load.py",
