@@ -211,18 +211,24 @@ def own_address(host: str | None = None, addresses: Sequence[str] | None = None)
         named = socket.gethostbyname(host or socket.gethostname())
     except OSError:
         named = LOOPBACK
-    if not _is_loopback(named):
+    if not is_loopback(named):
         return named
     if addresses is None:
         up = {name for name, state in psutil.net_if_stats().items() if state.isup}
         of_all = psutil.net_if_addrs().items()
         addresses = [a.address for name, of_one in of_all if name in up for a in of_one if a.family == socket.AF_INET]
-    reachable = [address for address in addresses if not _is_loopback(address)]
+    reachable = [address for address in addresses if not is_loopback(address)]
     return reachable[0] if len(reachable) == 1 else None
 
 
-def _is_loopback(address: str) -> bool:
-    return ipaddress.ip_address(address).is_loopback
+def is_loopback(address: str) -> bool:
+    """Whether an address means every machine itself, so that no other one reaches it."""
+    if address == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:  # a name
+        return False
 
 
 def _first_node(env: Mapping[str, str], one_host: bool) -> str:
