@@ -1,5 +1,6 @@
 """Checks the fields of a cluster against each other, and every text that a shell or a scheduler will read."""
 
+import ipaddress
 import os
 import re
 from collections.abc import Iterator
@@ -7,8 +8,12 @@ from collections.abc import Iterator
 from dsllm.config.check import Problem
 from dsllm.config.cluster import ClusterConfig, ContainerConfig, SlurmConfig
 
-HOST_NAME = r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"
+_HOST_NAME = r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"
 """A host's name; excludes what ssh could read as an option, or a shell as a command."""
+
+_LONGEST_SHOWN = 80
+
+_USER_NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
 
 _VARIABLE_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 _SET_BY_LAUNCHERS = (
@@ -31,17 +36,44 @@ def problems_in_cluster(cluster: ClusterConfig) -> list[Problem]:
     ]
 
 
+def is_host(name: str) -> bool:
+    """Whether a text is a host's name or IP address, and nothing else to a shell or to ssh."""
+    return re.fullmatch(_HOST_NAME, name) is not None or is_ipv6(name)
+
+
+def is_ipv6(name: str) -> bool:
+    """Whether a text is an IPv6 address that means the same on every host, so without an interface (%eth0)."""
+    try:
+        return ipaddress.IPv6Address(name).scope_id is None
+    except ValueError:
+        return False
+
+
+def problem_of_host(name: str) -> str | None:
+    """What is wrong with a host's name as ssh takes it; None: nothing."""
+    user, at, host = name.rpartition("@")
+    if at and not re.fullmatch(_USER_NAME, user):
+        return f"{_shown(user)!r} is not a user name: write USER@HOST"
+    if not is_host(host):
+        return (
+            f"{_shown(host)!r} is not a host name: use letters, digits, '.', '-' and '_' only, or an IP address (a port "
+            "belongs in ssh.port of the cluster file)"
+        )
+    return None
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "..."
+
+
 def _check_hosts(cluster: ClusterConfig) -> Iterator[Problem]:
-    names = [host.name for host in cluster.hosts]
+    names = [host.address.lower() for host in cluster.hosts]
     for i, host in enumerate(cluster.hosts):
         where = f"hosts.{i}"
-        if not re.fullmatch(HOST_NAME, host.name):
-            yield f"{where}.name", f"{host.name!r} is not a host name: use letters, digits, '.', '-' and '_' only"
-        if names.index(host.name) != i:
-            yield (
-                f"{where}.name",
-                f"'{host.name}' is already host {names.index(host.name)}; name each host once, with all its slots",
-            )
+        if problem := problem_of_host(host.name):
+            yield f"{where}.name", problem
+        if (first := names.index(host.address.lower())) != i:
+            yield f"{where}.name", f"'{host.name}' is already host {first}; name each host once, with all its slots"
         if host.slots < 1:
             yield f"{where}.slots", f"must be at least 1, but it is {host.slots}"
 
@@ -62,8 +94,8 @@ def _check_words(cluster: ClusterConfig) -> Iterator[Problem]:
     """Names that scripts and launchers use unquoted, and texts that no command line can contain."""
     if cluster.interface is not None and not re.fullmatch(r"[A-Za-z0-9_.:@-]+", cluster.interface):
         yield "interface", f"{cluster.interface!r} is not the name of a network interface"
-    if cluster.master_address is not None and not re.fullmatch(HOST_NAME, cluster.master_address):
-        yield "master_address", f"{cluster.master_address!r} is neither a host name nor an IPv4 address"
+    if cluster.master_address is not None and not is_host(cluster.master_address):
+        yield "master_address", f"{cluster.master_address!r} is neither a host name nor an IP address"
     for i, name in enumerate(cluster.modules):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+/-]*", name):
             yield f"modules.{i}", f"{name!r} is not the name of a module"
@@ -100,6 +132,13 @@ def _check_launcher(cluster: ClusterConfig) -> Iterator[Problem]:
         yield "launcher", "slurm needs a section slurm: partition, nodes, tasks_per_node, time_limit"
     if chosen == "torchrun" and len({host.slots for host in cluster.hosts}) > 1:
         yield "hosts", "torchrun needs the same number of slots on every host; deepspeed does not"
+    if chosen == "mpi":
+        for i, host in enumerate(cluster.hosts):
+            if is_ipv6(host.address):
+                yield (
+                    f"hosts.{i}.name",
+                    f"{host.address} is an IPv6 address, which Open MPI does not read in a hostfile: use a name",
+                )
 
 
 def _check_slurm(slurm: SlurmConfig) -> Iterator[Problem]:

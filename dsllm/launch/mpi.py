@@ -16,7 +16,7 @@ def mpi_launch(job: Job, cluster: ClusterConfig) -> Launch:
     Ranks get the address of rank 0's store in their environment, so mpi4py is not needed.
     """
     hostfile, rank, node = job.folder / "hosts", job.folder / "rank.sh", job.folder / "node.sh"
-    address = cluster.master_address or (cluster.hosts[0].name if cluster.hosts else "127.0.0.1")
+    address = cluster.master_address or (cluster.hosts[0].address if cluster.hosts else "127.0.0.1")
     port = port_of(job, cluster) if cluster.hosts else cluster.port or free_port()
     train = quoted([*in_container(cluster), python_of(cluster), "-u", "-m", "dsllm", "train", *job.words])
     store = f"env MASTER_ADDR={address} MASTER_PORT={port}"  # in the rank's script: mpirun passes on only what -x names
