@@ -84,13 +84,18 @@ def _launch(options: argparse.Namespace, words: RunWords, report: Report) -> int
 
 
 def _make_job(words: RunWords, cluster: ClusterConfig) -> "Job":
-    """The job of a run. Reads the run, so that its mistakes are found before anything starts."""
+    """The job of a run. Reads the run and its DeepSpeed JSON, so that mistakes are found before anything starts."""
+    from dsllm.cli.launch_checks import check_ranks, notes
     from dsllm.config.load import load_run
+    from dsllm.engine.settings.json_file import read_deepspeed_json
     from dsllm.launch.job import Job
 
     config = load_run(words.file, words.overrides)
     file = find_file(words.file) if words.file else None
+    check_ranks(config, read_deepspeed_json(config.deepspeed, file.parent if file else None), cluster)
     directory = Path(cluster.shared_directory or Path.cwd())
+    for note in notes(config, file, cluster, directory):
+        print(f"dsllm launch: note: {note}", file=sys.stderr, flush=True)
     return Job(
         name=f"{config.run.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
         run_name=config.run.name,

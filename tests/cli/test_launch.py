@@ -28,7 +28,9 @@ cd /; exec env -i PATH="$PATH" HOME="$HOME" sh -c "$*"
 
 
 def write_run(folder: Path) -> None:
-    (folder / "my run.yaml").write_text("run: {name: tiny}\n")
+    (folder / "my run.yaml").write_text(
+        "run: {name: tiny}\ntrain: {global_batch_sequences: 48, micro_batch_sequences: 1}\n"  # for 1, 2, 3 and 16 ranks
+    )
     (folder / "hosts").write_text("n1 slots=2\nn2 slots=1\n")
 
 
