@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, get_args
@@ -95,7 +96,7 @@ def _make_job(words: RunWords, cluster: ClusterConfig) -> "Job":
     check_ranks(config, read_deepspeed_json(config.deepspeed, file.parent if file else None), cluster)
     directory = Path(cluster.shared_directory or Path.cwd())
     for note in notes(config, file, cluster, directory):
-        print(f"dsllm launch: note: {note}", file=sys.stderr, flush=True)
+        _note(note)
     return Job(
         name=f"{config.run.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
         run_name=config.run.name,
@@ -143,8 +144,9 @@ def _check_programs(launch: "Launch") -> None:
 
 def _run(job: "Job", cluster: ClusterConfig, launch: "Launch") -> "Outcome":
     """Start the job, follow it to its end, and derive its exit code."""
-    from dsllm.launch.exit_code import has_ended, outcome_of, read_patiently
+    from dsllm.launch.exit_code import has_ended, outcome_of
     from dsllm.launch.follow import StopRequest, Waits, follow, stop_signals
+    from dsllm.launch.remaining import Remaining
     from dsllm.run_directory import read_status
 
     waits = Waits(save=cluster.timeouts.save_seconds, end=cluster.timeouts.end_seconds)
@@ -154,16 +156,21 @@ def _run(job: "Job", cluster: ClusterConfig, launch: "Launch") -> "Outcome":
         return has_ended(before, partial(read_status, job.run_directory))
 
     print(f"job {job.name}: files and output in {job.folder}", flush=True)
-    with stop_signals() as request, (job.folder / OUTPUT_FILE).open("wb") as log:
-        write = partial(_write, log)
+    with stop_signals() as request, (job.folder / OUTPUT_FILE).open("wb", buffering=0) as log:
+        write = _Output(log).write
         if cluster.chosen_launcher == "slurm":
             codes = [_run_batch(job, launch, waits, request, write)]
         else:
             codes = list(follow(launch.commands, waits, request, run_has_ended, write).values())
-        outcome = outcome_of(before, read_patiently(partial(read_status, job.run_directory)), codes, request.by)
+        after = Remaining(job.name, job.run_directory, before).status(waits, _note)
+        outcome = outcome_of(before, after, codes, request.by)
         if launch.sweeps and outcome.code not in (0, EXIT_INTERRUPTED):
             follow(launch.sweeps, waits, StopRequest(), _yes, write)
     return outcome
+
+
+def _note(text: str) -> None:
+    print(f"dsllm launch: note: {text}", file=sys.stderr, flush=True)
 
 
 def _yes() -> bool:
@@ -183,12 +190,21 @@ def _run_batch(
     return follow_batch(number, job.folder / f"slurm-{number}.log", waits, request, write).exit_code
 
 
-def _write(log: IO[bytes], data: bytes) -> None:
-    """Write to the job's log and to the terminal. A terminal that has been closed does not end the job."""
-    log.write(data)
-    log.flush()
-    try:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-    except OSError:
-        silence()
+@dataclass
+class _Output:
+    """Passes on what the job prints, to its log and to the terminal: neither a full disk nor a closed terminal ends the job."""
+
+    log: IO[bytes] | None
+
+    def write(self, data: bytes) -> None:
+        if self.log is not None:
+            try:
+                self.log.write(data)
+            except OSError as error:
+                self.log = None
+                _note(f"{OUTPUT_FILE} ends here, the job goes on: {error.strerror or error}")
+        try:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        except OSError:
+            silence()

@@ -247,6 +247,20 @@ def test_killed_itself_it_leaves_nothing_behind(folder, name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["local", "hosts"])
+def test_a_killed_watch_does_not_hide_that_the_ranks_have_saved(folder, name):
+    """Nobody is left to pass signals on: the ranks notice, save and exit, and only then is the job judged."""
+    job = start(folder, *prepare_launch(folder, name), *ENDLESS)
+    wait_for_steps(folder, job)
+    watches = [p for p in psutil.process_iter() if _belongs(p, folder) and "dsllm.launch.node" in p.cmdline()]
+    assert len(watches) == (1 if name == "local" else 2)
+    for watch in watches:
+        watch.kill()
+    assert end(folder, job) == 75, (folder / "log").read_text()
+    assert state(folder) == "interrupted" and "while they save" in (folder / "log").read_text()
+
+
+@pytest.mark.slow
 def test_a_killed_launcher_of_deepspeeds_is_no_success(folder):
     """`deepspeed` itself exits 0 here, and its ranks keep running."""
     job = start(folder, *LAUNCHES["local"], *ENDLESS)
