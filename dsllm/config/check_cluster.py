@@ -1,6 +1,7 @@
 """Checks the fields of a cluster against each other, and every text that a shell or a scheduler will read."""
 
 import ipaddress
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -12,6 +13,12 @@ _HOST_NAME = r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"
 """A host's name; excludes what ssh could read as an option, or a shell as a command."""
 
 _LONGEST_SHOWN = 80
+
+MOST_RANKS = 1_000_000
+"""More than any machine runs; a larger number is a mistake."""
+
+_MOST_SECONDS = 10_000_000
+"""Some months."""
 
 _USER_NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
 
@@ -74,20 +81,24 @@ def _check_hosts(cluster: ClusterConfig) -> Iterator[Problem]:
             yield f"{where}.name", problem
         if (first := names.index(host.address.lower())) != i:
             yield f"{where}.name", f"'{host.name}' is already host {first}; name each host once, with all its slots"
-        if host.slots < 1:
-            yield f"{where}.slots", f"must be at least 1, but it is {host.slots}"
+        yield from _from_1_to(MOST_RANKS, f"{where}.slots", host.slots)
+    if cluster.num_ranks > MOST_RANKS:
+        yield "hosts", f"have {cluster.num_ranks:,} slots together; a job has at most {MOST_RANKS:,} ranks"
 
 
 def _check_numbers(cluster: ClusterConfig) -> Iterator[Problem]:
-    for field, port in (("port", cluster.port), ("ssh.port", cluster.ssh.port)):
-        if port is not None and not 1 <= port <= 65535:
-            yield field, f"must be between 1 and 65535, but it is {port}"
-    if cluster.slots is not None and cluster.slots < 1:
-        yield "slots", f"must be at least 1, but it is {cluster.slots}"
+    yield from _from_1_to(65535, "port", cluster.port)
+    yield from _from_1_to(65535, "ssh.port", cluster.ssh.port)
+    yield from _from_1_to(MOST_RANKS, "slots", cluster.slots)
     for name in ("save_seconds", "end_seconds", "connect_seconds"):
         value = getattr(cluster.timeouts, name)
-        if not value > 0:
-            yield f"timeouts.{name}", f"must be above 0, but it is {value}"
+        if not 0 < value <= _MOST_SECONDS:
+            yield f"timeouts.{name}", f"must be above 0 and at most {_MOST_SECONDS:,}, but it is {value}"
+
+
+def _from_1_to(most: int, field: str, value: int | None) -> Iterator[Problem]:
+    if value is not None and not 1 <= value <= most:
+        yield field, f"must be at least 1 and at most {most}, but it is {value}"
 
 
 def _check_words(cluster: ClusterConfig) -> Iterator[Problem]:
@@ -120,7 +131,8 @@ def _check_environment(cluster: ClusterConfig) -> Iterator[Problem]:
                 where,
                 "is set by the launcher; remove it (port, master_address and hosts are fields of the cluster)",
             )
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
+        is_odd = isinstance(value, float) and not math.isfinite(value)  # .nan: perhaps the program's own word
+        if is_odd or isinstance(value, bool) or not isinstance(value, str | int | float):
             yield where, f"must be text or a number, but it is {value!r}; put it in quotes, as the program expects it"
         elif "\0" in str(value):
             yield where, "contains a NUL character, which no variable can"
@@ -142,10 +154,11 @@ def _check_launcher(cluster: ClusterConfig) -> Iterator[Problem]:
 
 
 def _check_slurm(slurm: SlurmConfig) -> Iterator[Problem]:
-    for name in ("nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task", "signal_seconds"):
-        value = getattr(slurm, name)
-        if value is not None and value < 1:
-            yield f"slurm.{name}", f"must be at least 1, but it is {value}"
+    for name in ("nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task"):
+        yield from _from_1_to(MOST_RANKS, f"slurm.{name}", getattr(slurm, name))
+    yield from _from_1_to(65535, "slurm.signal_seconds", slurm.signal_seconds)  # SLURM's limit
+    if 1 <= slurm.nodes <= MOST_RANKS < slurm.nodes * slurm.tasks_per_node:
+        yield "slurm.tasks_per_node", f"x {slurm.nodes} nodes: a job has at most {MOST_RANKS:,} ranks"
     for name in ("partition", "account", "qos", "gres", "memory"):
         value = getattr(slurm, name)
         if value is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.,:=()+-]*", str(value)):
