@@ -70,7 +70,7 @@ def _launch(options: argparse.Namespace, words: RunWords, report: Report) -> int
         _show(launch)
         report(_planned(job, launch))
         return 0
-    _check_programs(launch)
+    _check_programs(launch, cluster)
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
         for path, text in launch.files.items():
@@ -136,7 +136,11 @@ def _ended(job: "Job", launch: "Launch", outcome: "Outcome") -> dict[str, Any]:
     }
 
 
-def _check_programs(launch: "Launch") -> None:
+def _check_programs(launch: "Launch", cluster: ClusterConfig) -> None:
+    from dsllm.launch.mpi import refuse_other_mpi
+
+    if cluster.chosen_launcher == "mpi":
+        refuse_other_mpi(cluster)
     for program in {command[0] for command in launch.commands.values()}:
         if shutil.which(program) is None:
             raise LaunchError(f"{program}: there is no such program here, and it starts this job")
