@@ -39,8 +39,6 @@ TESTED_ELSEWHERE = {
     "dsllm/config/data.py": "tests/config/test_check.py",
     "dsllm/config/explain.py": "tests/config/test_load.py",
     "dsllm/config/fields.py": "tests/config/test_compare.py",
-    "dsllm/config/hostfile.py": "tests/config/test_cluster.py",
-    "dsllm/config/load_cluster.py": "tests/config/test_cluster.py",
     "dsllm/config/model.py": "tests/config/test_check.py",
     "dsllm/config/optimizer.py": "tests/engine/test_optimizers.py",
     "dsllm/config/parallel.py": "tests/test_mesh.py",
