@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsllm.checkpoint.hugging_face_fields import Fields, Json, rope_fields, shown
-from dsllm.config.check import model_problems
+from dsllm.config.check import problems_in_model
 from dsllm.config.model import ModelConfig, RopeScaling
 from dsllm.errors import CheckpointError
 
@@ -88,7 +88,7 @@ def config_from_json(fields: Mapping[str, Any], origin: str) -> ModelConfig:
         raise CheckpointError(f"{origin}: fields that are not implemented: " + "; ".join(reader.problems))
     scaling = found.pop("rope_scaling", None)
     config = ModelConfig(**found, rope_scaling=RopeScaling(**scaling) if scaling else None)
-    problems = [f"{field}: {problem}" for field, problem in model_problems(config)]
+    problems = [f"{field}: {problem}" for field, problem in problems_in_model(config)]
     if problems:
         raise CheckpointError(f"{origin}: describes a model that cannot be: " + "; ".join(problems))
     return config

@@ -13,7 +13,7 @@ from dsllm.checkpoint.hugging_face_files import (
     is_hugging_face_folder,
     read_architecture,
 )
-from dsllm.checkpoint.manifest import read_manifest
+from dsllm.checkpoint.read_manifest import read_manifest
 from dsllm.config.migrate import SavedConfig, read_model
 from dsllm.config.model import ModelConfig
 from dsllm.config.yaml_file import write_yaml
