@@ -54,7 +54,9 @@ def test_every_form_gives_the_same_documents(
 
 def test_one_object_with_all_keys_in_lines_of_their_own(tmp_path: Path):
     assert texts(read(tmp_path / "a.json", '{\n  "text": "x"\n}\n')) == ["x"]
+    assert texts(read(tmp_path / "a.json", '{\r"text": "x"\r}\r')) == ["x"]
     assert texts(read(tmp_path / "a.json", '{"text": "x"}')) == ["x"]
+    assert "Extra data" in str(only(read(tmp_path / "a.json", '{"text": "x"}{"text": "y"}')))
     assert texts(read(tmp_path / "a.json", ' \n [ {"text": "x"} , {"text": "y"}\n]\n ')) == ["x", "y"]
 
 
@@ -76,6 +78,11 @@ def test_an_array_is_read_up_to_what_is_not_json(content: str, num_read: int, de
     assert texts(documents) == ["x", "y"][:num_read]
     assert isinstance(last, BadInput) and last.reason == "not valid JSON" and detail in last.detail
     assert last.origin.endswith(f"a.json, after element {num_read}")
+
+
+def test_much_space_is_no_content(tmp_path: Path):
+    (remark,) = read(tmp_path / "a.json", "[" + " " * 20_000_000 + "]")
+    assert str(remark).endswith("a.json: empty file, passed over")
 
 
 def test_a_mistake_early_in_a_large_array_is_found_without_reading_it_all(tmp_path: Path):
