@@ -250,14 +250,13 @@ def _lock_file(workspace: Workspace, report: Callable[[str], None]) -> IO[str] |
     return None
 
 
-def not_written(directory: Path, error: OSError, what_is_kept: str = "") -> DataError:
+def not_written(directory: Path, error: OSError, verb: str = "written") -> DataError:
     """The error that a file or folder of a preparation could not be written: which, why, and what to do."""
-    place = f"data.directory {directory}: {shown(error.filename or directory)}"
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
-            why = "the disk is full; free some space and start again"
+            verb, why = "written", "the disk is full; free some space and start again: finished shards are kept"
         case errno.EFBIG:
-            why = "larger than a file may be here (ulimit -f); raise the limit or lower data.shard_megabytes, and start again"
+            verb, why = "written", "it is larger than a file may be here; raise that limit (ulimit -f), and start again"
         case _:
-            why = f"{error.strerror or error}; change that, or set another data.directory, and start again"
-    return DataError(f"{place} cannot be written: {why}{what_is_kept}")
+            why = f"{error.strerror or error}; change that, or set another data.directory"
+    return DataError(f"data.directory {directory}: {shown(error.filename or directory)} cannot be {verb}: {why}")

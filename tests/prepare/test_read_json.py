@@ -113,6 +113,34 @@ def test_an_array_in_lines_gets_a_hint(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        (b'{"text": "x", "n": NaN, "m": 1e999}', "x"),
+        (b'{"text": "x", "n": 1234567890123456789012345}', "x"),
+        (b'{"text": "first", "text": "x"}', "x"),  # the last one counts, as in Python
+        ('{"text": "x\u2028y\x85"}'.encode(), "x\u2028y\x85"),
+        (b'{"text": "\\ud83d\\ude00"}', "😀"),
+        (b'{"text": "x"}\r', "x"),
+        (b'\xef\xbb\xbf{"text": "x"}', "x"),
+        (b'{"text": "\\u0000"}', "\0"),
+        (b'{"text": "' + b"x" * 2_500_000 + b'"}', "x" * 2_500_000),
+        (b'{"n": ' + b"9" * 5000 + b', "text": "x"}', "not valid JSON"),
+        (b'{"text": "x"} {"text": "y"}', "not valid JSON"),
+        (b'{"text": "x",}', "not valid JSON"),
+        (b'{"text": "x"},', "not valid JSON"),
+        (b"{'text': 'x'}", "not valid JSON"),
+        (b'{"text": "a\tb"}', "not valid JSON"),
+        (b'{"text": "\xff"}', "not UTF-8"),
+        (b'{"text": NaN}', "field 'text' is not a string"),
+    ],
+)
+def test_unusual_lines(line: bytes, found: str, tmp_path: Path):
+    for name in ("a.jsonl", "a.json"):
+        (item,) = read(tmp_path / name, line + b"\n")
+        assert (item.text if isinstance(item, Document) else item.reason) == found
+
+
+@pytest.mark.parametrize(
     ("record", "field", "found"),
     [
         ({"doc": {"text": "x"}}, "doc.text", "x"),
