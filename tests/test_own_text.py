@@ -20,9 +20,13 @@ def test_the_page_as_a_newcomer_follows_it(tmp_path, monkeypatch):
     (yaml,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
     (commands,) = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
     (tmp_path / "mine.yaml").write_text(yaml)
-    words = random.Random(7).choices("river stone cloud the a of and under over walks sings deep".split(), k=20_000)
+    words = random.Random(7).choices(
+        ["river", "stone", "cloud", "the", "a", "of", "and", "under", "over", "walks", "sings", "deep"], k=20_000
+    )
     (tmp_path / "texts").mkdir()
-    (tmp_path / "texts" / "a.txt").write_text("\n\n".join(" ".join(words[i : i + 50]) for i in range(0, len(words), 50)))
+    (tmp_path / "texts" / "a.txt").write_text(
+        "\n\n".join(" ".join(words[i : i + 50]) for i in range(0, len(words), 50))
+    )
     for line in commands.splitlines():
         name, *arguments = shlex.split(line)
         assert name == "dsllm"
@@ -30,4 +34,6 @@ def test_the_page_as_a_newcomer_follows_it(tmp_path, monkeypatch):
             arguments += FEWER
         subprocess.run([sys.executable, "-m", "dsllm", *arguments], check=True, capture_output=True, timeout=200)
     assert json.loads((tmp_path / "runs" / "mine" / "status.json").read_text())["state"] == "finished"
-    assert (tmp_path / "out" / "mine" / "config.json").is_file() and list((tmp_path / "runs" / "mine" / "eval").iterdir())
+    assert (tmp_path / "out" / "mine" / "config.json").is_file() and list(
+        (tmp_path / "runs" / "mine" / "eval").iterdir()
+    )

@@ -69,8 +69,13 @@ def with_vocabulary(config: RunConfig, manifest: Manifest) -> RunConfig:
     """
     needed, size = manifest.tokenizer.vocab_size, config.model.vocab_size
     if size is not None and size < needed:
-        raise ConfigError(
-            f"model.vocab_size {size} is smaller than the {needed} ids of the tokenizer in {config.data.directory}: "
+        source = config.model.init_from
+        advice = (
             "leave it out, or make it at least as large"
+            if source is None
+            else f"train with the tokenizer that {source} was trained with (tokenizer.kind: pretrained, and its tokenizer.path)"
+        )
+        raise ConfigError(
+            f"model.vocab_size {size} is smaller than the {needed} ids of the tokenizer in {config.data.directory}: {advice}"
         )
     return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size or needed))

@@ -33,6 +33,11 @@ def problems_in(config: RunConfig) -> list[Problem]:
     ]
 
 
+def problems_in_model(model: ModelConfig) -> list[Problem]:
+    """Everything in a model that cannot work, whatever it is trained on."""
+    return [*_check_finite("model", model), *_check_model(model, sequence_length=1)]
+
+
 def _check_finite(field: str, value: object) -> Iterator[Problem]:
     """Find numbers that are NaN or infinite: NaN passes every comparison with a limit below."""
     if isinstance(value, float) and not math.isfinite(value):
@@ -60,7 +65,7 @@ def _not_negative(section: str, branch: object, *names: str) -> Iterator[Problem
 
 
 def _check_data(data: DataConfig) -> Iterator[Problem]:
-    yield from _positive("data", data, "sequence_length", "shard_megabytes")
+    yield from _positive("data", data, "sequence_length", "shard_megabytes", "verify_megabytes_per_second")
     yield from _not_negative("data", data, "num_workers")
     if not 0 <= data.validation_share < 1:
         yield "data.validation_share", f"must be in [0, 1), but it is {data.validation_share}"

@@ -68,6 +68,11 @@ class DataConfig:
     prefetch: bool = changeable(True)
     """Read the next step's sequences in a thread while this step computes. The samples and their order are the same.
     Switch it off to measure how long reading takes, or to save the memory of one more step of token ids."""
+    verify: Literal["background", "start", "off"] = changeable("background")
+    """When the token shards are compared with the checksums of their manifest, each once per run: behind training (a damaged
+    one ends the run at the next step), before the first step, or not at all."""
+    verify_megabytes_per_second: float = changeable(100.0)
+    """How fast all ranks together read for data.verify: background (10^6 bytes)."""
 
 
 @dataclass(frozen=True, kw_only=True)

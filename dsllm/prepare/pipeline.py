@@ -23,6 +23,7 @@ from dsllm.errors import DataError
 from dsllm.prepare.adopt_shards import adopt_shards
 from dsllm.prepare.baselines import measure_baselines
 from dsllm.prepare.card import make_card
+from dsllm.prepare.check_prepared import check_prepared
 from dsllm.prepare.reading import MEGABYTE, Progress, Reading, TrainingSample
 from dsllm.prepare.settings import EMBEDDED_CORPUS, reads_default_corpus
 from dsllm.prepare.train_tokenizer import train_tokenizer
@@ -54,8 +55,8 @@ def prepare(
 ) -> Manifest:
     """Prepare the token shards of a run in `directory`, and return their manifest.
 
-    Leaves a directory alone that was prepared with the same settings. Continues an interrupted preparation: shards
-    finished with the same text and tokenizer are used again.
+    Verifies a directory that was prepared with the same settings, and leaves it alone. Continues an interrupted
+    preparation: shards finished with the same text and tokenizer are used again.
 
     Args:
         report: called with a line of text for each step and warning.
@@ -76,16 +77,17 @@ def prepare(
         report(EMBEDDED_CORPUS)
     try:
         directory = real_directory(directory)
-        if not force and (ready := _ready(directory, settings)) is not None:
+        if not force and (ready := prepared_before(directory, settings)) is not None:
+            check_prepared(directory, ready, progress)
             report(
                 f"{directory} is prepared already with these settings: nothing to do (--force reads the sources again)"
             )
             return ready
         check_replaceable(directory, force)
         with open_workspace(directory, report, force) as workspace:
-            if not force and (ready := _ready(directory, settings)) is not None:
+            if not force and (ready := prepared_before(directory, settings)) is not None:
                 return ready  # another process prepared it before we got the lock
-            if not force and (ready := _complete(workspace, settings)) is not None:
+            if not force and (ready := _complete(workspace, settings, progress)) is not None:
                 report("publishing what an earlier attempt had completed")
                 workspace.publish({record.prefix for record in ready.records()})
                 return ready
@@ -94,26 +96,12 @@ def prepare(
         raise not_written(directory, error, "used") from error
 
 
-def _ready(directory: Path, settings: dict[str, Any]) -> Manifest | None:
-    """The manifest of a directory that is prepared with these settings; None if there is none.
-
-    Raises:
-        DataError: prepared with other settings; or its shards or its tokenizer are damaged, by their sizes and headers.
-    """
-    ready = prepared_before(directory, settings)
-    if ready is not None:
-        try:
-            manifests.check_tokenizer(directory, ready)
-            manifests.check_shards(directory, ready)
-        except DataError as error:
-            raise DataError(f"{error}\nreplace the damaged data by `dsllm prepare CONFIG --force`") from error
-    return ready
-
-
-def _complete(workspace: Workspace, settings: dict[str, Any]) -> Manifest | None:
+def _complete(workspace: Workspace, settings: dict[str, Any], progress: Progress) -> Manifest | None:
     """The manifest of an earlier attempt that was ended just before its folder got its final name; None otherwise."""
     try:
-        ready = _ready(workspace.aside, settings)
+        ready = prepared_before(workspace.aside, settings)
+        if ready is not None:
+            check_prepared(workspace.aside, ready, progress)
     except DataError:
         ready = None
     if ready is None:  # a manifest of other settings must not stay next to the shards of these

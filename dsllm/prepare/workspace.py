@@ -19,7 +19,7 @@ from dsllm.prepare.document import shown
 from dsllm.prepare.settings import other_settings
 
 CARD_FILE = "data_card.json"
-MANIFEST_FILES = (manifests.FILE_NAME, f"{manifests.FILE_NAME}.sha256")
+MANIFEST_FILES = (manifests.FILE_NAME, manifests.CHECKSUM_FILE)
 """The manifest, and its checksum where there is one."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """No room: on the disk, in the user's quota, or within the limit on a file's size."""

@@ -202,8 +202,7 @@ def test_init_from_another_shape_is_refused(folder):
     train(folder, 1, ["tiny.yaml"])
     wrong = ["tiny.yaml", "run.directory=runs/other", "model.init_from=runs/tiny", "model.mlp_size=64"]
     codes, output = train(folder, 1, wrong)
-    assert codes == [1] and "layers.0.mlp.down.weight: (48, 96) there, (48, 64) here" in output
-    assert "model.mlp_size: 96 there, 64 here" in output
+    assert codes == [1] and "model.mlp_size: 96 there, 64 here" in output
 
 
 @pytest.mark.slow
