@@ -16,13 +16,19 @@ HIDDEN = "hidden"
 SAME_FILE = "second name of a file"
 """How links to files that are read already are counted."""
 _DATASET_CARD = "readme.md"
+_DESCRIPTIONS = (
+    "dataset_infos.json",
+    "dataset_info.json",
+    "dataset_dict.json",
+    "state.json",
+)  # of the library datasets
 
 
 def find_files(source: SourceConfig) -> tuple[list[Path], Counter[str]]:
     """The files named by a source's paths, in order, each once; and the number of files passed over, by suffix.
 
-    Folders are searched recursively, sorted by name; names that begin with a dot are skipped, and so is a README.md directly
-    in a folder that a path names: it describes the data.
+    Folders are searched recursively, sorted by name; names that begin with a dot are skipped, and so are files that describe
+    the data: a README.md directly in a folder that a path names, and the JSON files that the library datasets writes.
 
     Raises:
         DataError: a path does not exist, a glob matches nothing, or there is no file of a type that we read.
@@ -79,6 +85,8 @@ def _identity(path: Path) -> object:
 
 def _candidates(pattern: str, source: str, others: Counter[str]) -> list[Path]:
     """The files of any type that a path or glob names."""
+    if not pattern.strip():
+        raise DataError(f"source '{source}': {pattern!r} is not a path: write '.' for the working directory")
     try:
         path = Path(pattern).expanduser()
         path.lstat()
@@ -108,7 +116,7 @@ def _walk(folder: Path, others: Counter[str]) -> Iterator[Path]:
         others[HIDDEN] += sum(name.startswith(".") for name in [*subfolders, *names])
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in sorted(names):
-            if place == str(folder) and name.lower() == _DATASET_CARD:
+            if name in _DESCRIPTIONS or (place == str(folder) and name.lower() == _DATASET_CARD):
                 others[name] += 1
             elif not name.startswith("."):
                 yield Path(place, name)
