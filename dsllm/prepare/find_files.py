@@ -10,11 +10,14 @@ from dsllm.config.data import SourceConfig
 from dsllm.errors import DataError
 from dsllm.prepare.document import shown
 from dsllm.prepare.file_kinds import COMPRESSIONS, FORMATS, kind_by_name, type_of_name
+from dsllm.prepare.workspace import CARD_FILE
 
 HIDDEN = "hidden"
 """How names that begin with a dot are counted; what is below such a folder is not."""
 SAME_FILE = "second name of a file"
 """How links to files that are read already are counted."""
+WRITTEN_BY_DSLLM = "folder of dsllm"
+"""How folders of prepared data and of runs are counted."""
 _DATASET_CARD = "readme.md"
 _DESCRIPTIONS = (
     "dataset_infos.json",
@@ -113,6 +116,10 @@ def _walk(folder: Path, others: Counter[str]) -> Iterator[Path]:
             subfolders.clear()
             continue
         seen.add(real)
+        if _is_written_by_dsllm(place, subfolders, names):
+            others[WRITTEN_BY_DSLLM] += 1
+            subfolders.clear()
+            continue
         others[HIDDEN] += sum(name.startswith(".") for name in [*subfolders, *names])
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in sorted(names):
@@ -121,6 +128,11 @@ def _walk(folder: Path, others: Counter[str]) -> Iterator[Path]:
             elif not name.startswith("."):
                 yield Path(place, name)
     others += Counter()  # drops a count of zero
+
+
+def _is_written_by_dsllm(place: str, subfolders: list[str], names: list[str]) -> bool:
+    """Whether a folder is prepared data, a run, or a preparation that was interrupted: its JSON files are no sources."""
+    return CARD_FILE in names or (place.endswith(".partial") and not {"spool", "records"}.isdisjoint(subfolders))
 
 
 def _not_listed(error: OSError) -> None:

@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,14 +44,16 @@ def real_directory(directory: Path) -> Path:
     """The folder that data.directory names: where a link leads, because a rename would replace the link itself.
 
     Raises:
-        DataError: the link leads in a circle.
+        DataError: the link leads in a circle, or it is not a path.
     """
-    if not directory.is_symlink():
-        return directory
-    real = Path(os.path.realpath(directory))
+    try:
+        real = Path(os.path.realpath(directory))
+        is_link = directory.is_symlink()
+    except ValueError as error:
+        raise DataError(f"data.directory {shown(directory)} is not a path: {error}") from error
     if real.is_symlink():
         raise DataError(f"data.directory {directory} is a link that leads in a circle: name a folder")
-    return real
+    return real if is_link or directory.name in ("", "..") else directory
 
 
 def check_replaceable(directory: Path, force: bool = False) -> None:
@@ -63,10 +66,12 @@ def check_replaceable(directory: Path, force: bool = False) -> None:
         DataError: the directory is a file or a mount point, or it contains files that `prepare` did not write.
         OSError: it cannot be looked at.
     """
-    if directory.is_mount():
+    if Path(os.path.realpath(directory)).is_mount():
         raise DataError(
             f"data.directory {directory} is a mount point, and a rename cannot replace it: name a folder inside it"
         )
+    if Path.cwd().is_relative_to(os.path.realpath(directory)):
+        raise DataError(f"data.directory {directory} contains the working directory: name a folder of its own")
     if directory.exists() and not directory.is_dir():
         raise DataError(f"data.directory {directory} is a file: name a folder that does not exist yet")
     names = _names_in(directory)
@@ -221,7 +226,7 @@ def _lock_file(workspace: Workspace, report: Callable[[str], None]) -> IO[str] |
     file: IO[str] | None = None
     try:
         workspace.lock.parent.mkdir(parents=True, exist_ok=True)
-        file = open(workspace.lock, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115 - `_locked` closes it
+        file = open(workspace.lock, "a+", encoding="utf-8", errors="replace", opener=_no_link)  # noqa: SIM115 - `_locked` closes it
         files.hold_lock(file)
     except files.HeldElsewhereError as error:
         if file is not None:
@@ -248,6 +253,19 @@ def _lock_file(workspace: Workspace, report: Callable[[str], None]) -> IO[str] |
         pass
     file.close()
     return None
+
+
+def _no_link(path: str, flags: int) -> int:
+    """Open a file unless it is a link, whose target would be emptied, or a pipe or device.
+
+    Raises:
+        OSError: it is one, or it cannot be opened.
+    """
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is a pipe or a device", path)
+    return descriptor
 
 
 def not_written(directory: Path, error: OSError, verb: str = "written") -> DataError:

@@ -126,6 +126,16 @@ def test_an_empty_path_is_not_the_working_directory(path: str):
         names([path])
 
 
+def test_folders_that_dsllm_has_written_are_passed_over(tmp_path: Path):
+    for name in ("data/x/data_card.json", "data/x/manifest.json", "runs/x/data_card.json", "runs/x/eval/step-1.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "data" / "y.partial" / "records").mkdir(parents=True)
+    (tmp_path / "data" / "y.partial" / "records" / "train-a-00000.json").write_text("{}")
+    (tmp_path / "data" / "mine.json").write_text("{}")
+    assert found_and_ignored(tmp_path) == (["data/mine.json"], {"folder of dsllm": 3})
+
+
 def test_a_file_with_several_names_is_read_once(tmp_path: Path):
     (tmp_path / "a.txt").write_text("x")
     (tmp_path / "b.txt").symlink_to("a.txt")
