@@ -86,16 +86,28 @@ def _identity(path: Path) -> object:
     return os.path.realpath(path)
 
 
-def _candidates(pattern: str, source: str, others: Counter[str]) -> list[Path]:
-    """The files of any type that a path or glob names."""
+def path_of(pattern: str, source: str) -> Path:
+    """A source's path, with the home directory for ~.
+
+    Raises:
+        DataError: it is empty, contains a zero byte, or names the home of nobody.
+    """
     if not pattern.strip():
         raise DataError(f"source '{source}': {pattern!r} is not a path: write '.' for the working directory")
+    if "\0" in pattern:
+        raise DataError(f"source '{source}': {shown(pattern)} is not a path: it contains a zero byte")
     try:
-        path = Path(pattern).expanduser()
+        return Path(pattern).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"source '{source}': {shown(pattern)} is not a path: {error}") from error
+
+
+def _candidates(pattern: str, source: str, others: Counter[str]) -> list[Path]:
+    """The files of any type that a path or glob names."""
+    path = path_of(pattern, source)
+    try:
         path.lstat()
         places = [path]
-    except (RuntimeError, ValueError) as error:  # a home of nobody; a zero byte
-        raise DataError(f"source '{source}': {shown(pattern)}: is not a path: {error}") from error
     except OSError as error:
         if not glob.has_magic(pattern):
             why = "no such file or folder" if isinstance(error, FileNotFoundError) else error.strerror
