@@ -16,6 +16,7 @@ from dsllm.data.manifest import (
 )
 from dsllm.engine.processes.ranks import Ranks
 from dsllm.errors import EXIT_INTERRUPTED, ConfigError, DataError
+from dsllm.prepare.document import shown
 from dsllm.prepare.interrupt import interrupted_by_signals
 from dsllm.prepare.settings import EMBEDDED_CORPUS, other_settings, reads_default_corpus
 
@@ -42,7 +43,7 @@ def is_prepared(config: RunConfig) -> bool:
         return False
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"data.directory {config.data.directory}: cannot be looked into: {reason}") from error
+        raise DataError(f"data.directory {shown(config.data.directory)}: cannot be looked into: {reason}") from error
     return True
 
 
