@@ -114,6 +114,8 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     sources = [dataclasses.asdict(source) for source in config.data.sources]
     for source in sources:
         del source["weight"]
+        if source["encoding"] == "utf-8":  # so that data prepared by a version without this field stays valid
+            del source["encoding"]
     settings = {
         "sources": sources,
         "tokenizer": dataclasses.asdict(config.tokenizer),

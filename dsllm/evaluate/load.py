@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import torch
 
 from dsllm.checkpoint.find import find_checkpoint
-from dsllm.checkpoint.hugging_face import HuggingFaceReader, is_hugging_face_folder
+from dsllm.checkpoint.hugging_face import HuggingFaceReader
+from dsllm.checkpoint.hugging_face_files import is_hugging_face_folder
 from dsllm.checkpoint.read import CheckpointReader
 from dsllm.checkpoint.read_manifest import not_the_parameters_of
 from dsllm.config.model import ModelConfig
