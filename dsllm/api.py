@@ -16,7 +16,7 @@ from dsllm.data.training import TrainingBatches
 from dsllm.data.validation import ValidationBatches
 from dsllm.engine.processes.device import compute_dtype
 from dsllm.errors import ConfigError
-from dsllm.evaluate import load
+from dsllm.evaluate import load, model_tokenizer
 from dsllm.evaluate.generate import Sampling, generate
 from dsllm.evaluate.perplexity import HeldOutLoss, validation_loss
 from dsllm.model.initial import fill_initial
@@ -135,7 +135,7 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
         DataError: there is none.
     """
     folder = Path(path) / "tokenizer"
-    return load.open_tokenizer(folder if folder.is_dir() else Path(path))
+    return model_tokenizer.open_tokenizer(folder if folder.is_dir() else Path(path))
 
 
 def with_vocabulary(run: RunConfig) -> RunConfig:

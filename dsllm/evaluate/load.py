@@ -1,7 +1,6 @@
 """Opens a trained model from disk without DeepSpeed or process groups: a run, a checkpoint or a Hugging Face folder."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,8 @@ from dsllm.checkpoint.read import CheckpointReader
 from dsllm.config.model import ModelConfig
 from dsllm.config.run import RunConfig
 from dsllm.config.train import PRECISIONS, Precision
-from dsllm.data.manifest import FILE_NAME as DATA_MANIFEST
-from dsllm.data.manifest import load_manifest
-from dsllm.data.tokenizer import Tokenizer, load_tokenizer
 from dsllm.engine.processes.device import compute_dtype, parameter_dtype
-from dsllm.errors import CheckpointError, DataError
+from dsllm.errors import CheckpointError
 from dsllm.model.transformer import Transformer
 from dsllm.run_directory import CHECKPOINTS
 
@@ -131,46 +127,20 @@ def load_model(saved: SavedModel, precision: Precision, device: torch.device) ->
     return model.eval()
 
 
-def find_tokenizer(saved: SavedModel, data: Path | None = None) -> Path:
-    """Folder of the tokenizer that a model was trained with.
-
-    That of the prepared data, if given; otherwise the one in the Hugging Face folder, in the run directory, or in the data
-    that the run was trained on.
+def check_finite(saved: SavedModel, model: Transformer) -> None:
+    """Refuse weights from which no number can follow.
 
     Raises:
-        DataError: there is none.
+        CheckpointError: a parameter contains NaN or infinity; names the first.
     """
-    if data is None and saved.is_hugging_face:
-        return saved.folder
-    in_run = saved.run_directory / "tokenizer" if saved.run_directory else None
-    if data is None and in_run is not None and in_run.is_dir():
-        return in_run
-    prepared = data or saved.data_directory or Path()
-    if (prepared / DATA_MANIFEST).is_file():
-        return prepared / load_manifest(prepared).tokenizer.directory
-    raise DataError(f"{prepared}: no prepared data, so no tokenizer: give its folder with --data")
-
-
-def open_tokenizer(path: Path, end_of_text: str | None = None) -> Tokenizer:
-    """The tokenizer in a prepared folder, in a file, or in a Hugging Face folder.
-
-    Args:
-        end_of_text: the token that ends a text; None (default): the one that the folder names
-
-    Raises:
-        DataError: there is none.
-    """
-    settings = path / "tokenizer_config.json"
-    if end_of_text is not None:
-        return load_tokenizer(path, end_of_text)
-    if not settings.is_file():
-        return load_tokenizer(path)
-    try:
-        token = json.loads(settings.read_text(encoding="utf-8")).get("eos_token")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{settings}: cannot be read: {error}") from error
-    token = token.get("content") if isinstance(token, dict) else token
-    return load_tokenizer(path, token) if token else load_tokenizer(path)
+    bad = [name for name, parameter in model.named_parameters() if not bool(torch.isfinite(parameter).all())]
+    if bad:
+        more = f" and {len(bad) - 1} more parameters" if len(bad) > 1 else ""
+        dtype = next(model.parameters()).dtype
+        raise CheckpointError(
+            f"{saved.folder}: its weights are not finite in {dtype}: {bad[0]}{more} contain NaN or infinity: "
+            "use an older checkpoint, or another --precision if they were finite when they were saved"
+        )
 
 
 def _check_parameters(saved: SavedModel, model: Transformer) -> None:

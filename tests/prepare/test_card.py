@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dsllm.config.data import SourceConfig, TokenizerConfig
 from dsllm.data.shards import ShardWriter, shard_dtype
-from dsllm.data.tokenizer import load_tokenizer
+from dsllm.data.tokenizer_files import load_tokenizer
 from tests.helpers.preparing import GOLDEN, golden_run, prepared, tiny_run, write_jsonl
 
 SPLITS = ("train", "validation")
