@@ -210,7 +210,8 @@ class JsonTokenizer(Tokenizer):
             return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        with _library_errors(f"{self.origin}: this tokenizer cannot decode"):
+            return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
         if self._bytes_of_token is None:
@@ -260,30 +261,32 @@ class SentencePieceTokenizer(Tokenizer):
         processor = sentencepiece.SentencePieceProcessor()
         try:
             processor.LoadFromSerializedProto(content)
+            self.vocab_size = processor.get_piece_size()
+            self._pieces: list[str] = processor.id_to_piece(list(range(self.vocab_size)))
+            self._id_of_byte = {
+                int(self._pieces[i][1:-1], 16): i for i in range(self.vocab_size) if processor.is_byte(i)
+            }
+            processor.decode(processor.encode(_SAMPLE))
         except Exception as error:
             raise DataError(f"{origin}: not a SentencePiece model, or damaged") from error
         self.origin = origin
         self._processor = processor
         self._content = content
-        self.vocab_size = processor.get_piece_size()
         self.end_of_text = end_of_text
         self.end_of_text_id = self.special_id(end_of_text)
-        self._id_of_byte = {
-            int(processor.id_to_piece(i)[1:-1], 16): i for i in range(self.vocab_size) if processor.is_byte(i)
-        }
         # The model encodes a space and the character SPACE as the same piece. A model that puts no space in front of a
         # text can encode a text in parts: then SPACE is encoded as its bytes, between the parts.
-        self._has_prefix = any(processor.id_to_piece(i).startswith(SPACE) for i in processor.encode("a")[:1])
+        self._has_prefix = any(self._pieces[i].startswith(SPACE) for i in processor.encode("a")[:1])
         self._can_spell_space = len(self._id_of_byte) == 256 and not self._has_prefix
 
     def special_id(self, token: str) -> int:
-        controls = [self._processor.id_to_piece(i) for i in range(self.vocab_size) if self._processor.is_control(i)]
+        controls = [self._pieces[i] for i in range(self.vocab_size) if self._processor.is_control(i)]
         if token not in controls:
             raise _no_special_token(token, self.origin, controls)
         return int(self._processor.piece_to_id(token))
 
     def tokens(self) -> dict[int, str]:
-        return dict(enumerate(self._processor.id_to_piece(list(range(self.vocab_size)))))
+        return dict(enumerate(self._pieces))
 
     def encode(self, text: str) -> list[int]:
         if SPACE not in text or not self._can_spell_space:
@@ -313,7 +316,7 @@ class SentencePieceTokenizer(Tokenizer):
             if index in byte_of_id or self._processor.is_control(index):
                 table.append(byte_of_id.get(index, b""))
             else:
-                table.append(self._processor.id_to_piece(index).replace(SPACE, " ").encode())
+                table.append(self._pieces[index].replace(SPACE, " ").encode())
         return table
 
     def model_file(self) -> tuple[str, bytes]:
