@@ -8,14 +8,15 @@ from typing import Any, TypeVar
 
 import torch
 
-from dsllm.checkpoint.find import find_checkpoint
+from dsllm.checkpoint.find import find_checkpoint, list_checkpoints
 from dsllm.checkpoint.hugging_face import HuggingFaceReader, is_hugging_face_folder
 from dsllm.checkpoint.read import CheckpointReader
 from dsllm.config.model import ModelConfig
 from dsllm.config.run import RunConfig
 from dsllm.config.train import PRECISIONS, Precision
+from dsllm.data.manifest import load_manifest
 from dsllm.engine.processes.device import compute_dtype, parameter_dtype
-from dsllm.errors import CheckpointError
+from dsllm.errors import CheckpointError, DataError
 from dsllm.model.transformer import Transformer
 from dsllm.run_directory import CHECKPOINTS
 
@@ -66,7 +67,9 @@ def open_saved(path: Path, report: Callable[[str], None]) -> SavedModel:
         CheckpointError: it is none of these, or it cannot be used.
     """
     if not path.is_dir():
-        raise CheckpointError(f"{path}: no such folder")
+        raise CheckpointError(f"{path}: no such folder{_those_there(path)}")
+    if _is_prepared_data(path):
+        raise CheckpointError(f"{path}: is prepared data, not a model: give a run directory, a checkpoint or an export")
     if is_hugging_face_folder(path):
         reader = HuggingFaceReader(path)
         config = reader.model_config
@@ -88,6 +91,24 @@ def open_saved(path: Path, report: Callable[[str], None]) -> SavedModel:
         sequence_length=_value(data, "sequence_length", int),
         document_mask=_value(data, "document_mask", bool) or False,
     )
+
+
+def _those_there(path: Path) -> str:
+    """The checkpoints next to one that is missing, to choose from."""
+    try:
+        there = list_checkpoints(path.parent) if path.name.startswith("step-") else []
+    except OSError:
+        return ""
+    names = ", ".join(folder.name for folder in there[:10])
+    return f"; there are {names} (older ones are removed by checkpoint.keep_last)" if names else ""
+
+
+def _is_prepared_data(path: Path) -> bool:
+    try:
+        load_manifest(path)
+    except DataError:
+        return False
+    return True
 
 
 def _run(checkpoint: CheckpointReader, report: Callable[[str], None]) -> RunConfig | None:

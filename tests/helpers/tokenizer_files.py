@@ -51,11 +51,12 @@ def prefixed() -> dict[str, Any]:
         vocab_size=600,
         special_tokens=["<unk>", BEGIN, END, *(f"<0x{byte:02X}>" for byte in range(256))],
         initial_alphabet=alphabet,
-        max_token_length=8,
         show_progress=False,
     )
-    tokenizer.train_from_iterator([line for line in TEXT.splitlines() for line in line.split("  ")], trainer)
-    content = json.loads(tokenizer.to_str())
+    # Only for training, so that no token contains the end of a word and the space after it.
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("\u2581", "merged_with_next")
+    tokenizer.train_from_iterator(TEXT.splitlines(), trainer)
+    content = json.loads(tokenizer.to_str()) | {"pre_tokenizer": None}
     content["added_tokens"] = [token for token in content["added_tokens"] if not token["content"].startswith("<0x")]
     return content
 
@@ -82,9 +83,9 @@ def part(value: Any) -> Any:
     raise AssertionError(value)
 
 
-def template(single: str) -> Any:
+def template(single: str, begin: int = 0, end: int = 1) -> Any:
     """A post-processor that adds tokens, for example `<|begin|> $A <|endoftext|>`."""
-    return part(processors.TemplateProcessing(single=single, special_tokens=[(BEGIN, 0), (END, 1)]))
+    return part(processors.TemplateProcessing(single=single, special_tokens=[(BEGIN, begin), (END, end)]))
 
 
 @cache
