@@ -65,6 +65,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _run(options: argparse.Namespace, report: Report) -> int:
     from dsllm.data.manifest import check_shards, check_tokenizer, load_manifest
+    from dsllm.data.verify import check_held_out
     from dsllm.engine.processes.device import choose_device, set_up_process
     from dsllm.evaluate.load import open_saved
     from dsllm.evaluate.model_tokenizer import check_same_tokenizer
@@ -81,6 +82,7 @@ def _run(options: argparse.Namespace, report: Report) -> int:
     unknown = check_same_tokenizer(saved, directory, manifest)
     if unknown is not None:
         output(unknown)
+    check_held_out(directory, manifest, output)
     windows = _windows(saved, directory, manifest, options, output)
     precision: Precision = options.precision or saved.precision or "fp32"
     if precision == "fp16" and device.type == "cpu":

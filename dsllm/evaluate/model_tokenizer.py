@@ -6,13 +6,13 @@ import numpy as np
 
 from dsllm.checkpoint.hugging_face import HuggingFaceReader
 from dsllm.data.manifest import FILE_NAME as DATA_MANIFEST
-from dsllm.data.manifest import Manifest, load_manifest
+from dsllm.data.manifest import Manifest, check_tokenizer, load_manifest
 from dsllm.data.shards import Shard
 from dsllm.data.tokenizer import INFO_FILE, Tokenizer
 from dsllm.data.tokenizer_files import load_tokenizer, named_begin_of_text
+from dsllm.data.tokenizer_folder import check_same, hash_of_tokenizer
 from dsllm.errors import CheckpointError, DataError
 from dsllm.evaluate.load import SavedModel
-from dsllm.files import sha256_of_folder
 from dsllm.untrusted_files import UntrustedFileError, read_json
 
 SAMPLE = (
@@ -29,16 +29,19 @@ def find_tokenizer(saved: SavedModel, data: Path | None = None) -> Path:
     that the run was trained on.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or it is not the one that the model was trained with.
     """
     if data is None and saved.is_hugging_face:
         return saved.folder
     in_run = saved.run_directory / "tokenizer" if saved.run_directory else None
     if data is None and in_run is not None and in_run.is_dir():
+        check_same(in_run, saved.tokenizer_sha256)
         return in_run
     prepared = data or saved.data_directory or Path()
     if (prepared / DATA_MANIFEST).is_file():
-        return prepared / load_manifest(prepared).tokenizer.directory
+        manifest = load_manifest(prepared)
+        check_tokenizer(prepared, manifest)
+        return prepared / manifest.tokenizer.directory
     raise DataError(f"{prepared}: no prepared data, so no tokenizer: give its folder with --data")
 
 
@@ -106,12 +109,14 @@ def check_same_tokenizer(saved: SavedModel, directory: Path, manifest: Manifest)
     Raises:
         DataError: it was made with another tokenizer: the model has never seen such ids, and a loss would mean little.
     """
+    if saved.tokenizer_sha256 == manifest.tokenizer.sha256:
+        return None
     try:
         own = find_tokenizer(saved)
-        if own.is_dir() and (own / INFO_FILE).is_file() and sha256_of_folder(own) == manifest.tokenizer.sha256:
+        if (own / INFO_FILE).is_file() and hash_of_tokenizer(own) == manifest.tokenizer.sha256:
             return None
         models = open_tokenizer(own)
-    except (DataError, OSError) as error:
+    except DataError as error:
         return f"not checked that {directory} was made with the model's tokenizer: {error}"
     datas = load_tokenizer(directory / manifest.tokenizer.directory)
     difference = _difference(models, datas, [SAMPLE, *_held_out(directory, manifest, datas)])

@@ -26,6 +26,7 @@ from dsllm.session.progress import Progress
 from dsllm.session.record import RunRecord
 from dsllm.session.resume import Report, check_delivery, clean_up
 from dsllm.session.start import find_start
+from dsllm.session.verification import Verification, open_verification
 
 Preflight = Callable[[Progress], None]
 """A caller's own checks: raises before anything is written if this attempt cannot work."""
@@ -41,6 +42,8 @@ class Session:
     """Describes the prepared data."""
     engine: Engine
     batches: TrainingBatches
+    verification: Verification
+    """Compares the token shards with their checksums."""
     progress: Progress
     """How far the run was when it was opened."""
     directory: HeldDirectory
@@ -105,6 +108,7 @@ def open_session(
         on_every_rank(world, lambda: check_nvme(final, _num_parameters(config), precision, ranks))
         batches = _training_batches(config, manifest, world)
         check_delivery(start.progress, batches, world)
+        verification = open_verification(directory, batches, start.progress, world, report)
         with (
             held_directory(directory, world, report) as held,
             swap_files(final, ranks),
@@ -118,9 +122,10 @@ def open_session(
                 manifest=manifest,
                 engine=engine,
                 batches=batches,
+                verification=verification,
                 progress=start.progress,
                 directory=held,
-                record=RunRecord(config=config, deepspeed=final),
+                record=RunRecord(config=config, deepspeed=final, tokenizer_sha256=manifest.tokenizer.sha256),
                 damaged=start.damaged,
                 cores=cores,
                 report=report,

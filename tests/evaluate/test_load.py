@@ -1,6 +1,8 @@
 """A saved model is found by any of its paths and loads with the weights that were saved."""
 
 import dataclasses
+import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from dsllm.config.run import RunConfig
 from dsllm.errors import CheckpointError
 from dsllm.evaluate.load import load_model, open_saved
 from dsllm.evaluate.model_tokenizer import find_tokenizer
+from tests.helpers.checkpoints import edit_manifest
 from tests.helpers.models import CONTEXT, tokens_for
 from tests.helpers.saved_run import MODEL, STEP, prepare_golden, save_run
 
@@ -109,6 +112,35 @@ def test_paths_that_hold_no_model_are_refused(tmp_path: Path):
         open_saved(tmp_path / "nothing", print)
     with pytest.raises(CheckpointError, match="neither a run directory"):
         open_saved(tmp_path, print)
+
+
+@pytest.mark.parametrize(
+    "absurd",
+    [{"num_layers": 10**8}, {"hidden_size": 2**20}, {"vocab_size": 10**12}, {"num_heads": 0}, {"mlp_size": 2**62}],
+)
+def test_a_config_of_absurd_size_is_refused_at_once(config: RunConfig, tmp_path: Path, absurd: dict[str, int]):
+    """Before anything is allocated or listed for it."""
+    directory, _ = save_run(into(config, tmp_path / "run"))
+    (checkpoint,) = (directory / CHECKPOINTS).iterdir()
+    edit_manifest(checkpoint, lambda raw: raw["model"]["config"].update(absurd))
+    began = time.monotonic()
+    with pytest.raises(CheckpointError, match="config") as refusal:
+        open_saved(directory, print)
+    assert time.monotonic() - began < 1 and "\n" not in str(refusal.value)
+
+
+def test_a_damaged_manifest_is_passed_over(config: RunConfig, tmp_path: Path):
+    directory, model = save_run(into(config, tmp_path / "run"))
+    (checkpoint,) = (directory / CHECKPOINTS).iterdir()
+    newer = checkpoint.with_name("step-00000009")
+    shutil.copytree(checkpoint, newer)
+    edit_manifest(newer, lambda raw: raw["progress"].update(step=9, tokens=1), resealed=False)
+    lines: list[str] = []
+    saved = open_saved(directory, lines.append)
+    assert saved.step == STEP and torch.equal(load_model(saved, "fp32", CPU).embed.weight, model.embed.weight)
+    assert len(lines) == 1 and "does not match the checksum" in lines[0]
+    with pytest.raises(CheckpointError, match="does not match the checksum"):
+        open_saved(newer, print)
 
 
 def test_weights_of_another_model_are_refused(config: RunConfig, tmp_path: Path):
