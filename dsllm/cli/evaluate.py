@@ -3,6 +3,7 @@
 import argparse
 import math
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsllm.cli.output import Report, add_json_option, check_writable, json_report, write_json
-from dsllm.cli.terminal import Output, status_line
+from dsllm.cli.terminal import EXIT_CTRL_C, Output, status_line
 from dsllm.config.train import PRECISIONS, Precision
 from dsllm.errors import CheckpointError, DataError, OutputError
 from dsllm.files import sha256_of_file
@@ -36,8 +37,12 @@ def main(arguments: list[str]) -> int:
         DsllmError: there is no such model or data, or they do not belong together.
     """
     options = _parse(arguments)
-    with json_report(options.json) as report:
-        return _run(options, report)
+    try:
+        with json_report(options.json) as report:
+            return _run(options, report)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return EXIT_CTRL_C
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import os
+import random
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -193,3 +195,52 @@ def test_in_a_process_a_reader_may_leave_and_a_terminal_may_have_another_encodin
         and b"standard output: cannot be written" in done.stderr
         and b"Traceback" not in done.stderr
     )
+
+
+OPTIONS = (
+    "prompt max-tokens samples temperature top-k top-p seed precision data tokenizer end-of-text begin-of-text json greedy "
+    "sequence-length stride max-sequences output"
+)
+WORDS = [f"--{name}" for name in OPTIONS.split(" ")]
+VALUES = (
+    *["0", "1", "-1", "1e-40", "1e400", "nan", "inf", "-inf", "0x10", "1_0", "x", "=", "--", "--help"],
+    "",
+    " ",
+    "9" * 5000,
+    "\udcff",  # a byte that is not UTF-8; a process cannot be given NUL, or other halves of characters
+    "日",
+)
+
+
+@pytest.mark.parametrize("name", ["generate", "evaluate"])
+def test_any_words_end_in_words(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """400 lists of random words for each command; no model is there, so each ends with a non-zero code or with help."""
+    monkeypatch.chdir(tmp_path)
+    sys.stderr.reconfigure(errors="backslashreplace")  # as in a process
+    rng = random.Random(name)
+    for _ in range(400):
+        words = [rng.choice(WORDS if rng.random() < 0.5 else VALUES) for _ in range(rng.randrange(1, 7))]
+        try:
+            code = run_command(name, ["nowhere", *words] if rng.random() < 0.7 else words)
+        except SystemExit as error:
+            code = error.code
+            assert code == 2 or (code == 0 and "--help" in words), words
+        else:
+            assert code in (1, 2), words
+        assert "Traceback" not in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_ends_in_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    folder = folder_of(tmp_path / "hf", BYTES)
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        assert (
+            run_command("generate", [str(folder), "--samples", "100000", "--max-tokens", "50", "--temperature", "9"])
+            == 130
+        )
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    assert "interrupted" in capsys.readouterr().err
