@@ -87,14 +87,14 @@ def _check_text(parser: argparse.ArgumentParser, option: str, text: str | None) 
 def _run(options: argparse.Namespace, report: Report) -> int:
     from dsllm.engine.processes.device import choose_device, set_up_process
     from dsllm.evaluate.load import check_finite, load_model, open_saved
-    from dsllm.evaluate.model_tokenizer import find_tokenizer, open_tokenizer
+    from dsllm.evaluate.model_tokenizer import find_tokenizer, open_tokenizer_of
 
     set_up_process(1)
     device = choose_device(0)
     output = Output()
     saved = open_saved(options.model, output)
     folder = options.tokenizer or find_tokenizer(saved, options.data)
-    tokenizer = open_tokenizer(folder, options.end_of_text, options.begin_of_text)
+    tokenizer = open_tokenizer_of(saved, folder, options.end_of_text, options.begin_of_text)
     if tokenizer.vocab_size > (saved.config.vocab_size or 0):
         raise CheckpointError(
             f"{saved.folder}: has {saved.config.vocab_size} token ids, the tokenizer {tokenizer.vocab_size}: "

@@ -80,6 +80,10 @@ class Tokenizer(ABC):
         """Every id and the library's name of its token, special tokens included."""
 
     @abstractmethod
+    def special_tokens(self) -> list[str]:
+        """The tokens that no text contains."""
+
+    @abstractmethod
     def special_id(self, token: str) -> int:
         """The id of a special token.
 
@@ -176,6 +180,9 @@ class JsonTokenizer(Tokenizer):
             raise DataError(f"{origin}: has the token id {self.vocab_size - 1:,}; ids go up to {MOST_IDS - 1:,}")
         self.encode(_SAMPLE)
 
+    def special_tokens(self) -> list[str]:
+        return [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
+
     def special_id(self, token: str) -> int:
         """The id of a token. Marks the token as special, because a text could contain it otherwise."""
         try:
@@ -184,7 +191,7 @@ class JsonTokenizer(Tokenizer):
             found = None
         added = self._tokenizer.get_added_tokens_decoder()
         if found is None:
-            raise _no_special_token(token, self.origin, [t.content for t in added.values() if t.special])
+            raise _no_special_token(token, self.origin, self.special_tokens())
         if found not in added or not added[found].special:
             self._tokenizer.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False)])
             assert self._tokenizer.token_to_id(token) == found, "marking a token as special keeps its id"
@@ -279,10 +286,12 @@ class SentencePieceTokenizer(Tokenizer):
         self._has_prefix = any(self._pieces[i].startswith(SPACE) for i in processor.encode("a")[:1])
         self._can_spell_space = len(self._id_of_byte) == 256 and not self._has_prefix
 
+    def special_tokens(self) -> list[str]:
+        return [self._pieces[i] for i in range(self.vocab_size) if self._processor.is_control(i)]
+
     def special_id(self, token: str) -> int:
-        controls = [self._pieces[i] for i in range(self.vocab_size) if self._processor.is_control(i)]
-        if token not in controls:
-            raise _no_special_token(token, self.origin, controls)
+        if token not in self.special_tokens():
+            raise _no_special_token(token, self.origin, self.special_tokens())
         return int(self._processor.piece_to_id(token))
 
     def tokens(self) -> dict[int, str]:
@@ -353,6 +362,6 @@ def _library_errors(what: str) -> Iterator[None]:
 def _no_special_token(token: str, origin: str, candidates: Sequence[str]) -> DataError:
     names = ", ".join(repr(c) for c in candidates[:10]) or "none"
     return DataError(
-        f"{origin}: has no special token {token!r} to begin or end documents with: "
-        f"set tokenizer.end_of_text to one of its special tokens: {names}"
+        f"{origin}: has no special token {token!r} to begin or end documents with: set tokenizer.end_of_text or "
+        f"tokenizer.begin_of_text (--end-of-text, --begin-of-text of dsllm generate) to one of its special tokens: {names}"
     )

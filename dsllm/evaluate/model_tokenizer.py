@@ -4,12 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dsllm.checkpoint.hugging_face import HuggingFaceReader
 from dsllm.data.manifest import FILE_NAME as DATA_MANIFEST
 from dsllm.data.manifest import Manifest, check_tokenizer, load_manifest
 from dsllm.data.shards import Shard
 from dsllm.data.tokenizer import INFO_FILE, Tokenizer
-from dsllm.data.tokenizer_files import load_tokenizer, named_begin_of_text
+from dsllm.data.tokenizer_files import NamedTokens, load_tokenizer, named_begin_of_text, named_tokens
 from dsllm.data.tokenizer_folder import check_same, hash_of_tokenizer
 from dsllm.errors import CheckpointError, DataError
 from dsllm.evaluate.load import SavedModel
@@ -62,12 +61,34 @@ def open_tokenizer(path: Path, end_of_text: str | None = None, begin_of_text: st
     return tokenizer if begin_of_text is None else tokenizer.with_begin_of_text(begin_of_text)
 
 
+def open_tokenizer_of(
+    saved: SavedModel, path: Path, end_of_text: str | None = None, begin_of_text: str | None = None
+) -> Tokenizer:
+    """The tokenizer of a saved model, as `open_tokenizer` opens it.
+
+    Where the tokenizer's files name no special tokens, as those of a lone SentencePiece model, a text begins with the
+    bos_token_id of a Hugging Face folder, if that is a special token.
+
+    Raises:
+        DataError: there is no such tokenizer.
+        CheckpointError: the folder's files are damaged.
+    """
+    tokenizer = open_tokenizer(path, end_of_text, begin_of_text)
+    silent = named_tokens(path if path.is_dir() else path.parent) == NamedTokens()
+    if saved.is_hugging_face and silent and tokenizer.begin_of_text is None and not (path / INFO_FILE).is_file():
+        first = _ids(saved, "bos_token_id")
+        token = tokenizer.tokens().get(first[0]) if len(first) == 1 else None
+        if token is not None and token in tokenizer.special_tokens():
+            tokenizer.with_begin_of_text(token)
+    return tokenizer
+
+
 def begin_of_text_of(saved: SavedModel) -> tuple[str, int] | None:
     """The token that the texts of a Hugging Face folder begin with, and its id; None: none, or not known."""
     if not saved.is_hugging_face:
         return None
     try:
-        tokenizer = open_tokenizer(find_tokenizer(saved))
+        tokenizer = open_tokenizer_of(saved, find_tokenizer(saved))
     except DataError:
         return None  # a folder without tokenizer
     token, index = tokenizer.begin_of_text, tokenizer.begin_of_text_id
@@ -79,24 +100,22 @@ def end_ids(saved: SavedModel, tokenizer: Tokenizer) -> tuple[int, ...]:
 
     Where that file is missing, its config.json counts, as in transformers.
     """
-    ends = [tokenizer.end_of_text_id]
-    if isinstance(saved.reader, HuggingFaceReader):
-        for name in ("generation_config.json", "config.json"):
-            if (saved.folder / name).is_file():
-                ends += _ids(saved.folder / name)
-                break
-    return tuple(dict.fromkeys(ends))
+    others = _ids(saved, "eos_token_id") if saved.is_hugging_face else []
+    return tuple(dict.fromkeys([tokenizer.end_of_text_id, *others]))
 
 
-def _ids(path: Path) -> list[int]:
+def _ids(saved: SavedModel, field: str) -> list[int]:
+    """The token ids in a field of a Hugging Face folder's generation_config.json; without that file, of its config.json."""
+    path = saved.folder / "generation_config.json"
+    path = path if path.is_file() else saved.folder / "config.json"
     try:
         fields = read_json(path)
     except (OSError, UntrustedFileError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
-    value = fields.get("eos_token_id") if isinstance(fields, dict) else None
+    value = fields.get(field) if isinstance(fields, dict) else None
     values = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(index) is int and index >= 0 for index in values):
-        raise CheckpointError(f"{path}: eos_token_id is {value!r}, not a token id or a list of them")
+        raise CheckpointError(f"{path}: {field} is {value!r}, not a token id or a list of them")
     return values
 
 

@@ -198,6 +198,18 @@ def test_each_source_has_numbers_of_its_own(tmp_path: Path, capsys):
     assert result_of(tmp_path / "e.json")["sources"] == {}  # a sample over all of them
 
 
+def test_token_shards_without_text_have_a_loss_and_no_bits_per_byte(run: Path, golden, tmp_path: Path, capsys):
+    shards = load_manifest(Path(golden.data.directory)).sources[0].train
+    paths = tuple(str(Path(golden.data.directory) / shard.prefix) for shard in shards)
+    source = SourceConfig(name="ids", kind="megatron", paths=paths)
+    tokenizer = TokenizerConfig(kind="pretrained", path=str(run / "tokenizer"))
+    prepared(tiny_run([source], tokenizer, validation_share=0.1), tmp_path / "data")
+    assert command(run, "--data", tmp_path / "data", "--output", tmp_path / "e.json") == 0
+    result = result_of(tmp_path / "e.json")
+    assert result["loss"] > 0 and result["bits_per_byte"] is None and result["text_bytes"] is None
+    assert "bits per byte" not in capsys.readouterr().out
+
+
 def hugging_face_folder(folder: Path, context_length: int, tokenizer: str) -> Path:
     config = dataclasses.replace(LLAMA, vocab_size=400, context_length=context_length)
     export = Export(config=config, context_length=context_length, end_of_text_id=1, begin_of_text_id=0)

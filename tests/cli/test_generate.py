@@ -19,7 +19,7 @@ from dsllm.checkpoint.hugging_face_export import Export, export_hugging_face
 from dsllm.cli import run_command
 from tests.helpers.models import CONTEXT, LLAMA, WeightsOf, random_model
 from tests.helpers.saved_run import prepare_golden, save_run
-from tests.helpers.tokenizer_files import BEGIN, END, byte_level, changed, prefixed, template
+from tests.helpers.tokenizer_files import BEGIN, END, byte_level, changed, prefixed, sentencepiece_model, template
 
 BYTES = changed(byte_level(), post_processor=template(f"{BEGIN} $A"))
 
@@ -69,6 +69,20 @@ def test_a_prompt_begins_as_transformers_begins_it(tokenizer: str, config: dict,
 def test_without_a_begin_of_text_a_prompt_follows_an_end_of_text(words: list[str], first: int, tmp_path: Path):
     folder = folder_of(tmp_path / "hf", changed(byte_level()), bos_token=None)
     assert generated(folder, *words)["prompt_tokens"][0] == first
+
+
+@pytest.mark.parametrize(("index", "first"), [(2, 2), (1, 1), (0, 1), (300, 1), (None, 1), (5000, 1)])
+def test_a_lone_sentencepiece_model_begins_with_the_special_token_of_the_config(
+    index: int | None, first: int, tmp_path: Path
+):
+    """Which is BEGIN, id 2; 0 is its unknown token, and 300 a piece of text."""
+    folder = folder_of(tmp_path / "hf", "")
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "tokenizer.model").write_bytes(sentencepiece_model())
+    content = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps(content | {"bos_token_id": index}))
+    assert generated(folder)["prompt_tokens"][0] == first
 
 
 @pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
