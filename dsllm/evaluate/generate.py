@@ -85,7 +85,7 @@ def choose_token(logits: Tensor, sampling: Sampling, generator: torch.Generator)
     logits, ids = (logits / sampling.temperature).sort(descending=True, stable=True)
     kept = min(sampling.top_k or len(logits), len(logits))
     probabilities = torch.softmax(logits[:kept], -1)
-    # Probability of all more likely tokens: 0 for the first, which is therefore always kept.
-    before = probabilities.cumsum(-1) - probabilities
-    probabilities[before >= sampling.top_p] = 0
+    before = probabilities.cumsum(-1) - probabilities  # the probability of all more likely tokens
+    # The first is always kept: in fp32 a tiny top_p is 0.
+    probabilities[1:][before[1:] >= sampling.top_p] = 0
     return int(ids[torch.multinomial(probabilities, 1, generator=generator)])

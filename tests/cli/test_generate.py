@@ -258,3 +258,40 @@ def test_ctrl_c_ends_in_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
     assert "interrupted" in capsys.readouterr().err
+
+
+NUMBERS = [
+    "0",
+    "1",
+    "-1",
+    "2",
+    "1e-40",
+    "1e-7",
+    "1e-300",
+    "1e40",
+    "1e400",
+    "0.5",
+    "1.0000001",
+    "nan",
+    "inf",
+    "-inf",
+    "18446744073709551615",
+    "-9223372036854775809",
+    "x",
+]
+NUMBERS += ["9" * 30, "-" + "9" * 30, "9" * 5000]
+
+
+def test_any_numbers_give_a_text_or_are_refused(tmp_path: Path, capsys):
+    """100 lists of random numbers, with a model."""
+    folder, rng, written = folder_of(tmp_path / "hf", BYTES), random.Random(1), 0
+    for _ in range(100):
+        names = rng.sample(["--temperature", "--top-k", "--top-p", "--seed"], rng.choice([1, 1, 1, 2]))
+        words = [word for name in names for word in (name, rng.choice(NUMBERS))]
+        try:
+            assert run_command("generate", [str(folder), "--prompt", "a", "--max-tokens", "2", *words]) == 0, words
+            written += 1
+        except SystemExit as error:
+            assert error.code == 2 and not capsys.readouterr().out, words
+        capsys.readouterr()
+    assert 20 < written < 80
