@@ -122,8 +122,8 @@ def _ids(saved: SavedModel, field: str) -> list[int]:
 def check_same_tokenizer(saved: SavedModel, directory: Path, manifest: Manifest) -> str | None:
     """Check that prepared data was made with a model's own tokenizer; returns why that cannot be known, else None.
 
-    The same files, or another form of the same tokenizer: every id of the data's has the same token in the model's, and both
-    encode a sample of the held-out text in the same way.
+    The same files, or another form of the same tokenizer: no id has another token, and both encode a sample of the held-out
+    text in the same way.
 
     Raises:
         DataError: it was made with another tokenizer: the model has never seen such ids, and a loss would mean little.
@@ -134,10 +134,10 @@ def check_same_tokenizer(saved: SavedModel, directory: Path, manifest: Manifest)
         own = find_tokenizer(saved)
         if (own / INFO_FILE).is_file() and hash_of_tokenizer(own) == manifest.tokenizer.sha256:
             return None
-        models = open_tokenizer(own)
+        datas = load_tokenizer(directory / manifest.tokenizer.directory)
+        models = _opened(own, datas.end_of_text)
     except DataError as error:
         return f"not checked that {directory} was made with the model's tokenizer: {error}"
-    datas = load_tokenizer(directory / manifest.tokenizer.directory)
     difference = _difference(models, datas, [SAMPLE, *_held_out(directory, manifest, datas)])
     if difference is not None:
         raise DataError(
@@ -147,11 +147,19 @@ def check_same_tokenizer(saved: SavedModel, directory: Path, manifest: Manifest)
     return None
 
 
+def _opened(folder: Path, end_of_text: str) -> Tokenizer:
+    """A model's tokenizer; one whose folder names no end-of-text, with that of the data."""
+    try:
+        return open_tokenizer(folder)
+    except DataError:
+        return open_tokenizer(folder, end_of_text)
+
+
 def _difference(models: Tokenizer, datas: Tokenizer, texts: list[str]) -> str | None:
     known = models.tokens()
     for index, token in sorted(datas.tokens().items()):
-        if known.get(index) != token:
-            return f"id {index} is {token!r} in the data and {known.get(index)!r} in the model's"
+        if known.get(index, token) != token:  # an added token that the model's has not may not even occur
+            return f"id {index} is {token!r} in the data and {known[index]!r} in the model's"
     other = [text for text in texts if models.encode(text) != datas.encode(text)]
     # A tokenizer that was converted to another library's form may break a few ties in another way.
     if SAMPLE in other or 10 * len(other) > len(texts):

@@ -27,7 +27,7 @@ from dsllm.model.transformer import Transformer
 from tests.helpers.models import CONTEXT, LLAMA, WeightsOf, random_model
 from tests.helpers.preparing import GOLDEN, prepared, tiny_run
 from tests.helpers.saved_run import MODEL, prepare_golden, save_run
-from tests.helpers.tokenizer_files import BEGIN, END, byte_level, changed, template
+from tests.helpers.tokenizer_files import BEGIN, END, byte_level, changed, sentencepiece_model, template
 
 RESULT = "step-00000007.json"
 
@@ -105,6 +105,24 @@ def test_an_export_is_measured_on_text_of_its_own_tokenizer_only(run: Path, gold
         file.unlink()
     assert command(tmp_path / "hf", "--data", golden.data.directory) == 0
     assert "not checked that" in capsys.readouterr().out
+
+
+def test_a_lone_sentencepiece_model_is_compared_too(tmp_path: Path, capsys):
+    """Its folder names no end-of-text; that of the data is one of its tokens."""
+    folder = hugging_face_folder(tmp_path / "hf", CONTEXT, "", vocab_size=500)
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    (folder / "tokenizer.model").write_bytes(sentencepiece_model("bpe").replace(END.encode(), b"<-endoftext->"))
+    (tmp_path / "a.txt").write_text(GOLDEN.read_text()[:20_000])
+    source = SourceConfig(name="a", paths=(str(tmp_path / "a.txt"),), text_documents="paragraphs")
+    path = str(folder / "tokenizer.model")
+    for kind, fields, code in (
+        ("same", {"kind": "pretrained", "path": path, "end_of_text": "<-endoftext->"}, 0),
+        ("other", {"vocab_size": 300, "end_of_text": "<-endoftext->"}, 1),
+    ):
+        prepared(tiny_run([source], TokenizerConfig(**fields), validation_share=0.1), tmp_path / kind)
+        assert command(folder, "--data", tmp_path / kind, "--output", tmp_path / "e.json") == code
+        assert "not checked" not in capsys.readouterr().out
 
 
 def test_a_tokenizer_of_other_merges_is_another_tokenizer(run: Path, golden, tmp_path: Path, capsys):
@@ -210,8 +228,8 @@ def test_token_shards_without_text_have_a_loss_and_no_bits_per_byte(run: Path, g
     assert "bits per byte" not in capsys.readouterr().out
 
 
-def hugging_face_folder(folder: Path, context_length: int, tokenizer: str) -> Path:
-    config = dataclasses.replace(LLAMA, vocab_size=400, context_length=context_length)
+def hugging_face_folder(folder: Path, context_length: int, tokenizer: str, vocab_size: int = 400) -> Path:
+    config = dataclasses.replace(LLAMA, vocab_size=vocab_size, context_length=context_length)
     export = Export(config=config, context_length=context_length, end_of_text_id=1, begin_of_text_id=0)
     export_hugging_face(WeightsOf(random_model(config)), export, folder)
     (folder / "tokenizer.json").write_text(tokenizer)
