@@ -1,6 +1,5 @@
 """Checks the fields of a cluster against each other, and every text that a shell or a scheduler will read."""
 
-import os
 import re
 from collections.abc import Iterator
 
@@ -160,9 +159,3 @@ def missing_hosts(cluster: ClusterConfig) -> Iterator[Problem]:
     chosen = cluster.chosen_launcher
     if chosen in ("deepspeed", "torchrun", "mpi") and not cluster.hosts and cluster.slots is None:
         yield "launcher", f"{chosen} needs hosts or a hostfile; for this machine alone set slots"
-
-
-def unset_variables(text: str) -> list[str]:
-    """Names of the variables in a path, written $NAME or ${NAME}, that are not set here."""
-    named = re.findall(r"\$(?:\{([^}]*)\}|(\w+))", text)
-    return [name for name in (braced or plain for braced, plain in named) if name not in os.environ]
