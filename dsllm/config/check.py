@@ -35,7 +35,7 @@ MODEL_LIMITS = {
 def problems_in(config: RunConfig) -> list[Problem]:
     """Everything in a run that cannot work on any machine."""
     return [
-        *_check_numbers("", config),
+        *_check_finite("", config),
         *_check_data(config.data),
         *_check_tokenizer(config.tokenizer),
         *_check_model(config.model, config.data.sequence_length),
@@ -67,7 +67,7 @@ def directory_problems(config: RunConfig) -> list[Problem]:
     ]
 
 
-def _check_numbers(field: str, value: object) -> Iterator[Problem]:
+def _check_finite(field: str, value: object) -> Iterator[Problem]:
     """Find numbers that are NaN or infinite (NaN passes every comparison with a limit below), or too large to count with."""
     if isinstance(value, float) and not math.isfinite(value):
         yield field, f"must be a finite number, but it is {value}"
@@ -75,10 +75,10 @@ def _check_numbers(field: str, value: object) -> Iterator[Problem]:
         yield field, f"must be at most {LARGEST_NUMBER:g}, but it is {_shown(value)}"
     elif isinstance(value, tuple):
         for i, item in enumerate(value):
-            yield from _check_numbers(f"{field}.{i}", item)
+            yield from _check_finite(f"{field}.{i}", item)
     elif dataclasses.is_dataclass(value):
         for child in dataclasses.fields(value):
-            yield from _check_numbers(f"{field}.{child.name}".lstrip("."), getattr(value, child.name))
+            yield from _check_finite(f"{field}.{child.name}".lstrip("."), getattr(value, child.name))
 
 
 def _shown(value: float) -> str:

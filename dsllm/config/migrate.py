@@ -24,8 +24,8 @@ ConfigVersion = tuple[int, int]
 Tree = dict[str, Any]
 Migration = Callable[[Tree], Tree]
 
-CONFIG_VERSION: ConfigVersion = (1, 1)
-"""1.1 added `parallel`, `train.optimizer.kind` and `data.prefetch`."""
+CONFIG_VERSION: ConfigVersion = (1, 2)
+"""1.1 added `parallel`, `train.optimizer.kind` and `data.prefetch`. 1.2 added `train.device`."""
 
 MIGRATIONS: tuple[tuple[ConfigVersion, Migration], ...] = ()
 """In order: a version, and a pure function that turns a config of the version before into one of this version. It must

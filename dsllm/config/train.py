@@ -10,6 +10,7 @@ Precision = Literal["fp32", "fp32_compute_bf16", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 ActivationCheckpointing = Literal["none", "full", "attention", "mlp"] | int
 Kernels = Literal["torch", "liger"]
+DeviceType = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +67,9 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "fp32_compute_bf16", "bf16", "fp16"] = "auto"
     """fp32; fp32_compute_bf16: fp32 parameters, bf16 inside the layers; bf16, fp16: DeepSpeed's, with fp32 masters.
     auto: bf16 on GPUs, fp32_compute_bf16 on CPU."""
+    device: DeviceType = changeable("auto")
+    """Where the run trains: cuda demands a GPU, and the run is refused where there is none; cpu uses none. auto: a GPU where
+    torch sees one, else the CPU. With --dry-run: the device to plan for, on any machine."""
     gradient_clipping: float = 1.0
     """Largest gradient norm; larger gradients are scaled down to it; 0: off."""
     activation_checkpointing: ActivationCheckpointing = changeable("none")
