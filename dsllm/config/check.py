@@ -10,7 +10,7 @@ from pathlib import Path
 from dsllm.config.data import DataConfig, SourceConfig, TokenizerConfig
 from dsllm.config.model import ModelConfig
 from dsllm.config.run import RunConfig
-from dsllm.config.train import CheckpointConfig, ScheduleConfig, TrainConfig
+from dsllm.config.train import CheckpointConfig, Kernels, ScheduleConfig, TrainConfig
 
 Problem = tuple[str, str]
 """(dotted field, what is wrong with it and what to do)"""
@@ -34,8 +34,9 @@ MODEL_LIMITS = {
 
 def problems_in(config: RunConfig) -> list[Problem]:
     """Everything in a run that cannot work on any machine."""
+    if uncountable := list(_check_finite("", config)):
+        return uncountable  # the checks below compute with these numbers
     return [
-        *_check_finite("", config),
         *_check_data(config.data),
         *_check_tokenizer(config.tokenizer),
         *_check_model(config.model, config.data.sequence_length),
@@ -53,6 +54,8 @@ def problems_in(config: RunConfig) -> list[Problem]:
 
 def directory_problems(config: RunConfig) -> list[Problem]:
     """Whether the run and its data would write into one folder; where they are on this machine."""
+    if "\0" in f"{config.run.directory}{config.data.directory}":
+        return []  # refused as a path
     run, data = (Path(os.path.realpath(name or ".")) for name in (config.run.directory, config.data.directory))
     if run == data:
         how = "is also data.directory"
@@ -82,15 +85,16 @@ def _check_finite(field: str, value: object) -> Iterator[Problem]:
 
 
 def _shown(value: float) -> str:
-    return str(value) if len(str(value)) < 40 else f"{str(value)[:20]}... ({len(str(value))} digits)"
+    text = f"{value:,}" if isinstance(value, int) else f"{value:g}"
+    return text if len(text) < 40 else f"{text[:20]}... ({len(text):,} characters)"
 
 
 def _at_most(section: str, branch: object, **limits: float) -> Iterator[Problem]:
     """Limits far above what has been built: beyond them a number is a mistake, and counting or allocating would not end."""
     for name, limit in limits.items():
         value = getattr(branch, name)
-        if value is not None and limit < value <= LARGEST_NUMBER:
-            yield f"{section}.{name}", f"must be at most {limit:,}, but it is {value:,}"
+        if value is not None and value > limit:
+            yield f"{section}.{name}", f"must be at most {limit:,}, but it is {_shown(value)}"
 
 
 def _positive(section: str, branch: object, *names: str) -> Iterator[Problem]:
@@ -258,6 +262,13 @@ def _check_kernels(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def kernels_problem(kernels: Kernels, device_type: str) -> str:
+    """Why a device has no such kernels; empty: it may have them."""
+    if kernels == "torch" or device_type == "cuda":
+        return ""
+    return f"train.kernels: {kernels}, but this device ({device_type}) has no Triton: use torch"
+
+
 def _check_schedule(schedule: ScheduleConfig) -> Iterator[Problem]:
     yield from _not_negative("train.schedule", schedule, "warmup_steps", "warmup_tokens", "decay_steps", "decay_tokens")
     for kind in ("warmup", "decay"):
@@ -271,7 +282,9 @@ def _check_schedule(schedule: ScheduleConfig) -> Iterator[Problem]:
 
 def _check_run_name(name: str) -> Iterator[Problem]:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        yield "run.name", f"'{name}' becomes a folder's name: use letters, digits, '.', '-' and '_'"
+        yield "run.name", f"'{name[:200]}' becomes a folder's name: use letters, digits, '.', '-' and '_'"
+    elif len(name) > 200:
+        yield "run.name", f"'{name[:50]}...' becomes a folder's name, and has {len(name):,} characters: at most 200"
 
 
 def _check_checkpoint(checkpoint: CheckpointConfig) -> Iterator[Problem]:

@@ -43,6 +43,8 @@ def expanded(text: str) -> tuple[str, str]:
     Returns:
         the path, and why it cannot be used; "": it can
     """
+    if "\0" in text:
+        return text, f"{text!r}: a path contains no NUL"
     path = os.path.expanduser(os.path.expandvars(text))
     if unset := unset_variables(text):
         return text, f"{text}: {' and '.join(f'${{{name}}}' for name in unset)} is not set here"
@@ -50,4 +52,6 @@ def expanded(text: str) -> tuple[str, str]:
         return text, f"{text}: there is no user {path[1:].split('/')[0]!r} here; write ./{path} for a file of that name"
     if text.strip() and not path.strip():
         return text, f"{text}: is empty, because its variables are"
+    if len(os.fsencode(path)) > 4000 or any(len(os.fsencode(part)) > 255 for part in path.split("/")):
+        return text, f"{text[:100]}...: is too long for the name of a file"
     return path, ""

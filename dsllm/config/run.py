@@ -51,6 +51,12 @@ class RunConfig:
         """Optimizer steps of the whole run: the token budget, rounded up to whole steps."""
         return -(-self.train.total_tokens // self.tokens_per_step)
 
+    def steps_of(self, steps: int | None, tokens: int | None, default: int) -> int:
+        """A length in steps: given in steps, or in tokens and rounded up, or else the default."""
+        if steps is not None:
+            return steps
+        return default if tokens is None else -(-tokens // self.tokens_per_step)
+
     @property
     def context_length(self) -> int:
         """Longest sequence that the model is made for, in tokens."""

@@ -12,22 +12,15 @@ def learning_rate_at(step: int, config: RunConfig) -> float:
     cosine (Loshchilov and Hutter 2017), linear, or warm-up-stable-decay (Hu et al. 2024).
     """
     schedule, peak = config.train.schedule, config.train.optimizer.learning_rate
-    warmup = steps_of(schedule.warmup_steps, schedule.warmup_tokens, config.tokens_per_step, 0)
+    warmup = config.steps_of(schedule.warmup_steps, schedule.warmup_tokens, 0)
     if step < warmup:
         return peak * (step + 1) / warmup
     if schedule.shape == "constant":
         return peak
     start = warmup
     if schedule.shape == "wsd":
-        decay = steps_of(schedule.decay_steps, schedule.decay_tokens, config.tokens_per_step, config.num_steps // 10)
+        decay = config.steps_of(schedule.decay_steps, schedule.decay_tokens, config.num_steps // 10)
         start = max(warmup, config.num_steps - decay)
     fraction = min(1.0, max(0.0, (step + 1 - start) / max(1, config.num_steps - start)))
     remaining = (1 + math.cos(math.pi * fraction)) / 2 if schedule.shape == "cosine" else 1 - fraction
     return peak * (schedule.end_ratio + (1 - schedule.end_ratio) * remaining)
-
-
-def steps_of(steps: int | None, tokens: int | None, tokens_per_step: int, default: int) -> int:
-    """A length in steps: given in steps, or in tokens and rounded up, or else the default."""
-    if steps is not None:
-        return steps
-    return default if tokens is None else -(-tokens // tokens_per_step)
