@@ -26,6 +26,8 @@ METRICS_FILE = "metrics.jsonl"
 LAYER_STATISTICS_FILE = "layer_statistics.jsonl"
 DATA_CARD_FILE = "data_card.json"
 """What the run was trained on."""
+DATA_VERIFIED_FILE = "data_verified.json"
+"""Which token shards were compared with their checksums."""
 LOSS_PICTURE = "loss.png"
 LOCK_FILE = "lock"
 CHECKPOINTS = "checkpoints"
@@ -82,14 +84,23 @@ def refuse_live_run(directory: Path) -> None:
     Raises:
         RunError: it is; names its host and process.
     """
+    if is_locked(directory):  # on a file system without locks, `lock_run` has the last word
+        holder = (directory / LOCK_FILE).read_text(encoding="utf-8").strip() or "an unknown process"
+        raise RunError(_alive(directory, holder))
+
+
+def is_locked(directory: Path) -> bool | None:
+    """Whether a run is alive in a directory; takes and creates nothing. None: the file system has no locks."""
     try:
         with open(directory / LOCK_FILE, encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released when the file is closed
     except BlockingIOError:
-        holder = (directory / LOCK_FILE).read_text(encoding="utf-8").strip() or "an unknown process"
-        raise RunError(_alive(directory, holder)) from None
-    except OSError:  # no lock, or a file system without locks: `lock_run` has the last word
-        return
+        return True
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    return False
 
 
 def _alive(directory: Path, holder: str) -> str:

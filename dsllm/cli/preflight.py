@@ -42,7 +42,8 @@ def vocabulary_of(config: RunConfig) -> tuple[int, str]:
     else:
         needed, of = tokenizer.vocab_size, "tokenizer.vocab_size"
         origin = "vocabulary as it will be trained; the data is not prepared yet"
-    if given is not None and given < needed:
+    is_known = manifest is not None or tokenizer.kind == "pretrained"
+    if given is not None and given < needed and (is_known or config.model.init_from is None):
         raise ConfigError(
             f"model.vocab_size {given} is smaller than the {needed} ids of {of}: "
             "leave it out, or make it at least as large"
@@ -129,6 +130,12 @@ def notes_before_start(config: RunConfig) -> Iterator[str]:
         yield f"{directory} has a finished run of {status.get('tokens', 0)} tokens: it continues with a larger budget only"
     if prepared_before(Path(config.data.directory or ""), settings_of(config)) is not None:
         return
+    size, trained = config.model.vocab_size, config.tokenizer.kind != "pretrained"
+    if trained and size is not None and size < config.tokenizer.vocab_size:
+        yield (
+            f"tokenizer.vocab_size: {config.tokenizer.vocab_size} ids will be trained, and model.init_from has {size}: "
+            "train with that model's tokenizer (tokenizer.kind: pretrained, and its tokenizer.path)"
+        )
     for source in config.data.sources:
         for pattern in source.paths if source.kind == "files" else ():
             if not os.path.lexists(pattern) and next(iglob(pattern, recursive=True), None) is None:

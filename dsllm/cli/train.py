@@ -24,9 +24,9 @@ def main(arguments: Sequence[str]) -> int:
         DsllmError: the run, its data, this machine or the ranks of the job do not fit together; or the run failed.
     """
     options = _parse(arguments)
-    from dsllm.config.load import load_run
     from dsllm.engine.processes.ranks import discover_ranks
     from dsllm.engine.settings.json_file import read_deepspeed_json
+    from dsllm.session.run_file import load_run
 
     words = parse_run_words(options.words, *([options.config] if options.config else []))
     overrides = [*words.overrides, *([f"train.device={options.device}"] if options.device else [])]

@@ -1,7 +1,7 @@
 """Loads a run: defaults, then the YAML file, then key=value overrides; every problem is reported at once."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,20 @@ from dsllm.errors import ConfigError
 
 _ADAPTER = TypeAdapter(RunConfig)
 
+ArchitectureOf = Callable[[str, Path], Mapping[str, Any]]
+"""Finds the fields of the model that `model.init_from` names, for a run in this directory."""
 
-def load_run(path: str | None, overrides: Sequence[str] = ()) -> RunConfig:
+
+def load_run(
+    path: str | None, overrides: Sequence[str] = (), architecture_of: ArchitectureOf | None = None
+) -> RunConfig:
     """The run in a YAML file (None: the embedded recipe), with `key.path=value` overrides on top.
 
     In paths, ~ and variables are replaced by their values here.
+
+    Args:
+        architecture_of: gives the fields of the model that the run starts from, where the run itself does not give them.
+            None (default): they have their defaults.
 
     Raises:
         ConfigError: the file is missing or unreadable, or anything in it does not fit; lists every problem.
@@ -34,7 +43,7 @@ def load_run(path: str | None, overrides: Sequence[str] = ()) -> RunConfig:
     origin = Origin(file, lines, {text.split("=", 1)[0].strip(): text for text in overrides})
     for field in _PATHS:
         problems += _expand_paths(tree, field.split("."), (), origin)
-    return _build(tree, origin, file.stem, problems)
+    return _build(tree, origin, file.stem, problems, architecture_of)
 
 
 def run_from_dict(tree: dict[str, Any], origin: str) -> RunConfig:
@@ -128,22 +137,36 @@ def _expand_paths(node: Any, names: Sequence[str], here: tuple[str, ...], origin
                 yield f"{origin.of(inner)}: {'.'.join(inner)}: {problem}"
 
 
-def _build(tree: dict[str, Any], origin: Origin, stem: str, problems: list[str], is_saved: bool = False) -> RunConfig:
+def _with_architecture(tree: Mapping[str, Any], architecture_of: ArchitectureOf) -> dict[str, Any]:
+    """The section `model`, its missing fields filled in from the model that it starts from."""
+    model: dict[str, Any] = tree["model"]
+    run = tree["run"] if isinstance(tree["run"], dict) else {}
+    if not isinstance(model.get("init_from"), str):
+        return model  # none, or one of a wrong type, which validation reports
+    directory = run.get("directory") or f"runs/{run.get('name')}"
+    return {**architecture_of(model["init_from"], Path(str(directory))), **model}
+
+
+def _build(
+    tree: dict[str, Any],
+    origin: Origin,
+    stem: str,
+    problems: list[str],
+    architecture_of: ArchitectureOf | None = None,
+    is_saved: bool = False,
+) -> RunConfig:
     """Validate a raw tree, fill in names and directories, and check the fields against each other.
 
     Args:
         is_saved: the tree comes from a checkpoint, perhaps of another machine: its folders are not looked at
     """
-    run = tree.get("run")
-    if run is None:
-        run = tree["run"] = {}
-    unnamed = isinstance(run, dict) and not run.get("name")
-    if unnamed:
-        run["name"] = stem
+    unnamed = _name_after_file(tree, stem)
     if isinstance(tree.get("model"), dict):
         tree["model"], size_problem = resolve_size(tree["model"])
         if size_problem:
             problems.append(f"{origin.of(('model', 'size'))}: model.size: {size_problem}")
+        if architecture_of is not None:
+            tree["model"] = _with_architecture(tree, architecture_of)
     config = None
     try:
         config = _ADAPTER.validate_python(_without_empty_sections(tree))
@@ -161,6 +184,16 @@ def _build(tree: dict[str, Any], origin: Origin, stem: str, problems: list[str],
     if problems or config is None:
         raise ConfigError(problems)
     return config
+
+
+def _name_after_file(tree: dict[str, Any], stem: str) -> bool:
+    """Call the run as its file is called, if the run has no name; whether it had none."""
+    if tree.get("run") is None:
+        tree["run"] = {}
+    unnamed = isinstance(tree["run"], dict) and not tree["run"].get("name")
+    if unnamed:
+        tree["run"] = {**tree["run"], "name": stem}
+    return unnamed
 
 
 def _without_empty_sections(tree: dict[str, Any]) -> dict[str, Any]:

@@ -25,11 +25,13 @@ def adopt_shards(
         report: gets a warning for each shard whose last document has no end-of-text token.
 
     Raises:
-        DataError: a shard is missing, damaged or empty, or contains ids that the tokenizer does not have.
+        DataError: a shard is missing, damaged or empty, its .idx does not describe all of its .bin, or it contains ids that
+            the tokenizer does not have.
     """
     prefixes = list(dict.fromkeys(prefix for pattern in source.paths for prefix in _prefixes(pattern, source.name)))
     shards = [Shard(prefix) for prefix in prefixes]
     for shard in shards:
+        shard.check_index()
         _check_ids(shard, tokenizer, source.name, report)
     num_documents = sum(shard.num_documents for shard in shards)
     num_held_out = round(validation_share * num_documents)

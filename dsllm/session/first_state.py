@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from dsllm.checkpoint.architecture import differences_in_function
-from dsllm.checkpoint.hugging_face import HuggingFaceReader, is_hugging_face_folder
+from dsllm.checkpoint.hugging_face import HuggingFaceReader
+from dsllm.checkpoint.hugging_face_files import is_hugging_face_folder
 from dsllm.checkpoint.read import CheckpointReader
+from dsllm.checkpoint.source import another_model, differences
 from dsllm.config.run import RunConfig
 from dsllm.engine.processes.process_group import World
 from dsllm.errors import CheckpointError
@@ -32,12 +33,10 @@ def first_state(config: RunConfig, world: World, report: Callable[[str], None]) 
         reader = HuggingFaceReader(source)
     else:
         reader = find_weights(source, world, report)
-    problems = [*differences_in_function(reader.model_config, config.model), *_other_parameters(reader, table)]
+    found = reader.model_config
+    problems = [*differences(found, config.model, config.context_length), *_other_parameters(reader, table)]
     if problems:
-        more = f"\n- and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise CheckpointError(
-            f"model.init_from {source}: is another model than the run's:\n- " + "\n- ".join(problems[:8]) + more
-        )
+        raise another_model(str(source), found, problems)
     report(f"starting from the weights of {source}")
     return WeightsOnly(reader)
 

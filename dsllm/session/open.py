@@ -27,6 +27,7 @@ from dsllm.session.progress import Progress
 from dsllm.session.record import RunRecord
 from dsllm.session.resume import Report, check_delivery, clean_up
 from dsllm.session.start import Start, find_start
+from dsllm.session.verification import Verification, open_verification
 
 Preflight = Callable[[Progress], None]
 """A caller's own checks: raises before anything is written if this attempt cannot work."""
@@ -42,10 +43,14 @@ class Session:
     """Describes the prepared data."""
     engine: Engine
     batches: TrainingBatches
+    verification: Verification
+    """Compares the token shards with their checksums."""
     progress: Progress
     """How far the run was when it was opened."""
     directory: HeldDirectory
     record: RunRecord
+    saved: RunConfig | None
+    """The run as its last attempt had it; None: it has no checkpoint yet."""
     damaged: Sequence[Path]
     """Damaged checkpoints that were skipped; removed once a new one is published."""
     cores: Cores
@@ -95,19 +100,17 @@ def open_session(
         data = Path(config.data.directory or "")
         on_every_rank(world, lambda: check_shards(data, manifest, world.rank, world.size))
         start = find_start(config, run.layout.precision, world, report)
-        if start.precision != run.layout.precision:
+        if start.precision != run.layout.precision:  # the run began on another device
             run, final = in_saved_precision(run, start, world, report)
         config, precision = run.config, run.layout.precision
         preflight(start.progress)
         if start.progress.step >= config.num_steps:
-            finished = FinishedRun(directory=directory, progress=start.progress)
-            if state != "finished":  # it was killed before it could write so
-                _write_finished(finished, world, report)
-            yield finished
+            yield _finished(directory, start.progress, state, world, report)
             return
         on_every_rank(world, lambda: check_nvme(final, _num_parameters(config), precision, ranks))
         batches = _training_batches(config, manifest, world)
         check_delivery(start.progress, batches, world)
+        verification = open_verification(directory, batches, start.progress, world, report)
         with (
             held_directory(directory, world, report) as held,
             swap_files(final, ranks),
@@ -121,9 +124,11 @@ def open_session(
                 manifest=manifest,
                 engine=engine,
                 batches=batches,
+                verification=verification,
                 progress=start.progress,
                 directory=held,
-                record=RunRecord(config=config, deepspeed=final),
+                record=RunRecord(config=config, deepspeed=final, tokenizer_sha256=manifest.tokenizer.sha256),
+                saved=start.saved,
                 damaged=start.damaged,
                 cores=cores,
                 report=report,
@@ -168,6 +173,9 @@ def _num_parameters(config: RunConfig) -> int:
     return counts.parameter_count(config.model, config.context_length).total
 
 
-def _write_finished(run: FinishedRun, world: World, report: Report) -> None:
-    with held_directory(run.directory, world, report) as held:
-        held.write_status("finished", step=run.progress.step, tokens=run.progress.tokens)
+def _finished(directory: Path, progress: Progress, state: str, world: World, report: Report) -> FinishedRun:
+    """The finished run, after its status says so."""
+    if state != "finished":  # it was killed before it could write so
+        with held_directory(directory, world, report) as held:
+            held.write_status("finished", step=progress.step, tokens=progress.tokens)
+    return FinishedRun(directory=directory, progress=progress)

@@ -35,6 +35,8 @@ class Start:
     progress: Progress
     precision: Precision
     """The one that the run continues in."""
+    saved: RunConfig | None = None
+    """The run as its last attempt had it; None (default): it has no checkpoint yet."""
     damaged: Sequence[Path] = ()
     """Newer checkpoints that were skipped."""
 
@@ -63,4 +65,4 @@ def find_start(config: RunConfig, precision: Precision, world: World, report: Re
     check_data(progress, data_sha256, config, reader.folder)
     report(f"resuming {reader.folder}: step {progress.step:,}, {progress.tokens:,} tokens")
     scaler = reader.manifest.engine["loss_scaler"]
-    return Start(state=reader, loss_scaler=scaler, progress=progress, precision=precision, damaged=damaged)
+    return Start(state=reader, loss_scaler=scaler, progress=progress, precision=precision, saved=saved, damaged=damaged)

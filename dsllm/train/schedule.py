@@ -5,6 +5,21 @@ import math
 from dsllm.config.run import RunConfig
 
 
+def seam(step: int, before: RunConfig, now: RunConfig) -> str:
+    """What the learning rate does where a run continues with another length or schedule; empty: the same as before.
+
+    Args:
+        step: the next step, from 0
+    """
+    planned, rate = learning_rate_at(step, before), learning_rate_at(step, now)
+    if step == 0 or math.isclose(planned, rate, rel_tol=1e-6):
+        return ""
+    return (
+        f"the schedule now ends at step {now.num_steps:,} instead of {before.num_steps:,}: the learning rate continues at "
+        f"{rate:.3g} in step {step + 1:,}, after {learning_rate_at(step - 1, before):.3g} in step {step:,}"
+    )
+
+
 def learning_rate_at(step: int, config: RunConfig) -> float:
     """Learning rate of optimizer step `step` (from 0) of a run.
 

@@ -98,7 +98,8 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
     inserted = rng.choice(INSERTED)
     accidents = (before, after, before + flipped + after, before + after, before + part + part + after)
     accidents += (part + before + after, before + bytes(len(part)) + after, before + inserted + after)
-    accidents += (before + inserted * rng.choice((2, 100, 3000)) + after, before + rng.randbytes(len(part)) + after)
+    accidents += (before + rng.choice((b"[", b"{", b"- ", b"[{")) * rng.choice((30, 3000)) + after,)
+    accidents += (before + inserted * rng.choice((2, 100)) + after, before + rng.randbytes(len(part)) + after)
     return rng.choice(accidents)
 
 

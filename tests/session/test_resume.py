@@ -143,7 +143,7 @@ def test_progress_of_a_checkpoint_names_the_checkpoint(tmp_path):
     saved = save(tmp_path, 4, progress={"step": 4, "tokens": 12})
     batch = RUN.train.global_batch_sequences
     assert progress_of(CheckpointReader(saved), RUN) == Progress(step=4, tokens=12, position=Position(4 * batch))
-    saved = save(tmp_path, 5, progress={"step": "five"})
+    saved = save(tmp_path, 5, progress={"step": 5, "tokens": "many"})
     with pytest.raises(CheckpointError, match=f"^{saved}: "):
         progress_of(CheckpointReader(saved), RUN)
 

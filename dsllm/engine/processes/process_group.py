@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from dsllm.engine.deepspeed_library import deepspeed
+from dsllm.engine.processes.device import gpu_identity
 from dsllm.engine.processes.ranks import Ranks
 from dsllm.engine.processes.rendezvous import meet
 from dsllm.errors import LaunchError
@@ -108,13 +109,14 @@ def process_group(
     assert mesh.world_size == ranks.world_size, f"a mesh of {mesh.world_size} ranks in a world of {ranks.world_size}"
     os.environ |= {  # DeepSpeed looks for its rank only here
         "RANK": str(ranks.rank),
-        "LOCAL_RANK": str(ranks.local_rank),
+        # it takes this for the number of its GPU: 0 where the launcher shows each rank only its own
+        "LOCAL_RANK": str(ranks.local_rank if device.index is None else device.index),
         "WORLD_SIZE": str(ranks.world_size),
         "MASTER_ADDR": ranks.master_address,
         "MASTER_PORT": str(ranks.master_port),
     }
     backend = "gloo" if device.type == "cpu" else "nccl"
-    store = meet(ranks, mesh, timeout)
+    store = meet(ranks, mesh, timeout, gpu_identity(device))
     try:
         dist.init_process_group(
             backend,

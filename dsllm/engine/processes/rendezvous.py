@@ -7,18 +7,22 @@ from datetime import timedelta
 
 from torch.distributed import PrefixStore, Store, TCPStore, rendezvous  # type: ignore[attr-defined]
 
-from dsllm.engine.processes.ranks import Ranks
+from dsllm.engine.processes.ranks import Ranks, is_loopback
 from dsllm.errors import LaunchError
 from dsllm.mesh import Mesh
 
 _LOOK_AGAIN_SECONDS = 0.02
 
 
-def meet(ranks: Ranks, mesh: Mesh, timeout: timedelta) -> Store:
+def meet(ranks: Ranks, mesh: Mesh, timeout: timedelta, gpu: str | None = None) -> Store:
     """Wait for all ranks; returns the store through which they talk.
 
+    Args:
+        gpu: this rank's GPU by a name that no other GPU has. None (default): it computes on the CPU.
+
     Raises:
-        LaunchError: rank 0 cannot be reached, ranks are missing, a number is taken twice, or world sizes or meshes differ.
+        LaunchError: rank 0 cannot be reached, ranks are missing, a number or a GPU is taken twice, or world sizes or meshes
+            differ.
     """
     store = _store(ranks, timeout)
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store outlives an attempt
@@ -29,6 +33,12 @@ def meet(ranks: Ranks, mesh: Mesh, timeout: timedelta) -> Store:
         raise LaunchError(
             f"rank {ranks.rank} of {ranks.world_size} joined twice: {other}, and this is {own} (started by "
             f"{ranks.launcher}): give each process a RANK of its own"
+        )
+    holder = f"rank {ranks.rank}, {own}"
+    if gpu is not None and (other := roll.compare_set(f"gpu {gpu}", "", holder).decode()) != holder:
+        raise LaunchError(
+            f"rank {ranks.rank} has the GPU {gpu}, which {other}, uses too (CUDA_VISIBLE_DEVICES="
+            f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}, started by {ranks.launcher}): at most one rank per GPU"
         )
     size = roll.compare_set("world size", "", str(ranks.world_size)).decode()
     if size != str(ranks.world_size):
@@ -68,6 +78,10 @@ def _store(ranks: Ranks, timeout: timedelta) -> Store:
             if ranks.rank == 0
             else f"did not answer within {seconds:g} s: is rank 0 running, and is the port open between the hosts?"
         )
+        if ranks.rank > 0 and ranks.local_size < ranks.world_size and is_loopback(ranks.master_address):
+            advice += (
+                f" {ranks.master_address} means every host itself: set MASTER_ADDR to the address of rank 0's host"
+            )
         raise LaunchError(
             f"rank {ranks.rank} of {ranks.world_size} cannot open the store of rank 0 at {where} (started by "
             f"{ranks.launcher}): {advice} ({cause})"

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 
@@ -22,7 +23,7 @@ def ranks_of(world_size: int, port: int) -> list[Ranks]:
     ]
 
 
-def try_to_meet(ranks: Ranks, seconds: float, answers) -> None:
+def try_to_meet(ranks: Ranks, seconds: float, answers, gpu: str | None = None) -> None:
     os.environ |= {
         "RANK": str(ranks.rank),
         "WORLD_SIZE": str(ranks.world_size),
@@ -31,17 +32,21 @@ def try_to_meet(ranks: Ranks, seconds: float, answers) -> None:
     }
     began, text, store = time.monotonic(), "met", None
     try:
-        store = meet(ranks, Mesh(data=ranks.world_size), timedelta(seconds=seconds))
+        store = meet(ranks, Mesh(data=ranks.world_size), timedelta(seconds=seconds), gpu)
     except LaunchError as error:
         text = str(error)
     answers.put((text, time.monotonic() - began))
     time.sleep(1.0 if store is not None and ranks.rank == 0 else 0.0)  # the others still look at its store
 
 
-def outcomes(processes: list[Ranks], seconds: float) -> list[tuple[str, float]]:
+def outcomes(processes: list[Ranks], seconds: float, gpus: Sequence[str | None] = ()) -> list[tuple[str, float]]:
     """What each process heard, and after how long."""
     answers = context.Queue()
-    running = [context.Process(target=try_to_meet, args=(ranks, seconds, answers)) for ranks in processes]
+    gpus = gpus or [None] * len(processes)
+    running = [
+        context.Process(target=try_to_meet, args=(ranks, seconds, answers, gpu))
+        for ranks, gpu in zip(processes, gpus, strict=True)
+    ]
     for process in running:
         process.start()
     heard = [answers.get(timeout=60) for _ in running]
@@ -59,6 +64,14 @@ def test_two_processes_with_one_number():
     texts = sorted(text for text, _ in outcomes([first, second, second], 20))
     assert texts[0] == "met" and texts[1] == "met"
     assert "rank 1 of 2 joined twice" in texts[2] and texts[2].count("process ") >= 2
+
+
+def test_two_ranks_with_one_gpu():
+    """CUDA_VISIBLE_DEVICES=0 for two ranks; with GPUs of their own the same ranks meet."""
+    ranks = ranks_of(2, free_port())
+    texts = [text for text, _ in outcomes(ranks, 20, ["GPU-1", "GPU-1"])]
+    assert any("has the GPU GPU-1, which rank" in text and "at most one rank per GPU" in text for text in texts), texts
+    assert [text for text, _ in outcomes(ranks_of(2, free_port()), 20, ["GPU-1", "GPU-2"])] == ["met"] * 2
 
 
 @pytest.mark.slow
