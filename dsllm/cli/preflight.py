@@ -126,8 +126,9 @@ def notes_before_start(config: RunConfig) -> Iterator[str]:
     except RunError as error:
         yield f"refused now: {error}"
         status = {}
-    if status.get("state") == "finished":
-        yield f"{directory} has a finished run of {status.get('tokens', 0)} tokens: it continues with a larger budget only"
+    step = status.get("step")
+    if status.get("state") == "finished" and isinstance(step, int) and step >= config.num_steps:
+        yield f"{directory} has a finished run of {status.get('tokens', 0)} tokens: raise train.total_tokens to continue it"
     if prepared_before(Path(config.data.directory or ""), settings_of(config)) is not None:
         return
     size, trained = config.model.vocab_size, config.tokenizer.kind != "pretrained"

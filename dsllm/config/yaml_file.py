@@ -26,8 +26,8 @@ MOST_DIGITS = 400
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the scalars of YAML 1.2's core schema, no other types, and bounds on what aliases expand to."""
 
-    yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - PyYAML declares it so
-    yaml_constructors: ClassVar[dict] = {}  # those below, and no others
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML declares it so
+    yaml_constructors: ClassVar[dict[Any, Any]] = {}  # those below, and no others
 
     def __init__(self, text: str) -> None:
         super().__init__(text)

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from dsllm import files
-from dsllm.config.fields import FORBID_UNKNOWN_KEYS
+from dsllm.config.fields import STRICT_FIELDS
 from dsllm.config.run import RunConfig
 from dsllm.data.shards import Shard
 from dsllm.data.tokenizer_folder import hash_of_tokenizer
@@ -33,7 +33,7 @@ MOST_VOCABULARY = 2**31
 class ShardRecord:
     """One shard, or the part of it that belongs to one split."""
 
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+    __pydantic_config__ = STRICT_FIELDS
 
     prefix: str
     """Path without .bin and .idx: relative, inside the manifest's folder; absolute for shards that are used in place."""
@@ -57,7 +57,7 @@ class ShardRecord:
 class SourceRecord:
     """The shards of one named source."""
 
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+    __pydantic_config__ = STRICT_FIELDS
 
     name: str
     train: tuple[ShardRecord, ...]
@@ -68,7 +68,7 @@ class SourceRecord:
 class TokenizerRecord:
     """The tokenizer that made the ids."""
 
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+    __pydantic_config__ = STRICT_FIELDS
 
     directory: str
     """Its folder, relative to the manifest's folder and inside it."""
@@ -84,7 +84,7 @@ class TokenizerRecord:
 class Manifest:
     """Everything that training needs to know about a prepared directory."""
 
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+    __pydantic_config__ = STRICT_FIELDS
 
     format_version: int = FORMAT_VERSION
     settings: dict[str, Any]

@@ -96,7 +96,9 @@ def test_what_may_change_until_the_start_is_a_warning(folder, capsys, tmp_path):
     finally:
         lock.release()
     assert code == 0 and "# warning      refused now: " in output and "a run is alive here" in output
-    write_status(tmp_path / "live", "finished", tokens=5)
+    write_status(tmp_path / "live", "finished", tokens=5, step=1)
+    assert "finished" not in dry_run(folder, capsys, f"run.directory={tmp_path}/live")[1]
+    write_status(tmp_path / "live", "finished", tokens=5, step=10**6)
     assert "has a finished run of 5 tokens" in dry_run(folder, capsys, f"run.directory={tmp_path}/live")[1]
     new = [f"data.directory={tmp_path}/new", "data.sources=[{name: a, paths: [absent/*.txt, run.yaml]}]"]
     (tmp_path / "r").mkdir()
