@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 
+from dsllm import counts
+from dsllm.byte_units import GIB
 from dsllm.config.precision import resolve_precision
 from dsllm.config.run import RunConfig
 from dsllm.config.train import DeviceType, Precision
@@ -16,7 +19,8 @@ from dsllm.engine.processes.process_group import World
 from dsllm.engine.processes.ranks import Ranks
 from dsllm.engine.settings.final_config import final_config
 from dsllm.engine.settings.layout import Layout, ranks_by_node
-from dsllm.errors import LaunchError
+from dsllm.engine.settings.offload import offload_devices
+from dsllm.errors import ConfigError, LaunchError
 from dsllm.mesh import make_mesh
 from dsllm.model.kernels import load_kernels
 
@@ -52,7 +56,7 @@ def run_on_machine(config: RunConfig, given: Mapping[str, Any], ranks: Ranks) ->
     """Resolve a run on this rank's machine, and refuse what can be refused before the ranks meet.
 
     Raises:
-        ConfigError: the run, its DeepSpeed JSON, the number of ranks and the device do not fit together.
+        ConfigError: the run, its DeepSpeed JSON, the number of ranks and the device, or the memory, do not fit together.
         LaunchError: there is no GPU for this rank, or train.device is another device than this machine's.
         MissingExtra: the run's kernels are not installed.
     """
@@ -62,11 +66,28 @@ def run_on_machine(config: RunConfig, given: Mapping[str, Any], ranks: Ranks) ->
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
     mesh = make_mesh(config.parallel, ranks.world_size)
     layout = Layout(mesh=mesh, device=device.type, precision=precision, ranks_by_node=None)
-    final_config(config, given, layout)  # the rules about hosts wait until all hosts are known
+    final = final_config(config, given, layout)  # the rules about hosts wait until all hosts are known
+    if device.type == "cpu":
+        _check_memory(config, final, layout, ranks.local_size)
     load_kernels(config.train.kernels, device.type)
     if config.train.compile:
         check_compiler(device)
     return RunOnMachine(config=config, given=given, device=device, layout=layout)
+
+
+def _check_memory(config: RunConfig, final: Mapping[str, Any], layout: Layout, local_size: int) -> None:
+    """Refuse a model whose states alone are twice the memory of this host, which no swap space saves."""
+    zero = final["zero_optimization"]
+    if config.model.vocab_size is None or "nvme" in offload_devices(zero):
+        return
+    num_parameters = counts.parameter_count(config.model, config.context_length).total
+    states = counts.model_states(num_parameters, zero["stage"], layout.precision, layout.data_size).after_step
+    needed, there = states * local_size, psutil.virtual_memory().total
+    if needed > 2 * there:
+        raise ConfigError(
+            f"model: its {num_parameters:,} parameters need {needed / GIB:,.0f} GiB of model states for {local_size} ranks on "
+            f"this host, which has {there / GIB:,.0f} GiB of memory: use more hosts with ZeRO 3, or a smaller model"
+        )
 
 
 def _check_device(requested: DeviceType, found: torch.device) -> None:
