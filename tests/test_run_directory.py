@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from dsllm.errors import RunError
-from dsllm.run_directory import check_shared, lock_run, read_status, write_status
+from dsllm.run_directory import check_shared, is_locked, lock_run, read_status, write_status
 from dsllm.train.picture import draw_loss_curve, read_metrics
+from tests.helpers.flock import UNSUPPORTED, run_with_flock
 
 
 def test_a_live_run_keeps_others_out_and_a_dead_one_does_not(tmp_path):
@@ -60,3 +61,13 @@ def test_later_rows_win_and_a_cut_line_is_left_out(tmp_path):
     ]
     picture = draw_loss_curve(tmp_path)
     assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 5000
+
+
+def test_whether_a_run_is_alive_is_seen_without_touching_anything(tmp_path):
+    assert is_locked(tmp_path) is False and not list(tmp_path.iterdir())
+    lock = lock_run(tmp_path, print)
+    assert is_locked(tmp_path) is True
+    lock.release()
+    assert is_locked(tmp_path) is False
+    code = f"from pathlib import Path; from dsllm.run_directory import is_locked; print(is_locked(Path({str(tmp_path)!r})))"
+    assert run_with_flock(UNSUPPORTED, code, tmp_path) == "None\n"

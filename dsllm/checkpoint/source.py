@@ -13,7 +13,7 @@ from dsllm.checkpoint.hugging_face_files import (
     is_hugging_face_folder,
     read_architecture,
 )
-from dsllm.checkpoint.read_manifest import read_manifest
+from dsllm.checkpoint.read_manifest import not_the_parameters_of, read_manifest
 from dsllm.config.migrate import SavedConfig, read_model
 from dsllm.config.model import ModelConfig
 from dsllm.config.yaml_file import write_yaml
@@ -88,4 +88,8 @@ def _model_of_checkpoint(folder: Path) -> ModelConfig:
             origin=str(folder),
         )
     )
+    shapes = {name: record.shape for name, record in manifest.parameters.items()}
+    problem = not_the_parameters_of(config, manifest.model.context_length, shapes)
+    if problem:
+        raise CheckpointError(f"{folder}: {problem}")
     return dataclasses.replace(config, context_length=manifest.model.context_length)

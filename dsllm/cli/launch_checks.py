@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dsllm.config.cluster import ClusterConfig
+from dsllm.config.paths import presets_directory
 from dsllm.config.precision import resolve_precision
 from dsllm.config.run import RunConfig
 from dsllm.engine.settings.final_config import final_config
@@ -65,6 +66,12 @@ def notes(config: RunConfig, file: Path | None, cluster: ClusterConfig, director
         yield (
             f"{file} is outside shared_directory {cluster.shared_directory}: the ranks read it under this path, so every "
             "host must see it there"
+        )
+    places = [directory, *([file.parent] if file else []), presets_directory()]
+    if not any((place / config.deepspeed).is_file() for place in places):
+        yield (
+            f"deepspeed {config.deepspeed}: is in this working directory, but the ranks start in {directory}: copy it there, "
+            "or put it into the folder of the run's file"
         )
     data = directory / (config.data.directory or "")
     if not data.is_dir():

@@ -11,6 +11,7 @@ from dsllm.data.manifest import ShardRecord, SourceRecord
 from dsllm.data.shards import Shard, bin_path, idx_path
 from dsllm.data.tokenizer import Tokenizer
 from dsllm.errors import DataError
+from dsllm.prepare.find_files import path_of
 
 _NUM_PROBES, _PROBE_TOKENS = 64, 4096  # parts of a shard whose ids are checked
 
@@ -92,7 +93,7 @@ def _check_ids(shard: Shard, tokenizer: Tokenizer, source: str, report: Callable
 
 def _prefixes(pattern: str, source: str) -> list[Path]:
     """Absolute prefixes of the shards that a path or glob names, with or without .bin or .idx."""
-    bare = str(Path(pattern).expanduser()).removesuffix(".bin").removesuffix(".idx")
+    bare = str(path_of(pattern, source)).removesuffix(".bin").removesuffix(".idx")
     if not glob.has_magic(bare) or idx_path(Path(bare)).exists():
         return [Path(bare).absolute()]
     found = [Path(name.removesuffix(".idx")).absolute() for name in sorted(glob.glob(bare + ".idx", recursive=True))]

@@ -10,19 +10,28 @@ from dsllm.config.data import SourceConfig
 from dsllm.errors import DataError
 from dsllm.prepare.document import shown
 from dsllm.prepare.file_kinds import COMPRESSIONS, FORMATS, kind_by_name, type_of_name
+from dsllm.prepare.workspace import CARD_FILE
 
 HIDDEN = "hidden"
 """How names that begin with a dot are counted; what is below such a folder is not."""
 SAME_FILE = "second name of a file"
 """How links to files that are read already are counted."""
+WRITTEN_BY_DSLLM = "folder of dsllm"
+"""How folders of prepared data and of runs are counted."""
 _DATASET_CARD = "readme.md"
+_DESCRIPTIONS = (
+    "dataset_infos.json",
+    "dataset_info.json",
+    "dataset_dict.json",
+    "state.json",
+)  # of the library datasets
 
 
 def find_files(source: SourceConfig) -> tuple[list[Path], Counter[str]]:
     """The files named by a source's paths, in order, each once; and the number of files passed over, by suffix.
 
-    Folders are searched recursively, sorted by name; names that begin with a dot are skipped, and so is a README.md directly
-    in a folder that a path names: it describes the data.
+    Folders are searched recursively, sorted by name; names that begin with a dot are skipped, and so are files that describe
+    the data: a README.md directly in a folder that a path names, and the JSON files that the library datasets writes.
 
     Raises:
         DataError: a path does not exist, a glob matches nothing, or there is no file of a type that we read.
@@ -77,14 +86,28 @@ def _identity(path: Path) -> object:
     return os.path.realpath(path)
 
 
+def path_of(pattern: str, source: str) -> Path:
+    """A source's path, with the home directory for ~.
+
+    Raises:
+        DataError: it is empty, contains a zero byte, or names the home of nobody.
+    """
+    if not pattern.strip():
+        raise DataError(f"source '{source}': {pattern!r} is not a path: write '.' for the working directory")
+    if "\0" in pattern:
+        raise DataError(f"source '{source}': {shown(pattern)} is not a path: it contains a zero byte")
+    try:
+        return Path(pattern).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"source '{source}': {shown(pattern)} is not a path: {error}") from error
+
+
 def _candidates(pattern: str, source: str, others: Counter[str]) -> list[Path]:
     """The files of any type that a path or glob names."""
+    path = path_of(pattern, source)
     try:
-        path = Path(pattern).expanduser()
         path.lstat()
         places = [path]
-    except (RuntimeError, ValueError) as error:  # a home of nobody; a zero byte
-        raise DataError(f"source '{source}': {shown(pattern)}: is not a path: {error}") from error
     except OSError as error:
         if not glob.has_magic(pattern):
             why = "no such file or folder" if isinstance(error, FileNotFoundError) else error.strerror
@@ -105,14 +128,23 @@ def _walk(folder: Path, others: Counter[str]) -> Iterator[Path]:
             subfolders.clear()
             continue
         seen.add(real)
+        if _is_written_by_dsllm(place, subfolders, names):
+            others[WRITTEN_BY_DSLLM] += 1
+            subfolders.clear()
+            continue
         others[HIDDEN] += sum(name.startswith(".") for name in [*subfolders, *names])
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in sorted(names):
-            if place == str(folder) and name.lower() == _DATASET_CARD:
+            if name in _DESCRIPTIONS or (place == str(folder) and name.lower() == _DATASET_CARD):
                 others[name] += 1
             elif not name.startswith("."):
                 yield Path(place, name)
     others += Counter()  # drops a count of zero
+
+
+def _is_written_by_dsllm(place: str, subfolders: list[str], names: list[str]) -> bool:
+    """Whether a folder is prepared data, a run, or a preparation that was interrupted: its JSON files are no sources."""
+    return CARD_FILE in names or (place.endswith(".partial") and not {"spool", "records"}.isdisjoint(subfolders))
 
 
 def _not_listed(error: OSError) -> None:

@@ -12,7 +12,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 @contextlib.contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """Until the block ends, signals raise KeyboardInterrupt; those that are ignored (nohup ignores SIGHUP) stay so."""
+    """Until the block ends, signals raise KeyboardInterrupt, unless the caller handles or ignores them (as nohup does)."""
     if threading.current_thread() is not threading.main_thread():  # Python allows handlers in the main thread only
         yield
         return
@@ -20,7 +20,7 @@ def interrupted_by_signals() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    caught = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    caught = [number for number in _SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
     before = {number: signal.signal(number, interrupt) for number in caught}
     try:
         yield

@@ -93,7 +93,7 @@ def prepare(
                 return ready
             return _Preparation(config, workspace, report, progress).run(settings)
     except OSError as error:
-        raise not_written(directory, error, ": finished shards are kept") from error
+        raise not_written(directory, error, "used") from error
 
 
 def _complete(workspace: Workspace, settings: dict[str, Any], progress: Progress) -> Manifest | None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from dsllm.prepare.text_lines import DAMAGED, MOST_BYTES, OpenFile, Position, fi
 _READ_CHARACTERS = 2**18
 _TAIL = 16  # characters: a parser that stops so close to what has been read may need more
 _WHITE = " \t\n\r"
+_SPACE = re.compile(f"[{_WHITE}]*")
 
 
 def read_json_lines(file: OpenFile, text_field: str, position: Position) -> Iterator[Document | BadInput]:
@@ -31,7 +33,7 @@ def read_json(file: OpenFile, text_field: str, position: Position) -> Iterator[D
     """The documents of a .json file: lines, an array, or objects over several lines, by how it begins."""
     beginning = file.stream.peek(HEAD_BYTES)[:HEAD_BYTES].decode(file.encoding, "ignore")
     beginning = beginning.removeprefix("\ufeff").lstrip(_WHITE)
-    if beginning.startswith("[") or beginning.partition("\n")[0].rstrip(_WHITE) == "{":
+    if beginning.startswith("[") or beginning.replace("\r", "\n").partition("\n")[0].rstrip(_WHITE) == "{":
         return _read_values(file, text_field, position)
     return read_json_lines(file, text_field, position)
 
@@ -73,7 +75,7 @@ def _parsed(line: bytes, text_field: str, origin: str, encoding: str, first: boo
     try:
         record = json.loads(text.removeprefix("\ufeff") if first else text)
     except (ValueError, RecursionError) as error:
-        if not text.endswith(("\n", "\r")):
+        if not text.endswith(("\n", "\r")) and not str(error).startswith("Extra data"):
             return BadInput(origin, "the file ends in the middle of a line")
         array = "; an array is read from a file named .json, or write one object per line"
         return BadInput(origin, "not valid JSON", f"{error}{array if text.lstrip().startswith('[') else ''}")
@@ -112,12 +114,12 @@ class _Values:
 
     def __init__(self, file: io.TextIOWrapper):
         self._file = file
-        self._text = ""
+        self._text = file.read(_READ_CHARACTERS).removeprefix("\ufeff")
         self._at = 0
         self._decoder = json.JSONDecoder()
 
     def __iter__(self) -> Iterator[Any]:
-        in_array = self._next_character(skip="\ufeff") == "["
+        in_array = self._next_character() == "["
         if in_array:
             self._at += 1
             if self._next_character() == "]":
@@ -145,13 +147,14 @@ class _Values:
         if extra := self._next_character():
             raise ValueError(f"{extra!r} follows the array")
 
-    def _next_character(self, skip: str = "") -> str:
+    def _next_character(self) -> str:
         """The next character that is not white space; "" at the end."""
         while True:
-            while self._at < len(self._text):
-                if self._text[self._at] not in _WHITE + skip:
-                    return self._text[self._at]
-                self._at += 1
+            space = _SPACE.match(self._text, self._at)
+            assert space is not None, "it also matches where there is none"
+            self._at = space.end()
+            if self._at < len(self._text):
+                return self._text[self._at]
             if not self._read_more():
                 return ""
 

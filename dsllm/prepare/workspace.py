@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,14 +44,16 @@ def real_directory(directory: Path) -> Path:
     """The folder that data.directory names: where a link leads, because a rename would replace the link itself.
 
     Raises:
-        DataError: the link leads in a circle.
+        DataError: the link leads in a circle, or it is not a path.
     """
-    if not directory.is_symlink():
-        return directory
-    real = Path(os.path.realpath(directory))
+    try:
+        real = Path(os.path.realpath(directory))
+        is_link = directory.is_symlink()
+    except ValueError as error:
+        raise DataError(f"data.directory {shown(directory)} is not a path: {error}") from error
     if real.is_symlink():
         raise DataError(f"data.directory {directory} is a link that leads in a circle: name a folder")
-    return real
+    return real if is_link or directory.name in ("", "..") else directory
 
 
 def check_replaceable(directory: Path, force: bool = False) -> None:
@@ -63,10 +66,12 @@ def check_replaceable(directory: Path, force: bool = False) -> None:
         DataError: the directory is a file or a mount point, or it contains files that `prepare` did not write.
         OSError: it cannot be looked at.
     """
-    if directory.is_mount():
+    if Path(os.path.realpath(directory)).is_mount():
         raise DataError(
             f"data.directory {directory} is a mount point, and a rename cannot replace it: name a folder inside it"
         )
+    if Path.cwd().is_relative_to(os.path.realpath(directory)):
+        raise DataError(f"data.directory {directory} contains the working directory: name a folder of its own")
     if directory.exists() and not directory.is_dir():
         raise DataError(f"data.directory {directory} is a file: name a folder that does not exist yet")
     names = _names_in(directory)
@@ -221,7 +226,7 @@ def _lock_file(workspace: Workspace, report: Callable[[str], None]) -> IO[str] |
     file: IO[str] | None = None
     try:
         workspace.lock.parent.mkdir(parents=True, exist_ok=True)
-        file = open(workspace.lock, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115 - `_locked` closes it
+        file = open(workspace.lock, "a+", encoding="utf-8", errors="replace", opener=_no_link)  # noqa: SIM115 - `_locked` closes it
         files.hold_lock(file)
     except files.HeldElsewhereError as error:
         if file is not None:
@@ -250,14 +255,26 @@ def _lock_file(workspace: Workspace, report: Callable[[str], None]) -> IO[str] |
     return None
 
 
-def not_written(directory: Path, error: OSError, what_is_kept: str = "") -> DataError:
+def _no_link(path: str, flags: int) -> int:
+    """Open a file unless it is a link, whose target would be emptied, or a pipe or device.
+
+    Raises:
+        OSError: it is one, or it cannot be opened.
+    """
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is a pipe or a device", path)
+    return descriptor
+
+
+def not_written(directory: Path, error: OSError, verb: str = "written") -> DataError:
     """The error that a file or folder of a preparation could not be written: which, why, and what to do."""
-    place = f"data.directory {directory}: {shown(error.filename or directory)}"
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
-            why = "the disk is full; free some space and start again"
+            verb, why = "written", "the disk is full; free some space and start again: finished shards are kept"
         case errno.EFBIG:
-            why = "larger than a file may be here (ulimit -f); raise the limit or lower data.shard_megabytes, and start again"
+            verb, why = "written", "it is larger than a file may be here; raise that limit (ulimit -f), and start again"
         case _:
-            why = f"{error.strerror or error}; change that, or set another data.directory, and start again"
-    return DataError(f"{place} cannot be written: {why}{what_is_kept}")
+            why = f"{error.strerror or error}; change that, or set another data.directory"
+    return DataError(f"data.directory {directory}: {shown(error.filename or directory)} cannot be {verb}: {why}")

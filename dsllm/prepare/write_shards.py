@@ -92,9 +92,6 @@ def write_shards(units: Iterable[Unit], destination: Destination, num_workers: i
         while pending:
             done, pending = wait(pending, return_when=FIRST_COMPLETED)
             yield from (future.result() for future in done)
-    except KeyboardInterrupt:  # do not wait for the workers: a job that is ended has few seconds
-        _kill_workers(other_processes)
-        raise
     except BrokenProcessPool as error:
         # Python 3.11 waits forever for a worker that was being started when another one died.
         _kill_workers(other_processes)
@@ -102,6 +99,11 @@ def write_shards(units: Iterable[Unit], destination: Destination, num_workers: i
             "a worker process died, probably because memory ran out: lower data.num_workers and start again; "
             "finished shards are kept"
         ) from error
+    except DataError:  # the other workers finish their units
+        raise
+    except BaseException:  # a signal: do not wait for the workers, a job that is ended has few seconds
+        _kill_workers(other_processes)
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

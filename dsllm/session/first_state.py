@@ -13,6 +13,7 @@ from dsllm.errors import CheckpointError
 from dsllm.model.initial_state import InitialValues, WeightsOnly
 from dsllm.parameters import ParameterTable, parameter_table
 from dsllm.session.resume import find_weights
+from dsllm.session.source_tokenizer import other_tokenizer
 from dsllm.slices import StateReader
 
 
@@ -38,6 +39,9 @@ def first_state(config: RunConfig, world: World, report: Callable[[str], None]) 
     if problems:
         raise another_model(str(source), found, problems)
     report(f"starting from the weights of {source}")
+    warning = other_tokenizer(source, Path(config.data.directory or "")) if world.rank == 0 else None
+    if warning:
+        report(f"warning: {warning}")
     return WeightsOnly(reader)
 
 

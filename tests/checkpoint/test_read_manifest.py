@@ -1,5 +1,6 @@
 """What is not a sound manifest of a known version is refused in words: damaged ones so that an older one takes their place."""
 
+import dataclasses
 import json
 import os
 import random
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from dsllm.checkpoint.find import list_checkpoints, newest_sound
-from dsllm.checkpoint.manifest import CheckpointManifest
+from dsllm.checkpoint.manifest import FORMAT_VERSION, CheckpointManifest
 from dsllm.checkpoint.read import CheckpointReader
 from dsllm.checkpoint.read_manifest import UnavailableCheckpointError, not_the_parameters_of, read_manifest
 from dsllm.checkpoint.verify import damage_in
@@ -23,6 +24,7 @@ from dsllm.slices import WEIGHTS, Box, ParameterSlice, Region, whole
 from tests.helpers.checkpoints import edit_manifest, save_slices
 
 FORMAT_1 = Path(__file__).parent / "format_1" / "step-00000003"
+FORMAT_3 = Path(__file__).parent / "format_3" / "step-00000003"
 FORMAT_2 = Path(__file__).parent / "format_2" / "step-00000003"
 
 
@@ -248,11 +250,14 @@ def test_a_checksum_cannot_be_left_out(folder: Path):
     assert "the checksum at its end is missing" in (damage_in(folder) or "")
 
 
-def test_format_2_opens(format_2: Path):
-    """It has no checksum and no hash of the tokenizer; the stored one has the same tensors as that of format 1."""
-    assert damage_in(format_2) is None
-    reader, other = CheckpointReader(format_2), CheckpointReader(FORMAT_1)
-    assert reader.manifest.tokenizer_sha256 is None and reader.step == 3
+@pytest.mark.parametrize(
+    ("folder", "tokenizer"), [(FORMAT_2, None), (FORMAT_3, "1" * 64)], ids=["format 2", "format 3"]
+)
+def test_stored_checkpoints_of_later_formats_open(folder: Path, tokenizer: str | None):
+    """They have the same tensors as that of format 1, which has tests of its own."""
+    assert damage_in(folder) is None and damage_in(folder, what="weights") is None
+    reader, other = CheckpointReader(folder), CheckpointReader(FORMAT_1)
+    assert reader.manifest.tokenizer_sha256 == tokenizer and reader.step == 3
     assert reader.names() == other.names()
     for name in reader.names():
         assert reader.keys(name) == other.keys(name) and reader.scalars(name) == other.scalars(name)
@@ -297,3 +302,13 @@ def test_parameters_that_are_not_those_of_a_config():
         config, 16, {name: shape for name, shape in found.items() if name != "layers.0.mlp.up.weight"}
     )
     assert "the first, more, is (2,) there and absent" in not_the_parameters_of(config, 16, found | {"more": (2,)})
+
+
+def test_the_newest_format_has_a_stored_checkpoint():
+    """After a change of the manifest's fields: raise FORMAT_VERSION, read the old format too, and store one of the new."""
+    stored = {
+        int(folder.name.removeprefix("format_")) for folder in Path(__file__).parent.glob("format_*") if folder.is_dir()
+    }
+    assert stored == set(range(1, FORMAT_VERSION + 1))
+    raw = json.loads((FORMAT_3 / "manifest.json").read_text())
+    assert set(raw) - {"sha256"} == {field.name for field in dataclasses.fields(CheckpointManifest)}

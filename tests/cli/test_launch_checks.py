@@ -82,6 +82,10 @@ def test_notes_on_what_only_this_machine_may_see(tmp_path):
     assert list(notes(here, inside, cluster, shared)) == []
     (note,) = notes(here, outside, cluster, shared)
     assert "is outside shared_directory" in note and str(outside) in note
+    (note,) = notes(dataclasses.replace(here, deepspeed="own.json"), inside, cluster, shared)
+    assert "own.json: is in this working directory, but the ranks start in" in note
+    (shared / "own.json").touch()
+    assert not list(notes(dataclasses.replace(here, deepspeed="own.json"), inside, cluster, shared))
     (note,) = notes(nowhere, inside, cluster, shared)
     assert "rank 0 would prepare it inside the job" in note and "dsllm prepare" in note
     assert list(notes(nowhere, outside, ClusterConfig(slots=2), tmp_path)) == []

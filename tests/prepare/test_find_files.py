@@ -105,6 +105,37 @@ def test_a_readme_directly_in_a_folder_describes_the_data(tmp_path: Path):
     assert names([tmp_path / "README.md"]) == ["README.md"]
 
 
+def test_what_the_library_datasets_writes_about_its_data_is_passed_over(tmp_path: Path):
+    (tmp_path / "train").mkdir()
+    for name in (
+        "dataset_infos.json",
+        "dataset_dict.json",
+        "train/state.json",
+        "train/dataset_info.json",
+        "train/a.json",
+    ):
+        (tmp_path / name).write_text("{}")
+    descriptions = ["dataset_dict.json", "dataset_infos.json", "dataset_info.json", "state.json"]
+    assert found_and_ignored(tmp_path) == (["train/a.json"], dict.fromkeys(descriptions, 1))
+    assert names([tmp_path / "train" / "state.json"]) == ["state.json"]
+
+
+@pytest.mark.parametrize("path", ["", " "])
+def test_an_empty_path_is_not_the_working_directory(path: str):
+    with pytest.raises(DataError, match=r"is not a path: write '\.' for the working directory"):
+        names([path])
+
+
+def test_folders_that_dsllm_has_written_are_passed_over(tmp_path: Path):
+    for name in ("data/x/data_card.json", "data/x/manifest.json", "runs/x/data_card.json", "runs/x/eval/step-1.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "data" / "y.partial" / "records").mkdir(parents=True)
+    (tmp_path / "data" / "y.partial" / "records" / "train-a-00000.json").write_text("{}")
+    (tmp_path / "data" / "mine.json").write_text("{}")
+    assert found_and_ignored(tmp_path) == (["data/mine.json"], {"folder of dsllm": 3})
+
+
 def test_a_file_with_several_names_is_read_once(tmp_path: Path):
     (tmp_path / "a.txt").write_text("x")
     (tmp_path / "b.txt").symlink_to("a.txt")

@@ -54,7 +54,9 @@ def test_every_form_gives_the_same_documents(
 
 def test_one_object_with_all_keys_in_lines_of_their_own(tmp_path: Path):
     assert texts(read(tmp_path / "a.json", '{\n  "text": "x"\n}\n')) == ["x"]
+    assert texts(read(tmp_path / "a.json", '{\r"text": "x"\r}\r')) == ["x"]
     assert texts(read(tmp_path / "a.json", '{"text": "x"}')) == ["x"]
+    assert "Extra data" in str(only(read(tmp_path / "a.json", '{"text": "x"}{"text": "y"}')))
     assert texts(read(tmp_path / "a.json", ' \n [ {"text": "x"} , {"text": "y"}\n]\n ')) == ["x", "y"]
 
 
@@ -76,6 +78,11 @@ def test_an_array_is_read_up_to_what_is_not_json(content: str, num_read: int, de
     assert texts(documents) == ["x", "y"][:num_read]
     assert isinstance(last, BadInput) and last.reason == "not valid JSON" and detail in last.detail
     assert last.origin.endswith(f"a.json, after element {num_read}")
+
+
+def test_much_space_is_no_content(tmp_path: Path):
+    (remark,) = read(tmp_path / "a.json", "[" + " " * 20_000_000 + "]")
+    assert str(remark).endswith("a.json: empty file, passed over")
 
 
 def test_a_mistake_early_in_a_large_array_is_found_without_reading_it_all(tmp_path: Path):
@@ -103,6 +110,34 @@ def test_an_array_that_is_not_in_the_encoding_ends_there(tmp_path: Path):
 def test_an_array_in_lines_gets_a_hint(tmp_path: Path):
     item = only(read(tmp_path / "a.jsonl", '[{"text": "x"},\n'))
     assert item.detail.endswith("an array is read from a file named .json, or write one object per line")
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        (b'{"text": "x", "n": NaN, "m": 1e999}', "x"),
+        (b'{"text": "x", "n": 1234567890123456789012345}', "x"),
+        (b'{"text": "first", "text": "x"}', "x"),  # the last one counts, as in Python
+        ('{"text": "x\u2028y\x85"}'.encode(), "x\u2028y\x85"),
+        (b'{"text": "\\ud83d\\ude00"}', "😀"),
+        (b'{"text": "x"}\r', "x"),
+        (b'\xef\xbb\xbf{"text": "x"}', "x"),
+        (b'{"text": "\\u0000"}', "\0"),
+        (b'{"text": "' + b"x" * 2_500_000 + b'"}', "x" * 2_500_000),
+        (b'{"n": ' + b"9" * 5000 + b', "text": "x"}', "not valid JSON"),
+        (b'{"text": "x"} {"text": "y"}', "not valid JSON"),
+        (b'{"text": "x",}', "not valid JSON"),
+        (b'{"text": "x"},', "not valid JSON"),
+        (b"{'text': 'x'}", "not valid JSON"),
+        (b'{"text": "a\tb"}', "not valid JSON"),
+        (b'{"text": "\xff"}', "not UTF-8"),
+        (b'{"text": NaN}', "field 'text' is not a string"),
+    ],
+)
+def test_unusual_lines(line: bytes, found: str, tmp_path: Path):
+    for name in ("a.jsonl", "a.json"):
+        (item,) = read(tmp_path / name, line + b"\n")
+        assert (item.text if isinstance(item, Document) else item.reason) == found
 
 
 @pytest.mark.parametrize(

@@ -145,6 +145,34 @@ def test_a_link_is_followed_and_a_circle_of_links_is_named(tmp_path: Path):
         real_directory(tmp_path / "circle")
 
 
+@pytest.mark.parametrize("name", [".", "..", "inside/..", "../"])
+def test_a_folder_around_the_working_directory_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "here" / "inside").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(DataError, match="contains the working directory: name a folder of its own"):
+        check_replaceable(real_directory(Path(name)))
+    assert real_directory(Path("inside")) == Path("inside")
+    assert real_directory(Path("inside/x/..")) == tmp_path / "here" / "inside"
+
+
+def test_a_path_with_a_zero_byte_is_named():
+    with pytest.raises(DataError, match=r"data\.directory a\\x00b is not a path"):
+        real_directory(Path("a\0b"))
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_a_lock_that_is_no_file_is_not_written(kind: str, tmp_path: Path):
+    lock = tmp_path / "data.partial.lock"
+    (tmp_path / "precious").write_text("precious")
+    {"link": lambda: lock.symlink_to("precious"), "pipe": lambda: os.mkfifo(lock), "folder": lock.mkdir}[kind]()
+    with (
+        pytest.raises(DataError, match=r"data\.partial\.lock cannot be written: (Too many|it is a pipe|Is a dir)"),
+        open_workspace(tmp_path / "data", print),
+    ):
+        pytest.fail("the lock is not a file")
+    assert (tmp_path / "precious").read_text() == "precious" and not (tmp_path / "data.partial").exists()
+
+
 def test_what_was_there_comes_back_if_the_new_content_cannot_take_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -107,14 +107,7 @@ def process_group(
     """
     mesh = mesh or Mesh(data=ranks.world_size)
     assert mesh.world_size == ranks.world_size, f"a mesh of {mesh.world_size} ranks in a world of {ranks.world_size}"
-    os.environ |= {  # DeepSpeed looks for its rank only here
-        "RANK": str(ranks.rank),
-        # it takes this for the number of its GPU: 0 where the launcher shows each rank only its own
-        "LOCAL_RANK": str(ranks.local_rank if device.index is None else device.index),
-        "WORLD_SIZE": str(ranks.world_size),
-        "MASTER_ADDR": ranks.master_address,
-        "MASTER_PORT": str(ranks.master_port),
-    }
+    os.environ |= variables_for_deepspeed(ranks, device, os.environ)
     backend = "gloo" if device.type == "cpu" else "nccl"
     store = meet(ranks, mesh, timeout, gpu_identity(device))
     try:
@@ -139,6 +132,25 @@ def process_group(
         world.barrier()  # no rank closes its sockets while another one still talks
     finally:
         dist.destroy_process_group()  # without this a rank can crash at interpreter exit after a successful run
+
+
+def variables_for_deepspeed(ranks: Ranks, device: torch.device, environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment variables in which DeepSpeed looks for its rank and its GPU.
+
+    Args:
+        environment: as the launcher has set it
+    """
+    # DeepSpeed takes the local rank for the number of its GPU: 0 where the launcher shows each rank only its own
+    local_rank = str(ranks.local_rank if device.index is None else device.index)
+    open_mpi = "OMPI_COMM_WORLD_LOCAL_RANK"
+    return {
+        "RANK": str(ranks.rank),
+        "LOCAL_RANK": local_rank,
+        "WORLD_SIZE": str(ranks.world_size),
+        "MASTER_ADDR": ranks.master_address,
+        "MASTER_PORT": str(ranks.master_port),
+        **({open_mpi: local_rank} if open_mpi in environment else {}),  # it insists that both are the same
+    }
 
 
 def _make_groups(mesh: Mesh, rank: int, timeout: timedelta) -> dict[Axis, dist.ProcessGroup]:

@@ -9,7 +9,15 @@ import torch
 import torch.distributed as dist
 
 from dsllm.engine.processes.local_ranks import RankError
-from dsllm.engine.processes.process_group import World, _make_groups, bound_all_groups, lost_ranks_named, own_groups
+from dsllm.engine.processes.process_group import (
+    World,
+    _make_groups,
+    bound_all_groups,
+    lost_ranks_named,
+    own_groups,
+    variables_for_deepspeed,
+)
+from dsllm.engine.processes.ranks import Ranks
 from dsllm.mesh import Mesh
 from tests.helpers.ranks import run_ranks
 
@@ -84,3 +92,18 @@ def all_groups(world: World) -> int:
 
 def test_groups_made_by_others_are_bound_too():
     assert min(run_ranks(2, all_groups)) >= 2
+
+
+@pytest.mark.parametrize(
+    ("device", "local_rank"),
+    [(torch.device("cpu"), "3"), (torch.device("cuda", 3), "3"), (torch.device("cuda", 0), "0")],
+)
+def test_deepspeed_finds_the_gpu_of_a_rank_that_sees_only_its_own(device, local_rank):
+    """It takes LOCAL_RANK for the GPU's number, and under Open MPI asserts that Open MPI's own variable says the same."""
+    ranks = Ranks(
+        rank=7, local_rank=3, world_size=8, local_size=4, launcher="srun", master_address="n1", master_port=29500
+    )
+    variables = variables_for_deepspeed(ranks, device, {"OMPI_COMM_WORLD_LOCAL_RANK": "3"})
+    assert variables["LOCAL_RANK"] == variables["OMPI_COMM_WORLD_LOCAL_RANK"] == local_rank
+    assert "OMPI_COMM_WORLD_LOCAL_RANK" not in variables_for_deepspeed(ranks, device, {})
+    assert (variables["RANK"], variables["WORLD_SIZE"], variables["MASTER_PORT"]) == ("7", "8", "29500")
