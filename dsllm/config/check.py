@@ -71,6 +71,23 @@ def directory_problems(config: RunConfig) -> list[Problem]:
     ]
 
 
+def record_problems(config: RunConfig, file: Path) -> list[Problem]:
+    """Whether the run would write its record over the file that it is read from, and that somebody wrote."""
+    directory = Path(config.run.directory)
+    if "\0" in config.run.directory or os.path.realpath(file) != os.path.realpath(directory / "run.yaml"):
+        return []
+    if any(
+        os.path.exists(directory / name) for name in ("status.json", "checkpoints")
+    ):  # the record of a run, which continues
+        return []
+    return [
+        (
+            "run.directory",
+            f"{directory} contains {file.name}, which the run would replace by its record: name another",
+        )
+    ]
+
+
 def problems_in_model(model: ModelConfig) -> list[Problem]:
     """Everything in a model that cannot work, whatever it is trained on."""
     return [*_check_finite("model", model), *_check_model(model, sequence_length=1)]

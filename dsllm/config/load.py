@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from dsllm.config.check import directory_problems, problems_in
+from dsllm.config.check import directory_problems, problems_in, record_problems
 from dsllm.config.explain import Origin, explain
 from dsllm.config.paths import DEFAULT_RECIPE, expanded, find_file, searched
 from dsllm.config.run import RunConfig
@@ -174,7 +174,8 @@ def _build(
         problems.extend(explain(error, origin, RunConfig))
     if config is not None:
         config = _fill_names(config)
-        for field, text in [*problems_in(config), *([] if is_saved else directory_problems(config))]:
+        folders = [] if is_saved else [*directory_problems(config), *record_problems(config, origin.file)]
+        for field, text in [*problems_in(config), *folders]:
             if unnamed and field == "run.name":
                 problems.append(
                     f"{origin.file}: {field}: {text}. The name is that of the file: rename it, or set {field}"

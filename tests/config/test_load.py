@@ -274,3 +274,13 @@ def test_a_folder_in_place_of_a_run_file(tmp_path):
     (tmp_path / "a.yaml").write_text("")
     with pytest.raises(ConfigError, match=r"is a folder: name the run's YAML file in it, for example .*/a\.yaml"):
         load_run(str(tmp_path))
+
+
+def test_the_file_of_a_run_is_not_replaced_by_its_record(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text("run: {name: a, directory: .}\ndata: {directory: ../data}\n")
+    assert problems(Path("run.yaml")) == [
+        f"{tmp_path}/run.yaml:1: run.directory: . contains run.yaml, which the run would replace by its record: name another"
+    ]
+    Path("status.json").write_text("{}")  # a run has trained here, and this is its record
+    assert load_run("run.yaml").run.directory == "."
