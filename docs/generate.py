@@ -14,6 +14,13 @@ PACKAGES = (
 )
 """In the order in which a run uses them."""
 
+CONFIGURATION_RULES = (
+    "In paths (`run.directory`, `data.directory`, `data.sources.*.paths` and `dataset`, `tokenizer.path`,",
+    "`model.init_from`, `deepspeed`), `~` and `${VARIABLE}` are replaced by their values where the run starts; a variable",
+    "that is not set is refused by name. `<<: *anchor` takes over the keys of another mapping. Every number must be finite.",
+    "`run.directory` and `data.directory` are two folders, neither inside the other. A folder is no run file, and a word",
+    "with `=` in it is a file if such a file exists.",
+)
 CONFIG_FILES = ("run", "data", "model", "train", "optimizer", "parallel")
 BEGIN, END = "<!-- map: begin (written by `make docs`) -->", "<!-- map: end -->"
 
@@ -57,7 +64,14 @@ def configuration() -> str:
         "A run is one YAML file; `key.path=value` on the command line changes a field of it. Fields marked † may",
         "differ when a run is resumed; every other difference is refused. Written by `make docs` from `dsllm/config/`.",
     ]
-    return "\n".join(["# Configuration", "", *about, *_tree(CONFIG_FILES, "RunConfig", "the run"), ""])
+    example = (ROOT / "launch" / "recipes" / "annotated.yaml").read_text(encoding="utf-8")
+    return "\n".join(
+        [
+            *("# Configuration", "", *about, "", *CONFIGURATION_RULES, "", "## An example to copy", ""),
+            *("`launch/recipes/annotated.yaml`:", "", "```yaml", example.rstrip("\n"), "```"),
+            *(*_tree(CONFIG_FILES, "RunConfig", "the run"), ""),
+        ]
+    )
 
 
 def cluster() -> str:

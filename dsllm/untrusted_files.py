@@ -59,8 +59,11 @@ def read_bounded(path: Path, most_bytes: int = MOST_JSON_BYTES) -> bytes:
         return file.read(most_bytes)
 
 
-def parse_json(content: bytes) -> Any:
+def parse_json(content: bytes, unique_keys: bool = False) -> Any:
     """The value in a JSON file.
+
+    Args:
+        unique_keys: refuse an object that gives a key twice; False (default): the last one counts, as in all readers.
 
     Raises:
         UntrustedFileError: not UTF-8, not JSON, nested too deeply, or with a number that is not finite.
@@ -68,7 +71,10 @@ def parse_json(content: bytes) -> Any:
     if not content.strip(b" \t\r\n\0"):
         raise UntrustedFileError("is empty")
     try:
-        return json.loads(content.decode("utf-8-sig"), parse_constant=_finite, parse_float=_finite)
+        hook = _without_duplicates if unique_keys else None
+        return json.loads(
+            content.decode("utf-8-sig"), parse_constant=_finite, parse_float=_finite, object_pairs_hook=hook
+        )
     except UnicodeDecodeError as error:
         raise UntrustedFileError(f"is not UTF-8 text (byte {error.start})") from error
     except RecursionError as error:
@@ -77,6 +83,15 @@ def parse_json(content: bytes) -> Any:
         raise
     except ValueError as error:  # JSONDecodeError, or an integer of thousands of digits
         raise UntrustedFileError(f"is not readable JSON: {error}") from error
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise UntrustedFileError(f"is not readable JSON: key given twice: {', '.join(twice)}")
+    return content
 
 
 def read_json(path: Path, most_bytes: int = MOST_JSON_BYTES) -> Any:
@@ -93,5 +108,7 @@ def _finite(text: str) -> float:
     """JSON itself has neither NaN nor Infinity, but Python's parser takes both, and makes 1e999 infinite."""
     number = float(text)
     if not math.isfinite(number):
-        raise UntrustedFileError(f"is not readable JSON: {text} is not a finite number")
+        raise UntrustedFileError(
+            f"is not readable JSON: {text} is not a finite number: write a number, or leave the key out"
+        )
     return number

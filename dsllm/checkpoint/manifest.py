@@ -10,7 +10,7 @@ from pydantic import StringConstraints, TypeAdapter
 
 from dsllm.checkpoint.geometry import covered_twice
 from dsllm.checkpoint.seal import sealed
-from dsllm.config.fields import FORBID_UNKNOWN_KEYS
+from dsllm.config.fields import STRICT_FIELDS
 from dsllm.config.migrate import ConfigVersion
 from dsllm.errors import CheckpointError
 from dsllm.files import write_atomically
@@ -28,14 +28,12 @@ What = Literal["weights", "all"]
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 """A name without folders, so that a manifest cannot point out of its own folder."""
 
-_RECORD = FORBID_UNKNOWN_KEYS | {"allow_inf_nan": False}
-
 
 @dataclass(frozen=True, kw_only=True)
 class FileRecord:
     """One safetensors file."""
 
-    __pydantic_config__ = _RECORD
+    __pydantic_config__ = STRICT_FIELDS
 
     name: FileName
     """File name inside the checkpoint's folder."""
@@ -49,7 +47,7 @@ class FileRecord:
 class SliceRecord:
     """One region of one parameter."""
 
-    __pydantic_config__ = _RECORD
+    __pydantic_config__ = STRICT_FIELDS
 
     name: str
     """Global name of the parameter."""
@@ -68,7 +66,7 @@ class SliceRecord:
 class PartRecord:
     """What one rank wrote: the weights of its slices, and in a file of their own the optimizer's tensors."""
 
-    __pydantic_config__ = _RECORD
+    __pydantic_config__ = STRICT_FIELDS
 
     weights: FileRecord | None
     """None: the rank had no slice."""
@@ -85,7 +83,7 @@ class PartRecord:
 class ParameterRecord:
     """One parameter of the model. Nothing here depends on the layout that wrote it."""
 
-    __pydantic_config__ = _RECORD
+    __pydantic_config__ = STRICT_FIELDS
 
     shape: tuple[int, ...]
     """Global shape."""
@@ -103,7 +101,7 @@ class ParameterRecord:
 class ModelRecord:
     """What it takes to build the model, so that a checkpoint opens even where its run's config cannot be read."""
 
-    __pydantic_config__ = _RECORD
+    __pydantic_config__ = STRICT_FIELDS
 
     config: dict[str, Any]
     """The fields of ModelConfig, the vocabulary resolved."""
@@ -117,7 +115,7 @@ class ModelRecord:
 class CheckpointManifest:
     """Everything in a checkpoint except the tensors."""
 
-    __pydantic_config__ = _RECORD
+    __pydantic_config__ = STRICT_FIELDS
 
     format_version: int = FORMAT_VERSION
     progress: dict[str, Any]

@@ -5,20 +5,25 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dsllm import counts
 from dsllm.byte_units import GIB
+from dsllm.checkpoint.find import list_checkpoints
+from dsllm.cli.preflight import check_before_start, notes_before_start, saved_run_in, vocabulary_of
+from dsllm.config.advice import advice_on
+from dsllm.config.data import DataConfig
 from dsllm.config.load import run_to_dict
 from dsllm.config.precision import resolve_precision
 from dsllm.config.run import RunConfig
+from dsllm.config.train import Precision
 from dsllm.config.yaml_file import write_yaml
-from dsllm.data.manifest import FILE_NAME, load_manifest
 from dsllm.engine.settings.final_config import final_config
 from dsllm.engine.settings.layout import Layout
 from dsllm.engine.settings.offload import offload_devices, offloaded_bytes
 from dsllm.mesh import make_mesh
 from dsllm.parameters import parameter_table
+from dsllm.run_directory import CHECKPOINTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,22 +44,31 @@ class Expected:
     """What the ranks send in one step."""
 
 
-def show(config: RunConfig, given: Mapping[str, Any], world_size: int) -> dict[str, Any]:
+def show(config: RunConfig, given: Mapping[str, Any], world_size: int, brief: bool = False) -> dict[str, Any]:
     """Print everything that is known of a run before it starts; the same as plain values.
 
+    Args:
+        brief: print the summary only
+
     Raises:
-        ConfigError: the run cannot work on so many ranks.
+        DsllmError: the run cannot work on so many ranks, or would be refused.
     """
-    config, vocabulary = with_some_vocabulary(config)
-    # the device that this machine would train on, found without importing torch: NVIDIA's driver leaves a file
-    device = "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"
-    precision = resolve_precision(config.train.precision, device)
+    device = planned_device(config)
+    saved = saved_run_in(Path(config.run.directory))
+    precision = resolve_precision(_requested_precision(config, saved), device)
     layout = Layout(mesh=make_mesh(config.parallel, world_size), device=device, precision=precision)
     final = final_config(config, given, layout)
+    config, vocabulary = with_some_vocabulary(config)
+    train = dataclasses.replace(config.train, precision=precision)
+    check_before_start(dataclasses.replace(config, train=train), saved, device)
     expected = _expected(config, final, layout)
-    print("# run\n" + write_yaml(run_to_dict(config)))
-    print("# final DeepSpeed config\n" + json.dumps(final, indent=2))
-    print("\n# " + "\n# ".join(_summary(config, expected, layout, vocabulary)))
+    warnings = [*advice_on(config), *notes_before_start(config)]
+    if not brief:
+        print("# run\n" + write_yaml(run_to_dict(config)))
+        print("# final DeepSpeed config\n" + json.dumps(final, indent=2) + "\n")
+    print("# " + "\n# ".join(_summary(config, expected, layout, vocabulary)))
+    for warning in warnings:
+        print(f"# warning      {warning}")
     return {
         "run": run_to_dict(config),
         "deepspeed": final,
@@ -63,7 +77,27 @@ def show(config: RunConfig, given: Mapping[str, Any], world_size: int) -> dict[s
         "mesh": asdict(layout.mesh),
         "num_steps": config.num_steps,
         "expected": asdict(expected),
+        "warnings": warnings,
     }
+
+
+def planned_device(config: RunConfig) -> str:
+    """The device that the run demands, else the one that this machine would train on: "cpu" or "cuda"."""
+    if config.train.device != "auto":
+        return config.train.device
+    # found without importing torch: NVIDIA's driver leaves a file
+    return "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"
+
+
+def _requested_precision(config: RunConfig, saved: RunConfig | None) -> Precision | Literal["auto"]:
+    """The precision that the run asks for; one that leaves it to the machine continues in the one it began in."""
+    if (
+        config.train.precision != "auto"
+        or saved is None
+        or not list_checkpoints(Path(config.run.directory) / CHECKPOINTS)
+    ):
+        return config.train.precision
+    return saved.train.precision
 
 
 def _expected(config: RunConfig, final: Mapping[str, Any], layout: Layout) -> Expected:
@@ -105,6 +139,7 @@ def _summary(config: RunConfig, expected: Expected, layout: Layout, vocabulary: 
         *_offload_lines(expected.offloaded),
         f"network      per rank and step {traffic.handed / 1e6:,.1f} MB given to collectives, "
         f"{traffic.on_wire(layout.data_size) / 1e6:,.1f} MB sent",
+        f"corpus       {_corpus(config)}",
         f"directories  run {config.run.directory}, data {config.data.directory}",
     ]
 
@@ -121,12 +156,20 @@ def _offload_lines(offloaded: Mapping[str, int]) -> list[str]:
 
 
 def with_some_vocabulary(config: RunConfig) -> tuple[RunConfig, str]:
-    """A vocabulary size to count with: the run's, the prepared tokenizer's, or what will be trained; and which it is."""
-    if config.model.vocab_size is not None:
-        return config, "vocabulary as given"
-    directory = Path(config.data.directory or "")
-    if (directory / FILE_NAME).is_file():
-        size, origin = load_manifest(directory).tokenizer.vocab_size, f"vocabulary of {directory}"
-    else:
-        size, origin = config.tokenizer.vocab_size, "vocabulary as it will be trained; the data is not prepared yet"
+    """A vocabulary size to count with, and which it is: see `vocabulary_of`.
+
+    Raises:
+        ConfigError: the tokenizer has more ids than the model.
+        DataError: the tokenizer is not there, or the prepared data cannot be used.
+    """
+    size, origin = vocabulary_of(config)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size)), origin
+
+
+def _corpus(config: RunConfig) -> str:
+    """The sources by name, and that nobody chose them where the run names none."""
+    names = ", ".join(f"{source.name} ({source.kind})" for source in config.data.sources[:5])
+    more = f" and {len(config.data.sources) - 5} more" if len(config.data.sources) > 5 else ""
+    if config.data.sources == DataConfig().sources:
+        return f"{names}: the text of this Python installation; set data.sources to train on your own"
+    return names + more

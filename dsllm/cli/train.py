@@ -1,6 +1,7 @@
 """dsllm train, and launch/pretrain.py: checks the run and its data, opens the session, and hands it to the loop."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,13 +29,16 @@ def main(arguments: Sequence[str]) -> int:
     from dsllm.session.run_file import load_run
 
     words = parse_run_words(options.words, *([options.config] if options.config else []))
-    config, ranks = load_run(words.file, words.overrides), discover_ranks()
+    overrides = [*words.overrides, *([f"train.device={options.device}"] if options.device else [])]
+    config, ranks = load_run(words.file, overrides), discover_ranks()
+    if config.train.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch and DeepSpeed look for a GPU
     given = read_deepspeed_json(config.deepspeed, yaml_folder=Path(words.file).parent if words.file else None)
     with json_report(options.json, writes=ranks.rank == 0) as write_json:
         if options.dry_run:
             from dsllm.cli.dry_run import show
 
-            write_json(show(config, given, options.world_size or ranks.world_size))
+            write_json(show(config, given, options.world_size or ranks.world_size, options.brief))
             return 0
         code = _train(config, given, ranks, options.profile)
         if ranks.rank == 0:
@@ -46,6 +50,7 @@ def _train(config: "RunConfig", given: Mapping[str, Any], ranks: "Ranks", profil
     """Prepare the data if need be, open the run's session, and train; the exit code."""
     from dsllm.cli.prepared_data import prepared_data, with_vocabulary
     from dsllm.cli.terminal import Terminal
+    from dsllm.config.advice import advice_on
     from dsllm.engine.settings.final_config import gradient_accumulation
     from dsllm.mesh import make_mesh
     from dsllm.session.open import FinishedRun, open_session
@@ -56,6 +61,8 @@ def _train(config: "RunConfig", given: Mapping[str, Any], ranks: "Ranks", profil
     gradient_accumulation(config, make_mesh(config.parallel, ranks.world_size).data)
     manifest = prepared_data(config, ranks)
     config, report = with_vocabulary(config, manifest), Terminal(speaks=ranks.rank == 0)
+    for advice in advice_on(config):
+        report(f"warning: {advice}")
     check = check_profile_steps(profile_steps, config.num_steps)
     with open_session(config, given, manifest, ranks, report, check) as session:
         if isinstance(session, FinishedRun):
@@ -116,7 +123,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     add_run_words(parser)
     parser.add_argument("--config", help="the run's YAML file; default: the embedded recipe")
     parser.add_argument("--dry-run", action="store_true", help="show the resolved run, memory and steps; start nothing")
-    parser.add_argument("--world-size", type=int, help="with --dry-run: number of ranks to show it for")
+    parser.add_argument("--brief", action="store_true", help="with --dry-run: only the summary")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), help="train.device; with --dry-run: the device to plan for"
+    )
+    parser.add_argument("--world-size", type=_positive, help="with --dry-run: number of ranks to show it for")
     parser.add_argument(
         "--profile",
         nargs="?",
@@ -131,6 +142,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     if options.profile and options.profile.strip("0123456789:"):  # the word after a bare --profile is another argument
         options.words, options.profile = [options.profile, *options.words], ""
     return options
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text[:9]) == int(text):
+        raise argparse.ArgumentTypeError(f"'{text[:50]}' is not a number of ranks")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,27 @@
 """The words `RUN.yaml key=value ...` of a command line: which is the run's file, and which change a field of it."""
 
 import argparse
+import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dsllm.config.paths import find_file
+from dsllm.config.run import RunConfig
 from dsllm.errors import ConfigError
 
 _OVERRIDE = re.compile(r"\s*[A-Za-z_]\w*(\.\w+)*\s*=.*", re.DOTALL)
 """key.path=value, the path made of identifiers and of numbers in lists."""
+
+
+_KNOWN = "|".join(
+    rf"{section.name}\.{field.name}"
+    for section in dataclasses.fields(RunConfig)
+    if dataclasses.is_dataclass(section.type)
+    for field in dataclasses.fields(section.type)
+)
+_FIELD = re.compile(rf"({_KNOWN})(\.\w+|\[\d+\])*")
+"""The path of a field."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +55,25 @@ def parse_run_words(words: Sequence[str], *files: str) -> RunWords:
     """
     found, overrides = list(files), []
     for word in words:
-        if "=" not in word or find_file(word):
+        if find_file(word):
             found.append(word)
         elif _OVERRIDE.fullmatch(word):
             overrides.append(word)
-        else:
+        elif "=" in word or _FIELD.fullmatch(word):
             raise ConfigError(
-                f"'{word}': there is no such file, and a field is changed by key.path=value, for example train.total_tokens=2e6"
+                f"'{word}': there is no such file, and a field is changed by key.path=value, for example {_example(word)}"
             )
+        else:
+            found.append(word)
     if len(found) > 1:
         raise ConfigError(f"one config file at a time, but there are {len(found)}: {', '.join(found)}")
     return RunWords(file=found[0] if found else None, overrides=tuple(overrides))
+
+
+def _example(word: str) -> str:
+    """What was perhaps meant by a word that is not an override: entries of lists are written sources.0, not sources[0]."""
+    path, equals, value = word.partition("=")
+    dotted = re.sub(r"\[(\d+)\]", r".\1", path)
+    if not _FIELD.fullmatch(dotted):
+        return "train.total_tokens=2e6"
+    return f"{dotted}={value if equals else 'VALUE'}"

@@ -3,27 +3,47 @@
 import codecs
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from dsllm.config.data import DataConfig, SourceConfig, TokenizerConfig
 from dsllm.config.model import ModelConfig
 from dsllm.config.run import RunConfig
-from dsllm.config.train import CheckpointConfig, ScheduleConfig, TrainConfig
+from dsllm.config.train import CheckpointConfig, Kernels, ScheduleConfig, TrainConfig
 
 Problem = tuple[str, str]
 """(dotted field, what is wrong with it and what to do)"""
 
+LARGEST_NUMBER = 10**18
+"""Of any field: what is computed from it still fits into 64 bits or a float."""
+
+PARALLEL_SIZES = ("tensor", "pipeline", "sequence", "expert")
+
+MODEL_LIMITS = {
+    "num_layers": 10_000,
+    "hidden_size": 2**18,
+    "num_heads": 2**14,
+    "num_kv_heads": 2**14,
+    "head_size": 2**16,
+    "mlp_size": 2**22,
+    "vocab_size": 2**24,
+    "context_length": 2**27,
+}
+
 
 def problems_in(config: RunConfig) -> list[Problem]:
     """Everything in a run that cannot work on any machine."""
+    if uncountable := list(_check_finite("", config)):
+        return uncountable  # the checks below compute with these numbers
     return [
-        *_check_finite("", config),
         *_check_data(config.data),
         *_check_tokenizer(config.tokenizer),
         *_check_model(config.model, config.data.sequence_length),
         *_check_train(config.train),
-        *_positive("parallel", config.parallel, "tensor", "pipeline", "sequence", "expert"),
+        *_positive("parallel", config.parallel, *PARALLEL_SIZES),
+        *_at_most("parallel", config.parallel, **dict.fromkeys(PARALLEL_SIZES, 2**20)),
         *_check_kernels(config),
         *_check_schedule(config.train.schedule),
         *_check_run_name(config.run.name),
@@ -33,21 +53,71 @@ def problems_in(config: RunConfig) -> list[Problem]:
     ]
 
 
+def directory_problems(config: RunConfig) -> list[Problem]:
+    """Whether the run and its data would write into one folder; where they are on this machine."""
+    if "\0" in f"{config.run.directory}{config.data.directory}":
+        return []  # refused as a path
+    run, data = (Path(os.path.realpath(name or ".")) for name in (config.run.directory, config.data.directory))
+    if run == data:
+        how = "is also data.directory"
+    elif run in data.parents:
+        how = f"contains data.directory {config.data.directory}"
+    elif data in run.parents:
+        how = f"is inside data.directory {config.data.directory}"
+    else:
+        return []
+    return [
+        ("run.directory", f"{config.run.directory} {how}: each of them needs a folder of its own, outside the other")
+    ]
+
+
+def record_problems(config: RunConfig, file: Path) -> list[Problem]:
+    """Whether the run would write its record over the file that it is read from, and that somebody wrote."""
+    directory = Path(config.run.directory)
+    if "\0" in config.run.directory or os.path.realpath(file) != os.path.realpath(directory / "run.yaml"):
+        return []
+    if any(
+        os.path.exists(directory / name) for name in ("status.json", "checkpoints")
+    ):  # the record of a run, which continues
+        return []
+    return [
+        (
+            "run.directory",
+            f"{directory} contains {file.name}, which the run would replace by its record: name another",
+        )
+    ]
+
+
 def problems_in_model(model: ModelConfig) -> list[Problem]:
     """Everything in a model that cannot work, whatever it is trained on."""
     return [*_check_finite("model", model), *_check_model(model, sequence_length=1)]
 
 
 def _check_finite(field: str, value: object) -> Iterator[Problem]:
-    """Find numbers that are NaN or infinite: NaN passes every comparison with a limit below."""
+    """Find numbers that are NaN or infinite (NaN passes every comparison with a limit below), or too large to count with."""
     if isinstance(value, float) and not math.isfinite(value):
         yield field, f"must be a finite number, but it is {value}"
+    elif isinstance(value, int | float) and abs(value) > LARGEST_NUMBER and field != "run.seed":
+        yield field, f"must be at most {LARGEST_NUMBER:g}, but it is {_shown(value)}"
     elif isinstance(value, tuple):
         for i, item in enumerate(value):
             yield from _check_finite(f"{field}.{i}", item)
     elif dataclasses.is_dataclass(value):
         for child in dataclasses.fields(value):
             yield from _check_finite(f"{field}.{child.name}".lstrip("."), getattr(value, child.name))
+
+
+def _shown(value: float) -> str:
+    text = f"{value:,}" if isinstance(value, int) else f"{value:g}"
+    return text if len(text) < 40 else f"{text[:20]}... ({len(text):,} characters)"
+
+
+def _at_most(section: str, branch: object, **limits: float) -> Iterator[Problem]:
+    """Limits far above what has been built: beyond them a number is a mistake, and counting or allocating would not end."""
+    for name, limit in limits.items():
+        value = getattr(branch, name)
+        if value is not None and value > limit:
+            yield f"{section}.{name}", f"must be at most {limit:,}, but it is {_shown(value)}"
 
 
 def _positive(section: str, branch: object, *names: str) -> Iterator[Problem]:
@@ -66,6 +136,7 @@ def _not_negative(section: str, branch: object, *names: str) -> Iterator[Problem
 
 def _check_data(data: DataConfig) -> Iterator[Problem]:
     yield from _positive("data", data, "sequence_length", "shard_megabytes", "verify_megabytes_per_second")
+    yield from _at_most("data", data, sequence_length=MODEL_LIMITS["context_length"], num_workers=4096)
     yield from _not_negative("data", data, "num_workers")
     if not 0 <= data.validation_share < 1:
         yield "data.validation_share", f"must be in [0, 1), but it is {data.validation_share}"
@@ -134,23 +205,17 @@ def _check_tokenizer(tokenizer: TokenizerConfig) -> Iterator[Problem]:
     if tokenizer.begin_of_text == tokenizer.end_of_text:
         yield "tokenizer.begin_of_text", "must not be the end_of_text, which is there between any two documents already"
     yield from _positive("tokenizer", tokenizer, "train_megabytes")
+    yield from _at_most("tokenizer", tokenizer, vocab_size=MODEL_LIMITS["vocab_size"])
 
 
 def _check_model(model: ModelConfig, sequence_length: int) -> Iterator[Problem]:
-    sizes = (
-        "num_layers",
-        "hidden_size",
-        "num_heads",
-        "num_kv_heads",
-        "head_size",
-        "mlp_size",
-        "vocab_size",
-        "context_length",
-    )
-    too_small = list(_positive("model", model, *sizes, "norm_epsilon", "rope_theta"))
-    yield from too_small
+    impossible = [
+        *_positive("model", model, *MODEL_LIMITS, "norm_epsilon", "rope_theta"),
+        *_at_most("model", model, **MODEL_LIMITS),
+    ]
+    yield from impossible
     yield from _not_negative("model", model, "initial_std")
-    if too_small:
+    if impossible:
         return  # the checks below divide by these
     if model.head_size is None and model.hidden_size % model.num_heads:
         yield (
@@ -195,6 +260,7 @@ def _check_train(train: TrainConfig) -> Iterator[Problem]:
         "train", train, "total_tokens", "global_batch_sequences", "micro_batch_sequences", "timeout_minutes"
     )
     yield from _not_negative("train", train, "gradient_clipping", "validate_every_steps", "validation_sequences")
+    yield from _at_most("train", train, timeout_minutes=525_600)
     if train.micro_batch_sequences > train.global_batch_sequences > 0:
         yield (
             "train.micro_batch_sequences",
@@ -219,6 +285,7 @@ def _check_train(train: TrainConfig) -> Iterator[Problem]:
             yield f"train.optimizer.{name}", f"must be in [0, 1), but it is {getattr(optimizer, name)}"
     yield from _not_negative("train.loss_scale", train.loss_scale, "static", "initial_power", "minimum")
     yield from _positive("train.loss_scale", train.loss_scale, "window_steps", "hysteresis")
+    yield from _at_most("train.loss_scale", train.loss_scale, initial_power=100)
 
 
 def _check_kernels(config: RunConfig) -> Iterator[Problem]:
@@ -237,6 +304,13 @@ def _check_kernels(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def kernels_problem(kernels: Kernels, device_type: str) -> str:
+    """Why a device has no such kernels; empty: it may have them."""
+    if kernels == "torch" or device_type == "cuda":
+        return ""
+    return f"train.kernels: {kernels}, but this device ({device_type}) has no Triton: use torch"
+
+
 def _check_schedule(schedule: ScheduleConfig) -> Iterator[Problem]:
     yield from _not_negative("train.schedule", schedule, "warmup_steps", "warmup_tokens", "decay_steps", "decay_tokens")
     for kind in ("warmup", "decay"):
@@ -250,7 +324,9 @@ def _check_schedule(schedule: ScheduleConfig) -> Iterator[Problem]:
 
 def _check_run_name(name: str) -> Iterator[Problem]:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        yield "run.name", f"'{name}' becomes a folder's name: use letters, digits, '.', '-' and '_'"
+        yield "run.name", f"'{name[:200]}' becomes a folder's name: use letters, digits, '.', '-' and '_'"
+    elif len(name) > 200:
+        yield "run.name", f"'{name[:50]}...' becomes a folder's name, and has {len(name):,} characters: at most 200"
 
 
 def _check_checkpoint(checkpoint: CheckpointConfig) -> Iterator[Problem]:

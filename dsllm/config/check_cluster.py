@@ -2,7 +2,6 @@
 
 import ipaddress
 import math
-import os
 import re
 from collections.abc import Iterator
 
@@ -212,9 +211,3 @@ def missing_hosts(cluster: ClusterConfig) -> Iterator[Problem]:
     chosen = cluster.chosen_launcher
     if chosen in ("deepspeed", "torchrun", "mpi") and not cluster.hosts and cluster.slots is None:
         yield "launcher", f"{chosen} needs hosts or a hostfile; for this machine alone set slots"
-
-
-def unset_variables(text: str) -> list[str]:
-    """Names of the variables in a path, written $NAME or ${NAME}, that are not set here."""
-    named = re.findall(r"\$(?:\{([^}]*)\}|(\w+))", text)
-    return [name for name in (braced or plain for braced, plain in named) if name not in os.environ]

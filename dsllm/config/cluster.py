@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from dsllm.config.fields import FORBID_UNKNOWN_KEYS
+from dsllm.config.fields import STRICT_FIELDS
 
 Launcher = Literal["local", "deepspeed", "torchrun", "slurm", "mpi"]
 
@@ -12,7 +12,7 @@ Launcher = Literal["local", "deepspeed", "torchrun", "slurm", "mpi"]
 class HostConfig:
     """One host, and how many ranks run on it."""
 
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+    __pydantic_config__ = STRICT_FIELDS
 
     name: str
     """Name or IP address, as ssh and the other hosts know it; USER@NAME where ssh needs another user."""
@@ -29,7 +29,7 @@ class HostConfig:
 class SshConfig:
     """How to reach the hosts. Keys and jump hosts belong in ssh's own config."""
 
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+    __pydantic_config__ = STRICT_FIELDS
 
     port: int | None = None
     """Port of the hosts' sshd. None (default): the port in ssh's own config."""
@@ -41,7 +41,7 @@ class SshConfig:
 class SlurmConfig:
     """The resources that a SLURM job requests."""
 
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+    __pydantic_config__ = STRICT_FIELDS
 
     partition: str | None = None
     """Queue. None (default): the cluster's default."""
@@ -77,7 +77,7 @@ class SlurmConfig:
 class MpiConfig:
     """How to call Open MPI."""
 
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+    __pydantic_config__ = STRICT_FIELDS
 
     program: str = "mpirun"
     """Name or path of Open MPI's mpirun."""
@@ -89,7 +89,7 @@ class MpiConfig:
 class ContainerConfig:
     """The container image in which ranks run. Written from the documentation of these tools; we have not run it."""
 
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+    __pydantic_config__ = STRICT_FIELDS
 
     image: str
     """A file; for pyxis also an image in a registry."""
@@ -105,7 +105,7 @@ class ContainerConfig:
 class TimeoutConfig:
     """How long `dsllm launch` waits before it kills the processes that still run."""
 
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+    __pydantic_config__ = STRICT_FIELDS
 
     save_seconds: float = 600.0
     """From a request to stop to the end of the ranks; must be longer than the slowest save."""
@@ -120,7 +120,7 @@ class ClusterConfig:
     """The machines that a run uses. In paths, ${NAME} and ~ are replaced by their values on the machine that calls
     `dsllm launch`."""
 
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+    __pydantic_config__ = STRICT_FIELDS
 
     launcher: Launcher | None = None
     """The program that starts the ranks. None (default): slurm if there is a section slurm, deepspeed if there are hosts,

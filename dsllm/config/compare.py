@@ -1,6 +1,8 @@
 """Compares a run with the one that was saved: what may change on resume, and what may not."""
 
 import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from dsllm.config.run import RunConfig
@@ -24,6 +26,16 @@ class Difference:
 def differences(saved: RunConfig, current: RunConfig) -> list[Difference]:
     """Every field in which two runs differ, in the order of the tree."""
     return _compare(saved, current, "", False)
+
+
+def refusal(refused: Sequence[Difference], where: Path) -> str:
+    """Why a run may not continue from a checkpoint: what differs and may not, and how to start a new run from it."""
+    return (
+        f"{where} belongs to a run that differs in:\n"
+        + "\n".join(f"- {difference}" for difference in refused)
+        + "\nTo continue that run, undo these changes. To start a new run from its weights, set another run.directory and "
+        + f"model.init_from={where}"
+    )
 
 
 def _compare(saved: Any, current: Any, path: str, may_change: bool) -> list[Difference]:

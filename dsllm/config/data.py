@@ -3,14 +3,14 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dsllm.config.fields import FORBID_UNKNOWN_KEYS, changeable
+from dsllm.config.fields import STRICT_FIELDS, changeable
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
     """One named origin of documents."""
 
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+    __pydantic_config__ = STRICT_FIELDS
 
     name: str
     """Short name, unique in the run: letters, digits, '-' and '_'; part of the shard file names."""
@@ -46,7 +46,7 @@ class SourceConfig:
 class DataConfig:
     """Where documents come from, and how they become sequences."""
 
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+    __pydantic_config__ = STRICT_FIELDS
 
     directory: str | None = changeable(None)
     """Folder of the prepared token shards. None (default): data/NAME."""
@@ -79,7 +79,7 @@ class DataConfig:
 class TokenizerConfig:
     """Text to token ids: trained from the corpus, or loaded."""
 
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+    __pydantic_config__ = STRICT_FIELDS
 
     kind: Literal["byte_bpe", "sentencepiece_unigram", "sentencepiece_bpe", "pretrained"] = "byte_bpe"
     """byte_bpe: byte-level BPE (tokenizers). sentencepiece_*: SentencePiece. pretrained: load `path`."""

@@ -57,9 +57,21 @@ _WHY_NOT = {("train.precision", "fp8"): "; fp8 is refused until a GPU run has pr
 """Values that look valid, by field, and why they are refused."""
 
 
+_SHOWN = 200
+"""Characters of a value that a message repeats."""
+
+
 def _say(item: Any) -> str:
-    message = item["msg"][0].lower() + item["msg"][1:]
-    return f"{message}, but it is {item['input']!r}"
+    given = repr(item["input"])
+    shown = given if len(given) <= _SHOWN else f"{given[:_SHOWN]}... ({len(given):,} characters)"
+    if item["type"] == "tuple_type":
+        one = (
+            f": write [{item['input']}]"
+            if isinstance(item["input"], str | int | float) and len(given) <= _SHOWN
+            else ""
+        )
+        return f"must be a list, but it is {shown}{one}"
+    return f"{item['msg'][0].lower()}{item['msg'][1:]}, but it is {shown}"
 
 
 def _suggestion(path: tuple[str, ...], root: type) -> str:

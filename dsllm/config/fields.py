@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-FORBID_UNKNOWN_KEYS = {"extra": "forbid", "allow_inf_nan": False}
+STRICT_FIELDS = {"extra": "forbid", "allow_inf_nan": False}
 """What pydantic reads from `__pydantic_config__` of each branch: unknown keys are errors, and so are .nan and .inf."""
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from dsllm.config.check_cluster import missing_hosts, problems_in_cluster, unset_variables
+from dsllm.config.check_cluster import missing_hosts, problems_in_cluster
 from dsllm.config.cluster import ClusterConfig, Launcher
 from dsllm.config.explain import Origin, explain
 from dsllm.config.hostfile import read_hostfile
+from dsllm.config.paths import unset_variables
 from dsllm.config.yaml_file import read_yaml, write_yaml
 from dsllm.errors import ConfigError
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dsllm.config.fields import FORBID_UNKNOWN_KEYS
+from dsllm.config.fields import STRICT_FIELDS
 
 VOCAB_MULTIPLE = 128
 """The vocabulary is padded to a multiple of this, so that matrix products are aligned."""
@@ -13,7 +13,7 @@ VOCAB_MULTIPLE = 128
 class RopeScaling:
     """Llama-3's stretching of the rotary frequencies to a longer context (Llama 3 herd of models, 2024)."""
 
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+    __pydantic_config__ = STRICT_FIELDS
 
     factor: float = 8.0
     """How many times longer the context becomes."""
@@ -29,7 +29,7 @@ class RopeScaling:
 class ModelConfig:
     """One decoder-only transformer."""
 
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+    __pydantic_config__ = STRICT_FIELDS
 
     size: str | None = None
     """A named model (dsllm/config/sizes.py) whose fields apply where the run gives none. None (default): no named model."""

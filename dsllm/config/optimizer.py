@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dsllm.config.fields import FORBID_UNKNOWN_KEYS
+from dsllm.config.fields import STRICT_FIELDS
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdamWConfig:
     """AdamW (Loshchilov and Hutter 2019), with decay on matrices and embeddings only."""
 
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+    __pydantic_config__ = STRICT_FIELDS
 
     kind: Literal["adamw"] = "adamw"
     """The optimizer. adamw is the only one yet."""

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
-from dsllm.config.fields import FORBID_UNKNOWN_KEYS, changeable
+from dsllm.config.fields import STRICT_FIELDS, changeable
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
     """Sizes of the mesh. Data parallelism takes all ranks that these leave. May change when a run is resumed."""
 
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+    __pydantic_config__ = STRICT_FIELDS
 
     tensor: int = changeable(1)
     """Ranks that share each matrix of a layer."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from dsllm.config.data import DataConfig, TokenizerConfig
-from dsllm.config.fields import FORBID_UNKNOWN_KEYS, changeable
+from dsllm.config.fields import STRICT_FIELDS, changeable
 from dsllm.config.model import ModelConfig
 from dsllm.config.parallel import ParallelConfig
 from dsllm.config.train import CheckpointConfig, LogConfig, TrainConfig
@@ -13,7 +13,7 @@ from dsllm.config.train import CheckpointConfig, LogConfig, TrainConfig
 class RunSection:
     """Name, folder and seed of the run."""
 
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+    __pydantic_config__ = STRICT_FIELDS
 
     name: str
     """Name of the run. Left out: the name of the YAML file."""
@@ -27,7 +27,7 @@ class RunSection:
 class RunConfig:
     """A run: what it computes, and how it is executed."""
 
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+    __pydantic_config__ = STRICT_FIELDS
 
     run: RunSection
     data: DataConfig = field(default_factory=DataConfig)
@@ -50,6 +50,12 @@ class RunConfig:
     def num_steps(self) -> int:
         """Optimizer steps of the whole run: the token budget, rounded up to whole steps."""
         return -(-self.train.total_tokens // self.tokens_per_step)
+
+    def steps_of(self, steps: int | None, tokens: int | None, default: int) -> int:
+        """A length in steps: given in steps, or in tokens and rounded up, or else the default."""
+        if steps is not None:
+            return steps
+        return default if tokens is None else -(-tokens // self.tokens_per_step)
 
     @property
     def context_length(self) -> int:

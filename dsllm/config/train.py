@@ -3,20 +3,21 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from dsllm.config.fields import FORBID_UNKNOWN_KEYS, changeable
+from dsllm.config.fields import STRICT_FIELDS, changeable
 from dsllm.config.optimizer import AdamWConfig, OptimizerConfig
 
 Precision = Literal["fp32", "fp32_compute_bf16", "bf16", "fp16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 ActivationCheckpointing = Literal["none", "full", "attention", "mlp"] | int
 Kernels = Literal["torch", "liger"]
+DeviceType = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
     """Learning rate over the run: linear warm-up, then a shape down to end_ratio x peak."""
 
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+    __pydantic_config__ = STRICT_FIELDS
 
     shape: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
     """cosine and linear decay from the warm-up's end to the last step; wsd stays at the peak and decays linearly at the
@@ -37,7 +38,7 @@ class ScheduleConfig:
 class LossScaleConfig:
     """Scaling of the loss in fp16, so that small gradients do not vanish; not used by the other precisions."""
 
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+    __pydantic_config__ = STRICT_FIELDS
 
     static: float = 0.0
     """A fixed scale; 0: dynamic."""
@@ -55,7 +56,7 @@ class LossScaleConfig:
 class TrainConfig:
     """One training run; the same on any number of ranks."""
 
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+    __pydantic_config__ = STRICT_FIELDS
 
     total_tokens: int = changeable(10_000_000)
     """Token budget of the run; rounded up to whole steps."""
@@ -66,6 +67,9 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "fp32_compute_bf16", "bf16", "fp16"] = "auto"
     """fp32; fp32_compute_bf16: fp32 parameters, bf16 inside the layers; bf16, fp16: DeepSpeed's, with fp32 masters.
     auto: bf16 on GPUs, fp32_compute_bf16 on CPU."""
+    device: DeviceType = changeable("auto")
+    """Where the run trains: cuda demands a GPU, and the run is refused where there is none; cpu uses none. auto: a GPU where
+    torch sees one, else the CPU. With --dry-run: the device to plan for, on any machine."""
     gradient_clipping: float = 1.0
     """Largest gradient norm; larger gradients are scaled down to it; 0: off."""
     activation_checkpointing: ActivationCheckpointing = changeable("none")
@@ -96,7 +100,7 @@ class TrainConfig:
 class CheckpointConfig:
     """When the run's state is saved, and which checkpoints are kept."""
 
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+    __pydantic_config__ = STRICT_FIELDS
 
     every_steps: int = changeable(500)
     """Save every so many steps; 0: not by steps. The end of the run and an interrupt always save."""
@@ -112,7 +116,7 @@ class CheckpointConfig:
 class LogConfig:
     """What is reported during the run."""
 
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+    __pydantic_config__ = STRICT_FIELDS
 
     every_steps: int = changeable(10)
     """A line on the terminal every so many steps; metrics.jsonl has every step."""

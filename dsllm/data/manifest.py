@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from dsllm import files
 from dsllm.config.data import TokenizerConfig
-from dsllm.config.fields import FORBID_UNKNOWN_KEYS
+from dsllm.config.fields import STRICT_FIELDS
 from dsllm.config.run import RunConfig
 from dsllm.data.shards import Shard
 from dsllm.data.tokenizer_folder import hash_of_tokenizer
@@ -34,7 +34,7 @@ MOST_VOCABULARY = 2**31
 class ShardRecord:
     """One shard, or the part of it that belongs to one split."""
 
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+    __pydantic_config__ = STRICT_FIELDS
 
     prefix: str
     """Path without .bin and .idx: relative, inside the manifest's folder; absolute for shards that are used in place."""
@@ -58,7 +58,7 @@ class ShardRecord:
 class SourceRecord:
     """The shards of one named source."""
 
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+    __pydantic_config__ = STRICT_FIELDS
 
     name: str
     train: tuple[ShardRecord, ...]
@@ -69,7 +69,7 @@ class SourceRecord:
 class TokenizerRecord:
     """The tokenizer that made the ids."""
 
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+    __pydantic_config__ = STRICT_FIELDS
 
     directory: str
     """Its folder, relative to the manifest's folder and inside it."""
@@ -85,7 +85,7 @@ class TokenizerRecord:
 class Manifest:
     """Everything that training needs to know about a prepared directory."""
 
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+    __pydantic_config__ = STRICT_FIELDS
 
     format_version: int = FORMAT_VERSION
     settings: dict[str, Any]

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from dsllm.config.fields import FORBID_UNKNOWN_KEYS
+from dsllm.config.fields import STRICT_FIELDS
 from dsllm.errors import CheckpointError
 
 Range = tuple[int, int]
@@ -22,7 +22,7 @@ class Position:
     skipped, step s of a run with a global batch of G sequences begins at Position(s * G).
     """
 
-    __pydantic_config__ = FORBID_UNKNOWN_KEYS
+    __pydantic_config__ = STRICT_FIELDS
 
     next_sample: int = 0
     """Number of the next sample to deliver; never inside a skipped range."""

@@ -128,7 +128,7 @@ def _pass_on(file: Path, position: int, write: Callable[[bytes], None]) -> int:
     return position
 
 
-def _call(words: tuple[str, ...]) -> subprocess.CompletedProcess:
+def _call(words: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(words, capture_output=True, text=True, check=False)
     except FileNotFoundError:

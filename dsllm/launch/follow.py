@@ -57,7 +57,7 @@ class Waits:
 class _HostCommand:
     """A host's command, running on this machine."""
 
-    process: subprocess.Popen
+    process: subprocess.Popen[bytes]
     prefix: bytes
     partial_line: bytes = b""
 
@@ -148,7 +148,7 @@ def follow(
 
 
 @contextlib.contextmanager
-def _process(words: tuple[str, ...]) -> Iterator[subprocess.Popen]:
+def _process(words: tuple[str, ...]) -> Iterator[subprocess.Popen[bytes]]:
     """A command in a session of its own, killed when the block ends."""
     process = subprocess.Popen(
         words,

@@ -32,7 +32,7 @@ class HostWatcher:
     """Stops the host's launcher and ranks, and kills them at a deadline."""
 
     job: str
-    process: subprocess.Popen
+    process: subprocess.Popen[bytes]
     options: argparse.Namespace
     stopping: bool = False
     deadline: float = float("inf")

@@ -7,6 +7,7 @@ from functools import partial
 from torch import Tensor
 from torch.nn import functional as F
 
+from dsllm.config.check import kernels_problem
 from dsllm.config.train import Kernels as Name
 from dsllm.errors import ConfigError, require
 from dsllm.model.norm import rms_norm
@@ -41,8 +42,8 @@ def load_kernels(name: Name, device_type: str) -> Kernels:
     """
     if name == "torch":
         return TORCH
-    if device_type != "cuda":
-        raise ConfigError(f"train.kernels: liger, but this device ({device_type}) has no Triton: use torch")
+    if problem := kernels_problem(name, device_type):
+        raise ConfigError(problem)
     return liger_kernels()
 
 

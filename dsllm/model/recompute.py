@@ -41,7 +41,7 @@ class Recompute:
 KEEP_ALL = Recompute()
 
 
-def _kept_in_cpu_memory() -> contextlib.AbstractContextManager:
+def _kept_in_cpu_memory() -> contextlib.AbstractContextManager[object]:
     """Copies what autograd keeps inside the block to the CPU, and back when it is needed.
 
     torch's own `save_on_cpu` makes the host wait for every copy. Here both copies are queued behind the GPU's work. They

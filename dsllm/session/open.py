@@ -18,14 +18,15 @@ from dsllm.engine.processes.device import set_up_process
 from dsllm.engine.processes.process_group import World, lost_ranks_named, process_group
 from dsllm.engine.processes.ranks import Ranks
 from dsllm.engine.state import load_loss_scaler_state
+from dsllm.errors import CheckpointError, ConfigError
 from dsllm.session.agreement import on_every_rank
 from dsllm.session.assembly import ready_engine
 from dsllm.session.directory import HeldDirectory, free_directory_state, held_directory
-from dsllm.session.machine import run_on_machine
+from dsllm.session.machine import RunOnMachine, run_on_machine
 from dsllm.session.progress import Progress
 from dsllm.session.record import RunRecord
 from dsllm.session.resume import Report, check_delivery, clean_up
-from dsllm.session.start import find_start
+from dsllm.session.start import Start, find_start
 from dsllm.session.verification import Verification, open_verification
 
 Preflight = Callable[[Progress], None]
@@ -48,6 +49,8 @@ class Session:
     """How far the run was when it was opened."""
     directory: HeldDirectory
     record: RunRecord
+    saved: RunConfig | None
+    """The run as its last attempt had it; None: it has no checkpoint yet."""
     damaged: Sequence[Path]
     """Damaged checkpoints that were skipped; removed once a new one is published."""
     cores: Cores
@@ -90,20 +93,19 @@ def open_session(
     """
     cores = set_up_process(ranks.local_size, ranks.local_rank, config.train.bind_cores)
     run = run_on_machine(config, given, ranks)
-    config, precision = run.config, run.layout.precision
     directory, timeout = Path(config.run.directory), timedelta(minutes=config.train.timeout_minutes)
     with process_group(ranks, run.device, run.layout.mesh, timeout) as world, lost_ranks_named(world):
         final = run.final_config(world)
         state = free_directory_state(directory, world)
         data = Path(config.data.directory or "")
         on_every_rank(world, lambda: check_shards(data, manifest, world.rank, world.size))
-        start = find_start(config, world, report)
+        start = find_start(config, run.layout.precision, world, report)
+        if start.precision != run.layout.precision:  # the run began on another device
+            run, final = in_saved_precision(run, start, world, report)
+        config, precision = run.config, run.layout.precision
         preflight(start.progress)
         if start.progress.step >= config.num_steps:
-            finished = FinishedRun(directory=directory, progress=start.progress)
-            if state != "finished":  # it was killed before it could write so
-                _write_finished(finished, world, report)
-            yield finished
+            yield _finished(directory, start.progress, state, world, report)
             return
         on_every_rank(world, lambda: check_nvme(final, _num_parameters(config), precision, ranks))
         batches = _training_batches(config, manifest, world)
@@ -126,6 +128,7 @@ def open_session(
                 progress=start.progress,
                 directory=held,
                 record=RunRecord(config=config, deepspeed=final, tokenizer_sha256=manifest.tokenizer.sha256),
+                saved=start.saved,
                 damaged=start.damaged,
                 cores=cores,
                 report=report,
@@ -145,10 +148,34 @@ def _training_batches(config: RunConfig, manifest: Manifest, world: World) -> Tr
     )
 
 
+def in_saved_precision(
+    run: RunOnMachine, start: Start, world: World, report: Report
+) -> tuple[RunOnMachine, dict[str, Any]]:
+    """The run in the precision that it began in, although its auto means another one on this device.
+
+    Raises:
+        CheckpointError: this device cannot train in it.
+    """
+    saved, here = run.in_precision(start.precision), run.layout.precision
+    try:
+        final = saved.final_config(world)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"run.directory {run.config.run.directory}: began in {start.precision}, in which it cannot continue here: {error}\n"
+            f"Continue it where {start.precision} works, or start a new run from its weights here: set train.precision={here}, "
+            f"another run.directory, and model.init_from={run.config.run.directory}"
+        ) from error
+    report(f"train.precision auto: continuing in {start.precision}, as the run began; a new run here would use {here}")
+    return saved, final
+
+
 def _num_parameters(config: RunConfig) -> int:
     return counts.parameter_count(config.model, config.context_length).total
 
 
-def _write_finished(run: FinishedRun, world: World, report: Report) -> None:
-    with held_directory(run.directory, world, report) as held:
-        held.write_status("finished", step=run.progress.step, tokens=run.progress.tokens)
+def _finished(directory: Path, progress: Progress, state: str, world: World, report: Report) -> FinishedRun:
+    """The finished run, after its status says so."""
+    if state != "finished":  # it was killed before it could write so
+        with held_directory(directory, world, report) as held:
+            held.write_status("finished", step=progress.step, tokens=progress.tokens)
+    return FinishedRun(directory=directory, progress=progress)

@@ -9,7 +9,7 @@ from dsllm.checkpoint.manifest import What
 from dsllm.checkpoint.read import CheckpointReader
 from dsllm.checkpoint.read_manifest import UnavailableCheckpointError
 from dsllm.checkpoint.verify import damage_in
-from dsllm.config.compare import differences
+from dsllm.config.compare import differences, refusal
 from dsllm.config.run import RunConfig
 from dsllm.config.yaml_file import read_yaml
 from dsllm.data import fingerprint
@@ -83,12 +83,7 @@ def check_same_run(saved: RunConfig, config: RunConfig, where: Path, report: Rep
     found = differences(saved, config)
     refused = [difference for difference in found if not difference.changeable]
     if refused:
-        raise CheckpointError(
-            f"{where} belongs to a run that differs in:\n"
-            + "\n".join(f"- {difference}" for difference in refused)
-            + f"\nTo continue that run, undo these changes. To start a new run from its weights, set another run.directory and "
-            f"model.init_from={where}"
-        )
+        raise CheckpointError(refusal(refused, where))
     for difference in found:
         report(f"changed since the last attempt: {difference}")
 

@@ -1,10 +1,12 @@
 """What an attempt starts from: the newest sound checkpoint of the run, or the first state of a new run. Reads only."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dsllm.config.run import RunConfig
+from dsllm.config.train import Precision
 from dsllm.data.manifest import FILE_NAME as DATA_MANIFEST
 from dsllm.engine.processes.process_group import World
 from dsllm.files import sha256_of_file
@@ -32,23 +34,37 @@ class Start:
     loss_scaler: Mapping[str, float]
     """State of fp16's loss scale; empty in a new run."""
     progress: Progress
+    precision: Precision
+    """The one that the run continues in."""
+    saved: RunConfig | None = None
+    """The run as its last attempt had it; None (default): it has no checkpoint yet."""
     damaged: Sequence[Path] = ()
     """Newer checkpoints that were skipped."""
 
 
-def find_start(config: RunConfig, world: World, report: Report) -> Start:
-    """The newest sound checkpoint of the run, or its first state; reads only. A collective call."""
+def find_start(config: RunConfig, precision: Precision, world: World, report: Report) -> Start:
+    """The newest sound checkpoint of the run, or its first state; reads only. A collective call.
+
+    Args:
+        precision: of a run that leaves it to this machine (`auto`) and has no checkpoint yet; with one, it continues in that
+            of the checkpoint.
+    """
     directory = Path(config.run.directory)
     data_sha256 = sha256_of_file(Path(config.data.directory or "") / DATA_MANIFEST)
     reader, damaged = find_resumable(directory, world, report)
     if reader is None:
         on_rank_0(world, lambda: check_unsaved_run(directory, config, report))
         state = first_state(config, world, report)
-        return Start(state=state, loss_scaler={}, progress=Progress(data_sha256=data_sha256))
-    check_same_run(saved_run(reader), config, reader.folder, report)
+        return Start(state=state, loss_scaler={}, progress=Progress(data_sha256=data_sha256), precision=precision)
+    saved = saved_run(reader)
+    if config.train.precision == "auto":
+        assert saved.train.precision != "auto", "a checkpoint contains the precision that was used"
+        precision = saved.train.precision
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, precision=precision))
+    check_same_run(saved, config, reader.folder, report)
     progress = progress_of(reader, config)
     check_counts(progress, config, reader.folder)
     check_data(progress, data_sha256, config, reader.folder)
     report(f"resuming {reader.folder}: step {progress.step:,}, {progress.tokens:,} tokens")
     scaler = reader.manifest.engine["loss_scaler"]
-    return Start(state=reader, loss_scaler=scaler, progress=progress, damaged=damaged)
+    return Start(state=reader, loss_scaler=scaler, progress=progress, precision=precision, saved=saved, damaged=damaged)

@@ -23,6 +23,7 @@ from dsllm.session.progress import Progress
 from dsllm.train.breakdown import Breakdown, table
 from dsllm.train.metrics import Metrics, Speed, short, step_line
 from dsllm.train.profile import Expected, Profile, steps_to_profile
+from dsllm.train.schedule import seam
 from dsllm.untrusted_files import UntrustedFileError, parse_json, read_bounded
 
 
@@ -197,3 +198,5 @@ def _introduce(session: Session, speed: Speed) -> None:
         f"{config.train.micro_batch_sequences} x {config.data.sequence_length} on each rank), {config.num_steps} steps; "
         f"MFU against {speed.peak_flops / 1e12:.3g} TFLOP/s ({speed.peak_origin})"
     )
+    if session.saved is not None and (change := seam(session.progress.step, session.saved, config)):
+        session.report(change)

@@ -5,6 +5,21 @@ import math
 from dsllm.config.run import RunConfig
 
 
+def seam(step: int, before: RunConfig, now: RunConfig) -> str:
+    """What the learning rate does where a run continues with another length or schedule; empty: the same as before.
+
+    Args:
+        step: the next step, from 0
+    """
+    planned, rate = learning_rate_at(step, before), learning_rate_at(step, now)
+    if step == 0 or math.isclose(planned, rate, rel_tol=1e-6):
+        return ""
+    return (
+        f"the schedule now ends at step {now.num_steps:,} instead of {before.num_steps:,}: the learning rate continues at "
+        f"{rate:.3g} in step {step + 1:,}, after {learning_rate_at(step - 1, before):.3g} in step {step:,}"
+    )
+
+
 def learning_rate_at(step: int, config: RunConfig) -> float:
     """Learning rate of optimizer step `step` (from 0) of a run.
 
@@ -12,22 +27,15 @@ def learning_rate_at(step: int, config: RunConfig) -> float:
     cosine (Loshchilov and Hutter 2017), linear, or warm-up-stable-decay (Hu et al. 2024).
     """
     schedule, peak = config.train.schedule, config.train.optimizer.learning_rate
-    warmup = steps_of(schedule.warmup_steps, schedule.warmup_tokens, config.tokens_per_step, 0)
+    warmup = config.steps_of(schedule.warmup_steps, schedule.warmup_tokens, 0)
     if step < warmup:
         return peak * (step + 1) / warmup
     if schedule.shape == "constant":
         return peak
     start = warmup
     if schedule.shape == "wsd":
-        decay = steps_of(schedule.decay_steps, schedule.decay_tokens, config.tokens_per_step, config.num_steps // 10)
+        decay = config.steps_of(schedule.decay_steps, schedule.decay_tokens, config.num_steps // 10)
         start = max(warmup, config.num_steps - decay)
     fraction = min(1.0, max(0.0, (step + 1 - start) / max(1, config.num_steps - start)))
     remaining = (1 + math.cos(math.pi * fraction)) / 2 if schedule.shape == "cosine" else 1 - fraction
     return peak * (schedule.end_ratio + (1 - schedule.end_ratio) * remaining)
-
-
-def steps_of(steps: int | None, tokens: int | None, tokens_per_step: int, default: int) -> int:
-    """A length in steps: given in steps, or in tokens and rounded up, or else the default."""
-    if steps is not None:
-        return steps
-    return default if tokens is None else -(-tokens // tokens_per_step)

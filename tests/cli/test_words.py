@@ -1,5 +1,6 @@
 """`RUN.yaml key=value ...`: which word is the run's file, and which are overrides, in every command that takes a run."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,22 @@ def test_every_command_finds_a_file_whose_path_contains_an_equals_sign(sweep, co
     error = capsys.readouterr().err
     assert f"{FOLDER}/run.yaml:2: train.total_tokens: must be above 0" in error
     assert "override 'train.global_batch_sequences=0'" in error
+
+
+@pytest.mark.parametrize(
+    ("word", "example"),
+    [
+        ("train.total_tokens", "train.total_tokens=VALUE"),
+        ("data.sources[0].weight=2", "data.sources.0.weight=2"),
+        ("data.sources[0].weight", "data.sources.0.weight=VALUE"),
+    ],
+)
+def test_a_field_that_is_written_otherwise_is_corrected(word, example):
+    for words in ([word], ["run.yaml", word]):
+        with pytest.raises(ConfigError, match=rf"for example {re.escape(example)}$"):
+            parse_run_words(words)
+
+
+@pytest.mark.parametrize("word", ["run.yaml", "data.yml", "train.json", "model/x", "."])
+def test_a_file_may_be_called_as_a_section_is(word):
+    assert parse_run_words([word]).file == word

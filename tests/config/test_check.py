@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dsllm.config.check import problems_in
+from dsllm.config.check import directory_problems, problems_in
 from dsllm.config.data import DataConfig, SourceConfig
 from dsllm.config.model import ModelConfig, RopeScaling
 from dsllm.config.run import RunConfig, RunSection
@@ -69,3 +69,40 @@ def test_a_negative_number_is_refused_by_the_name_of_a_field(path: tuple[str, ..
     assert found
     for field, _ in found:
         reduce(child, field.split("."), GOOD)
+
+
+MOST = {"num_layers": 10_000, "hidden_size": 2**18, "vocab_size": 2**24, "num_heads": 2**14, "head_size": 2**16}
+
+
+@pytest.mark.parametrize("path", [p for p in NUMBERS if p != ("run", "seed")], ids=".".join)
+@pytest.mark.parametrize("value", [10**30, 10**400], ids=["1e30", "1e400"])
+def test_no_whole_number_may_be_absurd(path: tuple[str, ...], value: int):
+    found = problems_in(replaced(GOOD, path, value))
+    assert any(field == ".".join(path) and "must be at most 1e+18" in text for field, text in found)
+    assert all(len(text) < 400 for _, text in found)
+
+
+@pytest.mark.parametrize("name", MOST)
+def test_a_size_of_a_model_that_nobody_builds_is_refused_at_once(name: str):
+    for value in (MOST[name] + 1, 10**12):
+        (problem,) = problems_in(replaced(GOOD, ("model", name), value))
+        assert problem == (f"model.{name}", f"must be at most {MOST[name]:,}, but it is {value:,}")
+
+
+@pytest.mark.parametrize(
+    ("run", "data", "how"),
+    [
+        ("out", "out", "is also data.directory"),
+        ("out", "./x/../out", "is also data.directory"),
+        ("out/run", "out", "is inside data.directory"),
+        ("out", "out/data", "contains data.directory"),
+        ("link", "out", "is also data.directory"),
+    ],
+)
+def test_a_run_and_its_data_need_folders_of_their_own(run, data, how, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("out")
+    config = replaced(replaced(GOOD, ("run", "directory"), run), ("data", "directory"), data)
+    ((field, text),) = directory_problems(config)
+    assert field == "run.directory" and text.startswith(f"{run} {how}")
+    assert directory_problems(replaced(config, ("data", "directory"), "output")) == []

@@ -221,3 +221,66 @@ def test_yaml_1_2_scalars(tmp_path):
     assert lines[("d",)] == 4
     path.write_text(write_yaml(value))
     assert read_yaml(path)[0] == value
+
+
+def test_an_override_of_an_aliased_value_changes_one_place(file):
+    web = "{name: web, kind: files, paths: [web], weight: 1}"
+    file.write_text(GOOD.replace("{name: books", "&one {name: books").replace(web, "{<<: *one, name: web}"))
+    config = load_run(str(file), ["data.sources.0.weight=5", "data.sources.0.paths.0=other"])
+    assert [(s.name, s.weight, s.paths) for s in config.data.sources] == [
+        ("books", 5, ("other",)),
+        ("web", 2, ("books",)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("data.sources.0.paths=corpus.txt", "must be a list, but it is 'corpus.txt': write [corpus.txt]"),
+        ("train.total_tokens.x=1", "'2000000' has no 'x' to set"),
+        ("data.sources.²=1", "there is no '²': the list has 2 entries"),
+        ("data.sources.9999999999999999999999.name=1", "the list has 2 entries"),
+        ("model.rope_scaling.0=1", "there is no list 'rope_scaling' in the file"),
+        ("run.directory=data/books", "run.directory: data/books is also data.directory"),
+        ("run.name=" + "x" * 100_000 + "/", "..."),
+        ("train.total_tokens=[" + "1," * 1000 + "]", "characters)"),
+        ("train.timeout_minutes=1e9", "must be at most 525,600"),
+        ("data.sources=&a [*a]", "*a is inside what it stands for"),
+    ],
+    ids=lambda text: text[:30],
+)
+def test_overrides_that_cannot_work(file, override, says):
+    if says == "...":
+        assert "becomes a folder's name" in problems(file, override)[0]
+    else:
+        found = problems(file, override)
+        assert any(says in text for text in found) and all(len(text) < 2500 for text in found), found
+
+
+def test_a_name_that_nobody_wrote_says_where_it_comes_from(tmp_path):
+    path = tmp_path / "my rün.yaml"
+    path.write_text("train: {total_tokens: 2e6}\n")
+    (text,) = problems(path)
+    assert text == (
+        f"{path}: run.name: 'my rün' becomes a folder's name: use letters, digits, '.', '-' and '_'. "
+        "The name is that of the file: rename it, or set run.name"
+    )
+    assert load_run(str(path), ["run.name=mine"]).run.name == "mine"
+
+
+def test_a_folder_in_place_of_a_run_file(tmp_path):
+    with pytest.raises(ConfigError, match="is a folder without a YAML file"):
+        load_run(str(tmp_path))
+    (tmp_path / "a.yaml").write_text("")
+    with pytest.raises(ConfigError, match=r"is a folder: name the run's YAML file in it, for example .*/a\.yaml"):
+        load_run(str(tmp_path))
+
+
+def test_the_file_of_a_run_is_not_replaced_by_its_record(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text("run: {name: a, directory: .}\ndata: {directory: ../data}\n")
+    assert problems(Path("run.yaml")) == [
+        f"{tmp_path}/run.yaml:1: run.directory: . contains run.yaml, which the run would replace by its record: name another"
+    ]
+    Path("status.json").write_text("{}")  # a run has trained here, and this is its record
+    assert load_run("run.yaml").run.directory == "."

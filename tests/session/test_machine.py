@@ -7,7 +7,7 @@ import pytest
 from dsllm.config.parallel import ParallelConfig
 from dsllm.engine.processes.process_group import World
 from dsllm.engine.processes.ranks import Ranks
-from dsllm.errors import ConfigError
+from dsllm.errors import ConfigError, LaunchError
 from dsllm.session.machine import run_on_machine
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import tiny_run
@@ -63,3 +63,21 @@ def test_every_rank_makes_the_same_config(hosts):
         assert isinstance(one, str) and "zero_hpz_partition_size" in one
     else:
         assert one["zero_optimization"]["zero_hpz_partition_size"] == HOSTS[hosts][0][1]
+
+
+@pytest.mark.parametrize(
+    "size", [{"num_layers": 10_000}, {"hidden_size": 2**17, "num_heads": 64}, {"vocab_size": 2**24}]
+)
+def test_a_model_that_no_memory_holds_is_refused_in_words(size):
+    config = tiny_run()
+    model = dataclasses.replace(config.model, **{"hidden_size": 2**14, "num_heads": 64, "head_size": None, **size})
+    with pytest.raises(
+        ConfigError, match=r"parameters need .* GiB of model states for 2 ranks on this host, which has"
+    ):
+        run_on_machine(dataclasses.replace(config, model=model), {}, TWO)
+
+
+def test_a_gpu_is_demanded_only_by_name():
+    assert run_on_machine(tiny_run(device="cpu"), {}, TWO).device.type == "cpu"
+    with pytest.raises(LaunchError, match=r"train\.device: cuda, but torch sees no GPU here"):
+        run_on_machine(tiny_run(device="cuda"), {}, TWO)

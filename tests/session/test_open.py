@@ -7,8 +7,17 @@ from pathlib import Path
 import pytest
 
 from dsllm.checkpoint.find import list_checkpoints
+from dsllm.config.yaml_file import read_yaml
+from dsllm.engine.processes.process_group import World
+from dsllm.errors import CheckpointError
 from dsllm.run_directory import LOCK_FILE, RUN_FILE, STATUS_FILE, lock_run, read_status, write_status
+from dsllm.session.machine import run_on_machine
+from dsllm.session.open import in_saved_precision
+from dsllm.session.progress import Progress
+from dsllm.session.start import Start
 from tests.helpers.jobs import train
+from tests.helpers.ranks import run_ranks
+from tests.helpers.tiny import first_state, tiny_run
 from tests.helpers.tiny_job import TOKENS_PER_STEP, budget, prepare_folder, tree
 
 STEPS = 4
@@ -122,3 +131,38 @@ def test_a_run_that_was_killed_before_it_could_say_so_becomes_finished(folder, s
     after = tree(folder / "runs", folder / "data")
     changed = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
     assert changed == {str(run), str(run / STATUS_FILE), str(run / LOCK_FILE)}
+
+
+@pytest.mark.slow
+def test_auto_continues_in_the_precision_that_the_run_began_in(folder):
+    """On the CPU auto means fp32_compute_bf16; on GPUs, where this run could have begun, it means bf16."""
+    new = ["run.directory=runs/bf16", budget(STEPS)]
+    codes, output = train(folder, 2, ["tiny.yaml", *new, "train.precision=bf16"])
+    assert codes == [0, 0], output
+    auto = ["run.directory=runs/bf16", budget(STEPS + 1), "train.precision=auto"]
+    codes, output = train(folder, 2, ["tiny.yaml", *auto])
+    assert codes == [0, 0] and "train.precision auto: continuing in bf16, as the run began" in output, output
+    record = read_yaml(folder / "runs" / "bf16" / RUN_FILE)[0]
+    assert record["train"]["precision"] == "bf16"
+
+
+def continued_in_fp16(world: World) -> str:
+    run = run_on_machine(tiny_run(precision="auto"), {}, world.ranks)
+    start = Start(state=first_state(tiny_run()), loss_scaler={}, progress=Progress(step=4), precision="fp16")
+    with pytest.raises(CheckpointError) as caught:
+        in_saved_precision(run, start, world, print)
+    return str(caught.value)
+
+
+def test_a_precision_that_this_device_has_not_is_refused_with_what_to_do():
+    (text,) = run_ranks(1, continued_in_fp16)
+    assert text.startswith("run.directory runs/tiny: began in fp16, in which it cannot continue here: ")
+    assert "train.precision=fp32_compute_bf16, another run.directory, and model.init_from=runs/tiny" in text
+
+
+@pytest.mark.slow
+def test_a_gpu_that_is_demanded_and_not_there(folder):
+    before = tree(folder / "runs", folder / "data")
+    codes, output = train(folder, 2, ["tiny.yaml", budget(24), "train.device=cuda"])
+    assert codes == [1, 1] and "train.device: cuda, but torch sees no GPU here" in output, output
+    assert "Traceback" not in output and tree(folder / "runs", folder / "data") == before

@@ -12,7 +12,7 @@ from dsllm.config.data import DataConfig
 from dsllm.config.optimizer import AdamWConfig
 from dsllm.config.run import RunConfig, RunSection
 from dsllm.config.train import ScheduleConfig, TrainConfig
-from dsllm.train.schedule import learning_rate_at
+from dsllm.train.schedule import learning_rate_at, seam
 
 NUM_STEPS, TOKENS_PER_STEP = 50, 4 * 8
 
@@ -92,3 +92,19 @@ def test_a_larger_budget_moves_the_end():
     longer = run(shape="wsd", decay_steps=10)
     longer = dataclasses.replace(longer, train=dataclasses.replace(longer.train, total_tokens=100 * TOKENS_PER_STEP))
     assert learning_rate_at(80, longer) == 2.0
+
+
+def test_what_the_learning_rate_does_at_the_seam_is_said():
+    short = run(shape="cosine", warmup_steps=10)
+    longer = dataclasses.replace(short, train=dataclasses.replace(short.train, total_tokens=100 * TOKENS_PER_STEP))
+    text = seam(NUM_STEPS, short, longer)
+    before, now = learning_rate_at(NUM_STEPS - 1, short), learning_rate_at(NUM_STEPS, longer)
+    assert now > 2 * before
+    assert text == (
+        f"the schedule now ends at step 100 instead of 50: the learning rate continues at {now:.3g} in step 51, "
+        f"after {before:.3g} in step 50"
+    )
+    assert seam(20, short, short) == seam(0, short, longer) == ""
+    constant = run(shape="constant")
+    assert seam(20, constant, dataclasses.replace(constant, train=longer.train)) != ""  # another shape
+    assert seam(20, constant, dataclasses.replace(constant, run=RunSection(name="b", directory="b"))) == ""

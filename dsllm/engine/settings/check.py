@@ -60,6 +60,9 @@ def _read_block(outer: str, given: Mapping[str, Any], values: Values) -> Iterato
 def _read_value(key: Key, value: Any, values: Values) -> Iterator[str]:
     if key.is_off(value):
         return
+    if key.fields is not None and isinstance(value, Mapping) and (value.get("params") or len(value) > 1):
+        yield from _read_left_to_the_run(key, value)
+        return
     problem = ""
     if key.owner == "refused" or is_one_of(value, key.refuses):
         problem = key.reason
@@ -70,13 +73,38 @@ def _read_value(key: Key, value: Any, values: Values) -> Iterator[str]:
         yield f"{WHERE}{key.path}: {problem}"
 
 
+def _read_left_to_the_run(key: Key, given: Mapping[str, Any]) -> Iterator[str]:
+    """An optimizer or scheduler as transformers' JSONs have it: its kind, and "auto" for all that the run decides."""
+    assert key.fields is not None
+    kind, params = given.get("type"), given.get("params")
+    others = {name: value for name, value in given.items() if name not in ("type", "params")}
+    if key.kinds and kind is not None and kind != AUTO and kind not in key.kinds:
+        yield (
+            f"{WHERE}{key.path}.type is {_shown(kind)}, but the run trains with {key.kinds[0]} ({key.decided_by}.kind): "
+            "remove it here"
+        )
+    if params is not None and params != AUTO and not isinstance(params, Mapping):
+        yield f"{WHERE}{key.path}.params must be an object, but it is {_shown(params)}"
+    inner = {f"params.{name}": value for name, value in params.items()} if isinstance(params, Mapping) else {}
+    for name, value in (others | inner).items():
+        if value is not None and value != AUTO:
+            field = f"{key.decided_by}.{key.fields[name]}" if name in key.fields else key.decided_by
+            yield f'{WHERE}{key.path}.{name} is {_shown(value)}, but belongs to the run: set {field}, and "auto" here'
+
+
 def _typed(key: Key, value: Any) -> tuple[Any, str]:
     """The value in the key's type, and what is wrong with it."""
     try:
         return key.adapter.validate_python(value), ""
     except ValidationError as error:
         first = error.errors()[0]
-        return None, f"{WORDS[first['type']].format(**first.get('ctx', {}))}, but it is {value!r}"
+        says = WORDS[first["type"]].format(**first.get("ctx", {})) if first["type"] in WORDS else first["msg"]
+        return None, f"{says}, but it is {_shown(value)}"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}... ({len(text):,} characters)"
 
 
 def clashes(values: Values, of_run: Mapping[str, Any]) -> Iterator[str]:
@@ -93,4 +121,4 @@ def clashes(values: Values, of_run: Mapping[str, Any]) -> Iterator[str]:
             why = f"; {key.reason}" if key.reason else ""
             yield f"{WHERE}{path} belongs to the run: set {key.decided_by}, and remove it here{why}"
         elif of_run[path] is not None and value != of_run[path]:
-            yield f"{WHERE}{path} is {value!r}, but the run says {of_run[path]!r} ({key.decided_by})"
+            yield f"{WHERE}{path} is {_shown(value)}, but the run says {of_run[path]!r} ({key.decided_by})"

@@ -54,7 +54,9 @@ def final_config(config: RunConfig, given: Mapping[str, Any], layout: Layout) ->
     of_run = _of_run(config, layout, accumulation)
     problems += clashes(values, of_run)
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(
+            [f"{config.deepspeed}: {p.removeprefix(WHERE)}" if p.startswith(WHERE) else p for p in problems]
+        )
     stage = values.get(STAGE, 0)
     if stage == 0 and has_fp32_parameters(layout.precision):
         # DeepSpeed's fp32 ZeRO-0 neither reports the norm nor notices a non-finite one: dsllm's step does both, and clips

@@ -1,12 +1,15 @@
 """Reads the DeepSpeed JSON that a run names."""
 
-import json
-import math
+import os
 from pathlib import Path
 from typing import Any
 
-from dsllm.config.paths import find_file, searched
+from dsllm.config.paths import find_file, presets_directory, searched
+from dsllm.config.suggest import did_you_mean
 from dsllm.errors import ConfigError
+from dsllm.untrusted_files import UntrustedFileError, parse_json, read_bounded
+
+MOST_BYTES = 2**20
 
 
 def read_deepspeed_json(name: str, yaml_folder: Path | None = None) -> dict[str, Any]:
@@ -19,32 +22,25 @@ def read_deepspeed_json(name: str, yaml_folder: Path | None = None) -> dict[str,
     """
     path = find_file(name, yaml_folder)
     if path is None:
-        raise ConfigError(f"deepspeed: file not found: {searched(name, yaml_folder)}")
+        raise ConfigError(f"deepspeed: {_not_found(name, yaml_folder)}")
     try:
-        value = json.loads(
-            path.read_text(encoding="utf-8"),
-            object_pairs_hook=_without_duplicates,
-            parse_float=_finite,
-            parse_constant=_finite,
-        )
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"deepspeed: {path}: is not readable JSON: {error}") from error
+        value = parse_json(read_bounded(path, MOST_BYTES), unique_keys=True)
+    except UntrustedFileError as error:
+        text = str(error).removeprefix("is not readable JSON: ")
+        raise ConfigError(f"deepspeed: {path}: is not readable JSON: {text}") from error
+    except OSError as error:
+        raise ConfigError(f"deepspeed: {path}: cannot be read: {error.strerror or error}") from error
     if not isinstance(value, dict):
         raise ConfigError(f"deepspeed: {path}: contains a {type(value).__name__}; it must be an object")
     return value
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise ValueError(f"key given twice: {', '.join(sorted(twice))}")
-    return dict(pairs)
-
-
-def _finite(text: str) -> float:
-    """JSON itself has neither NaN nor Infinity, but Python's parser takes both, and makes 1e999 infinite."""
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text} is not a finite number: write a number, or leave the key out")
-    return number
+def _not_found(name: str, yaml_folder: Path | None) -> str:
+    """Why there is no such file, and which of the shipped ones was perhaps meant."""
+    if os.path.isdir(name):  # not Path.is_dir(): it raises where the name is too long
+        return f"{name} is a folder: name a DeepSpeed JSON in it"
+    shipped = {file.stem: file for file in sorted((presets_directory() / "ds_configs").glob("*.json"))}
+    hint = did_you_mean(Path(name).stem, shipped)
+    for stem, file in shipped.items():
+        hint = hint.replace(f"'{stem}'", f"'{file.parent.name}/{file.name}'")
+    return f"file not found: {searched(name[:200], yaml_folder)}{hint}"

@@ -20,9 +20,9 @@ def _whole(value: Any) -> Any:
 
 
 Switch = Annotated[bool, Strict()]
-Whole = Annotated[int, BeforeValidator(_whole), Field(strict=True, ge=0)]
-Positive = Annotated[int, BeforeValidator(_whole), Field(strict=True, ge=1)]
-Factor = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+Whole = Annotated[int, BeforeValidator(_whole), Field(strict=True, ge=0, le=2**63)]
+Positive = Annotated[int, BeforeValidator(_whole), Field(strict=True, ge=1, le=2**63)]
+Factor = Annotated[float, Field(strict=True, gt=0, le=2**20, allow_inf_nan=False)]
 Text = Annotated[str, Strict()]
 Object = dict[str, Any]
 Stage = Annotated[int, BeforeValidator(_whole), Field(strict=True, ge=0, le=3)]
@@ -95,6 +95,11 @@ class Key:
     """Owner json: values that are refused."""
     off: tuple[Any, ...] = ()
     """Owner run and refused: values that switch the feature off. They are accepted, and left out of the final config."""
+    fields: Mapping[str, str] | None = None
+    """Owner run, of an object whose values may be "auto": the field below `decided_by` that decides each of them. None
+    (default): the object itself may not be given."""
+    kinds: tuple[str, ...] = ()
+    """With `fields`: the values of `type` that the run agrees with. () (default): all, as the run's own counts anyway."""
     nvme_only: bool = False
     """The key means something only where its object is offloaded to NVMe; the parity table covers it as NVMe."""
 

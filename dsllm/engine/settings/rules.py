@@ -98,6 +98,9 @@ def _check_division_before_the_sum(values: Values, layout: Layout) -> Iterator[s
 def _check_offload(values: Values) -> Iterator[str]:
     """Which stage can offload what, and what goes together."""
     stage, optimizer, param = values.get(STAGE, 0), _device(values, OFFLOAD_OPTIMIZER), _device(values, OFFLOAD_PARAM)
+    for block in (OFFLOAD_OPTIMIZER, OFFLOAD_PARAM):
+        if f"{block}.device" not in values and any(path.startswith(f"{block}.") for path in values):
+            yield f'{WHERE}{block}.device: is missing, so nothing would be offloaded: set "cpu", "nvme" or "none"'
     if stage == 0 and optimizer in ("cpu", "nvme"):
         yield f"{WHERE}{OFFLOAD_OPTIMIZER}: ZeRO stage 0 keeps the optimizer's states on the device; use stage 1, 2 or 3"
     if stage in (1, 2) and optimizer == "nvme":
@@ -123,6 +126,8 @@ def _check_nvme(values: Values) -> Iterator[str]:
         path = values.get(f"{block}.nvme_path", "")
         if path == "":
             yield f"{WHERE}{block}.nvme_path: is missing; name a folder on a local NVMe of every node"
+        elif path is not None and "$" in path:
+            yield f"{WHERE}{block}.nvme_path: variables are not replaced here: write the folder's name, but it is {path!r}"
         elif path is not None and not Path(path).is_absolute():
             yield f"{WHERE}{block}.nvme_path: must be absolute, as it is the same on every node, but it is {path!r}"
     count, needed = values.get(f"{OFFLOAD_OPTIMIZER}.buffer_count"), optimizer_buffers(values)

@@ -52,8 +52,24 @@ RUN = (
     of_run("train_micro_batch_size_per_gpu", "train.micro_batch_sequences"),
     of_run("gradient_accumulation_steps", "global batch / (micro-batch x data-parallel ranks)"),
     of_run("gradient_clipping", "train.gradient_clipping"),
-    of_run("optimizer", "train.optimizer"),
-    of_run("scheduler", "train.schedule"),
+    Key(
+        "optimizer",
+        "run",
+        decided_by="train.optimizer",
+        kinds=("AdamW", "Adam"),  # DeepSpeed's Adam decays as AdamW does
+        fields={
+            "params.lr": "learning_rate",
+            "params.betas": "beta1 and beta2",
+            "params.eps": "epsilon",
+            "params.weight_decay": "weight_decay",
+        },
+    ),
+    Key(
+        "scheduler",
+        "run",
+        decided_by="train.schedule",
+        fields={"params.warmup_num_steps": "warmup_steps", "params.total_num_steps": "shape"},
+    ),
     *block(
         of_run("bf16", "train.precision"),
         of_run("enabled", "train.precision"),

@@ -271,3 +271,70 @@ def test_rules_about_hosts_wait_until_the_hosts_are_known(zero):
     zero_of({"stage": 3, **zero}, unknown)
     with pytest.raises(ConfigError, match="zero_hpz_partition_size"):
         zero_of({"stage": 3, **zero}, UNEVEN)
+
+
+ADAMW = {"type": "AdamW"}
+TRAINERS_ZERO_3 = {  # as transformers' documentation gives it
+    "fp16": {
+        "enabled": "auto", "loss_scale": 0, "loss_scale_window": 1000, "initial_scale_power": 16, "hysteresis": 2,
+        "min_loss_scale": 1,
+    },
+    "optimizer": {
+        "type": "AdamW", "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"},
+    },
+    "scheduler": {
+        "type": "WarmupLR",
+        "params": {"warmup_min_lr": "auto", "warmup_max_lr": "auto", "warmup_num_steps": "auto"},
+    },
+    "zero_optimization": {
+        "stage": 3,
+        "offload_optimizer": {"device": "cpu", "pin_memory": True},
+        "offload_param": {"device": "cpu", "pin_memory": True},
+        "overlap_comm": True, "contiguous_gradients": True, "sub_group_size": 1e9, "reduce_bucket_size": "auto",
+        "stage3_prefetch_bucket_size": "auto", "stage3_param_persistence_threshold": "auto",
+        "stage3_max_live_parameters": 1e9, "stage3_max_reuse_distance": 1e9,
+        "stage3_gather_16bit_weights_on_model_save": True,
+    },
+    "gradient_accumulation_steps": "auto", "gradient_clipping": "auto", "steps_per_print": 2000,
+    "train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto", "wall_clock_breakdown": False,
+}  # fmt: skip
+
+
+def test_the_json_of_transformers_trainer_is_taken():
+    final = final_config(tiny_run(), TRAINERS_ZERO_3, CPU)
+    assert "optimizer" not in final and "scheduler" not in final
+    assert final["zero_optimization"]["offload_param"]["device"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    "block, says",
+    [
+        (ADAMW | {"params": {"lr": 3e-5, "eps": "auto"}},
+         "params.lr is 3e-05, but belongs to the run: set train.optimizer.learning_rate"),
+        ({"type": "Lamb", "params": {"lr": "auto"}}, "type is 'Lamb', but the run trains with AdamW"),
+        (ADAMW | {"params": {"adam_w_mode": False}},
+         "params.adam_w_mode is False, but belongs to the run: set train.optimizer"),
+        (ADAMW | {"params": 3}, "params must be an object, but it is 3"),
+        (ADAMW | {"legacy_fusion": True}, "legacy_fusion is True, but belongs to the run"),
+    ],
+)  # fmt: skip
+def test_values_of_an_optimizer_are_refused_by_name(block, says):
+    (text,) = problems({"optimizer": block})
+    assert text.startswith(f"ds_configs/zero1.json: optimizer.{says}")
+
+
+def test_values_of_a_scheduler_are_refused_by_name():
+    (text,) = problems({"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 100}}})
+    assert "scheduler.params.warmup_num_steps is 100, but belongs to the run: set train.schedule.warmup_steps" in text
+
+
+@pytest.mark.parametrize("block", ["offload_optimizer", "offload_param"])
+def test_offload_without_a_device_is_not_dropped_silently(block):
+    (text,) = problems({"zero_optimization": {"stage": 3, block: {"pin_memory": True}}})
+    assert f"{block}.device: is missing, so nothing would be offloaded" in text
+
+
+def test_variables_in_the_nvme_path_are_refused():
+    offload = {"device": "nvme", "nvme_path": "/local/$USER"}
+    found = problems({"zero_optimization": {"stage": 3, "offload_optimizer": offload}})
+    assert any("variables are not replaced here" in text for text in found)

@@ -41,3 +41,32 @@ def test_a_missing_file_says_where_it_was_looked_for():
 def test_a_file_next_to_the_run_is_found(tmp_path):
     (tmp_path / "own.json").write_text('{"zero_optimization": {"reduce_bucket_size": 5e7}}')
     assert read_deepspeed_json("own.json", tmp_path) == {"zero_optimization": {"reduce_bucket_size": 50_000_000}}
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ('{"a": ' * 20_000, "nested too deeply"),
+        ('{"steps_per_print": ' + "9" * 5000 + "}", "is not readable JSON"),
+        (" " * (2**20 + 1), "bytes long; at most"),
+    ],
+    ids=["brackets", "objects", "digits", "long"],
+)
+def test_absurd_files_end_in_words(tmp_path, text, says):
+    assert says in refusal(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "name, hint",
+    [("zero2", "ds_configs/zero2.json"), ("ds_configs/zero_2.json", "ds_configs/zero2.json"), ("zzz.json", "")],
+)
+def test_a_shipped_file_is_suggested(name, hint):
+    with pytest.raises(ConfigError) as caught:
+        read_deepspeed_json(name)
+    assert str(caught.value).endswith(f"; did you mean '{hint}'?" if hint else ")")
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(ConfigError, match="is a folder: name a DeepSpeed JSON in it"):
+        read_deepspeed_json(str(tmp_path))
