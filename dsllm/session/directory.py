@@ -6,11 +6,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsllm.engine.processes.process_group import World
-from dsllm.run_directory import STATUS_FILE, RunLock, check_shared, lock_run, read_status, refuse_live_run, write_status
+from dsllm.errors import RunError
+from dsllm.run_directory import (
+    STATUS_FILE,
+    RunLock,
+    check_shared,
+    last_attempt,
+    lock_run,
+    refuse_live_run,
+    status_or_nothing,
+    write_status,
+)
 from dsllm.session.agreement import on_rank_0
 
+_MOST_REASON_CHARACTERS = 2000
+"""A status stays so small that it fits into its old place on a full disk."""
 
-@dataclass(frozen=True)
+
+@dataclass
 class HeldDirectory:
     """A run directory that no other run can use."""
 
@@ -19,27 +32,53 @@ class HeldDirectory:
     """Number of this attempt, from 1."""
     world: World
     report: Callable[[str], None]
+    lock: RunLock | None
+    """On rank 0 only."""
 
     def write_status(self, state: str, **facts: object) -> None:
         """Write status.json on rank 0; the other ranks do nothing. A failure is reported, and changes no exit code."""
-        if self.world.rank != 0:
+        if self.lock is None:
+            return
+        if not self.lock.is_in_place():  # another run may have the directory now
+            self.report(f"{self.path / STATUS_FILE} was not written ({state}): the run's lock is not there any more")
             return
         try:
             write_status(self.path, state, attempt=self.attempt, **facts)
         except OSError as error:
             self.report(f"{self.path / STATUS_FILE} was not written ({state}): {error}")
 
+    def renew(self) -> bool:
+        """Take the lock again if somebody has removed it or the directory under the run; whether that was so. Rank 0 only.
 
-def free_directory_state(path: Path, world: World) -> str:
-    """The state in a run's status.json, "" where there is none. Only reads. A collective call.
+        Raises:
+            RunError: another run has taken the directory meanwhile; nothing in it was changed.
+        """
+        assert self.lock is not None, "only rank 0 holds the lock"
+        if self.lock.is_in_place():
+            return False
+        try:
+            taken = lock_run(self.path, self.report)
+        except RunError as error:
+            raise RunError(
+                f"the lock of this run was removed while it was alive, and now {error}. This run ends and saves nothing "
+                "more, so that the two do not mix"
+            ) from error
+        self.lock.release()
+        self.lock = taken
+        self.report(f"{self.path}: its lock was removed while the run was alive; it is locked again, and the run continues")
+        return True
+
+
+def free_directory_state(path: Path, world: World, report: Callable[[str], None] = lambda text: None) -> str:
+    """The state in a run's status.json, "" where there is none or it is damaged. Only reads. A collective call.
 
     Raises:
-        RunError: on all ranks: a run is alive there, or its status cannot be read.
+        RunError: on all ranks: a run is alive there, or a newer dsllm wrote its status.
     """
 
     def state() -> str:
         refuse_live_run(path)
-        return str(read_status(path).get("state", ""))
+        return str(status_or_nothing(path, report).get("state", ""))
 
     return on_rank_0(world, state)
 
@@ -53,24 +92,25 @@ def held_directory(path: Path, world: World, report: Callable[[str], None]) -> I
     Raises:
         RunError: on all ranks: a run is alive there, or not every rank sees the directory.
     """
-    with _locked(path, world, report):
+    with _locked(path, world, report) as held:
         check_shared(path, world.rank, world.gather)
-        previous = on_rank_0(world, lambda: int(read_status(path).get("attempt", 0)))
-        held = HeldDirectory(path, previous + 1, world, report)
+        held.attempt = 1 + on_rank_0(world, lambda: last_attempt(path))
         try:
             held.write_status("running")
             yield held
         except BaseException as error:
-            held.write_status("failed", reason=f"{type(error).__name__}: {error}")
+            reason = f"{type(error).__name__}: {error}"
+            held.write_status("failed", reason=reason[:_MOST_REASON_CHARACTERS])
             raise
 
 
 @contextlib.contextmanager
-def _locked(path: Path, world: World, report: Callable[[str], None]) -> Iterator[None]:
-    held: list[RunLock] = []
+def _locked(path: Path, world: World, report: Callable[[str], None]) -> Iterator[HeldDirectory]:
+    taken: list[RunLock] = []
+    on_rank_0(world, lambda: taken.append(lock_run(path, report)))
+    held = HeldDirectory(path, 0, world, report, lock=taken[0] if taken else None)
     try:
-        on_rank_0(world, lambda: held.append(lock_run(path, report)))
-        yield
+        yield held
     finally:
-        for lock in held:
-            lock.release()
+        if held.lock is not None:
+            held.lock.release()

@@ -91,7 +91,7 @@ def open_session(
     directory, timeout = Path(config.run.directory), timedelta(minutes=config.train.timeout_minutes)
     with process_group(ranks, run.device, run.layout.mesh, timeout) as world, lost_ranks_named(world):
         final = run.final_config(world)
-        state = free_directory_state(directory, world)
+        state = free_directory_state(directory, world, report)
         data = Path(config.data.directory or "")
         on_every_rank(world, lambda: check_shards(data, manifest, world.rank, world.size))
         start = find_start(config, world, report)

@@ -87,6 +87,7 @@ def run_steps(session: Session, validate: Validate, records: Records, objective:
             if _hopeless(engine, progress, result, config):
                 raise RunError(_diagnosis(engine, batches, objective, progress, result, config))
             if last or stops or lates or _due(progress.step, config.checkpoint.every_steps):
+                records.renew_directory()
                 saver.start(engine, progress)
                 saved_at = time.monotonic()
             records.write_saved(saver.finish() if last or stops else saver.poll(), progress)
