@@ -232,6 +232,23 @@ def status_or_nothing(directory: Path, report: Callable[[str], None]) -> dict[st
         return {}
 
 
+def state_interrupted(directory: Path, reason: str) -> None:
+    """Correct the status of a run that was killed: an attempt that was stopped before it held the directory calls this.
+
+    Any other state stays as it is, and so does that of a run that is alive.
+    """
+    with contextlib.suppress(RunError, OSError):
+        status = read_status(directory)
+        if status.get("state") != "running":
+            return
+        lock = lock_run(directory, lambda text: None)
+        try:
+            kept = {name: value for name, value in status.items() if name not in ("format_version", "state", "updated")}
+            write_status(directory, "interrupted", **(kept | {"reason": f"{reason}, before the first step"}))
+        finally:
+            lock.release()
+
+
 def last_attempt(directory: Path) -> int:
     """Number of the newest attempt that the status or the last rows of metrics.jsonl name; 0: none."""
     numbers = [0]

@@ -142,9 +142,7 @@ def obsolete(
     while place < len(earlier) and num_kept < keep_last:
         num_kept += sound(earlier[place])
         place += 1
-    found = [
-        folder for folder in earlier[place:] if not (keep_every_steps and step_of(folder) % keep_every_steps == 0)
-    ]
+    found = [folder for folder in earlier[place:] if not (keep_every_steps and step_of(folder) % keep_every_steps == 0)]
     return found + [folder for folder in checkpoints if folder in damaged and folder != published]
 
 
@@ -217,7 +215,9 @@ def new_folder(path: Path, ending: str) -> Path:
 
 def _free_name(path: Path, ending: str) -> Path:
     """PATH.ENDING, or with the first number after it that is free."""
-    names = itertools.chain([f"{path.name}.{ending}"], (f"{path.name}.{ending}-{number}" for number in itertools.count(2)))
+    names = itertools.chain(
+        [f"{path.name}.{ending}"], (f"{path.name}.{ending}-{number}" for number in itertools.count(2))
+    )
     return next(path.with_name(name) for name in names if not os.path.lexists(path.with_name(name)))
 
 

@@ -22,6 +22,11 @@ PREPARE_SECONDS = 7 * 24 * 3600
 """How long the other ranks wait for rank 0 to prepare the data; a launcher ends them sooner if it fails."""
 
 
+def is_prepared(config: RunConfig) -> bool:
+    """Whether there is prepared data; it may turn out to be the wrong one."""
+    return (Path(config.data.directory or "") / FILE_NAME).is_file()
+
+
 def prepared_data(config: RunConfig, ranks: Ranks) -> Manifest:
     """The manifest of the run's token shards. Rank 0 prepares data that is not prepared yet, the others wait.
 
@@ -29,7 +34,7 @@ def prepared_data(config: RunConfig, ranks: Ranks) -> Manifest:
         DataError: prepared from other settings, or with another tokenizer.
     """
     directory, settings = Path(config.data.directory or ""), settings_of(config)
-    if (directory / FILE_NAME).is_file():
+    if is_prepared(config):
         manifest = load_manifest(directory)
         if manifest.settings_sha256 != hash_of(settings):
             raise DataError(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsllm.engine.processes.process_group import World
-from dsllm.errors import RunError
+from dsllm.errors import Interrupted, RunError
 from dsllm.run_directory import (
     STATUS_FILE,
     RunLock,
@@ -34,16 +34,23 @@ class HeldDirectory:
     report: Callable[[str], None]
     lock: RunLock | None
     """On rank 0 only."""
+    saved: dict[str, object]
+    """How far the newest checkpoint is: step, tokens, its name. Part of every status."""
 
     def write_status(self, state: str, **facts: object) -> None:
-        """Write status.json on rank 0; the other ranks do nothing. A failure is reported, and changes no exit code."""
+        """Write status.json on rank 0; the other ranks do nothing. A failure is reported, and changes no exit code.
+
+        Args:
+            facts: how far the run is (step, tokens, checkpoint); what is left out stays as it was
+        """
+        self.saved |= {name: value for name, value in facts.items() if name != "reason"}
         if self.lock is None:
             return
         if not self.lock.is_in_place():  # another run may have the directory now
             self.report(f"{self.path / STATUS_FILE} was not written ({state}): the run's lock is not there any more")
             return
         try:
-            write_status(self.path, state, attempt=self.attempt, **facts)
+            write_status(self.path, state, attempt=self.attempt, **(self.saved | facts))
         except OSError as error:
             self.report(f"{self.path / STATUS_FILE} was not written ({state}): {error}")
 
@@ -65,7 +72,9 @@ class HeldDirectory:
             ) from error
         self.lock.release()
         self.lock = taken
-        self.report(f"{self.path}: its lock was removed while the run was alive; it is locked again, and the run continues")
+        self.report(
+            f"{self.path}: its lock was removed while the run was alive; it is locked again, and the run continues"
+        )
         return True
 
 
@@ -84,20 +93,27 @@ def free_directory_state(path: Path, world: World, report: Callable[[str], None]
 
 
 @contextlib.contextmanager
-def held_directory(path: Path, world: World, report: Callable[[str], None]) -> Iterator[HeldDirectory]:
+def held_directory(path: Path, world: World, report: Callable[[str], None], **saved: object) -> Iterator[HeldDirectory]:
     """Hold a run's directory for the duration of the block; a collective call.
 
-    The status is `running` in the block, and `failed` with the reason if the block raises.
+    The status is `running` in the block. If the block raises it becomes `failed` with the reason, or `interrupted`.
+
+    Args:
+        saved: how far the run is (step, tokens), for its status
 
     Raises:
         RunError: on all ranks: a run is alive there, or not every rank sees the directory.
     """
     with _locked(path, world, report) as held:
+        held.saved |= saved
         check_shared(path, world.rank, world.gather)
         held.attempt = 1 + on_rank_0(world, lambda: last_attempt(path))
         try:
             held.write_status("running")
             yield held
+        except Interrupted as error:
+            held.write_status("interrupted", reason=f"{error}, before the first step")
+            raise
         except BaseException as error:
             reason = f"{type(error).__name__}: {error}"
             held.write_status("failed", reason=reason[:_MOST_REASON_CHARACTERS])
@@ -108,7 +124,7 @@ def held_directory(path: Path, world: World, report: Callable[[str], None]) -> I
 def _locked(path: Path, world: World, report: Callable[[str], None]) -> Iterator[HeldDirectory]:
     taken: list[RunLock] = []
     on_rank_0(world, lambda: taken.append(lock_run(path, report)))
-    held = HeldDirectory(path, 0, world, report, lock=taken[0] if taken else None)
+    held = HeldDirectory(path, 0, world, report, lock=taken[0] if taken else None, saved={})
     try:
         yield held
     finally:

@@ -18,7 +18,7 @@ from dsllm.engine.processes.device import set_up_process
 from dsllm.engine.processes.process_group import World, lost_ranks_named, process_group
 from dsllm.engine.processes.ranks import Ranks
 from dsllm.engine.state import load_loss_scaler_state
-from dsllm.session.agreement import on_every_rank
+from dsllm.session.agreement import on_every_rank, stop_together
 from dsllm.session.assembly import ready_engine
 from dsllm.session.directory import HeldDirectory, free_directory_state, held_directory
 from dsllm.session.machine import run_on_machine
@@ -27,8 +27,17 @@ from dsllm.session.record import RunRecord
 from dsllm.session.resume import Report, check_delivery, clean_up
 from dsllm.session.start import find_start
 
-Preflight = Callable[[Progress], None]
-"""A caller's own checks: raises before anything is written if this attempt cannot work."""
+
+@dataclass(frozen=True, kw_only=True)
+class Caller:
+    """What a session asks of the command that opens it."""
+
+    report: Report
+    """Prints a line on rank 0; silent on the other ranks."""
+    preflight: Callable[[Progress], None] = lambda progress: None
+    """Its own checks: raises before anything is written if this attempt cannot work."""
+    why_stop: Callable[[], str] = lambda: ""
+    """Why this rank was asked to stop (empty: it was not); asked while the run opens, and agreed on by all ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +81,7 @@ def open_session(
     given: Mapping[str, Any],
     manifest: Manifest,
     ranks: Ranks,
-    report: Report,
-    preflight: Preflight = lambda progress: None,
+    caller: Caller,
 ) -> Iterator[Session | FinishedRun]:
     """Open a run on this rank; a collective call.
 
@@ -84,18 +92,22 @@ def open_session(
 
     Raises:
         DsllmError: the run is refused; the directory is as it was.
+        Interrupted: a rank was asked to stop; nothing is saved.
     """
+    report, why_stop = caller.report, caller.why_stop
     cores = set_up_process(ranks.local_size, ranks.local_rank, config.train.bind_cores)
     run = run_on_machine(config, given, ranks)
     config, precision = run.config, run.layout.precision
     directory, timeout = Path(config.run.directory), timedelta(minutes=config.train.timeout_minutes)
-    with process_group(ranks, run.device, run.layout.mesh, timeout) as world, lost_ranks_named(world):
+    with process_group(ranks, run.device, run.layout.mesh, timeout, why_stop) as world, lost_ranks_named(world):
+        stop_together(world, why_stop)
         final = run.final_config(world)
         state = free_directory_state(directory, world, report)
         data = Path(config.data.directory or "")
         on_every_rank(world, lambda: check_shards(data, manifest, world.rank, world.size))
         start = find_start(config, world, report)
-        preflight(start.progress)
+        caller.preflight(start.progress)
+        stop_together(world, why_stop)
         if start.progress.step >= config.num_steps:
             finished = FinishedRun(directory=directory, progress=start.progress)
             if state != "finished":  # it was killed before it could write so
@@ -106,10 +118,11 @@ def open_session(
         batches = _training_batches(config, manifest, world)
         check_delivery(start.progress, batches, world)
         with (
-            held_directory(directory, world, report) as held,
+            held_directory(directory, world, report, step=start.progress.step, tokens=start.progress.tokens) as held,
             swap_files(final, ranks),
             lost_ranks_named(world),  # inside, so that status.json gets its message too
         ):
+            stop_together(world, why_stop)
             clean_up(directory, world)
             engine = ready_engine(config, final, precision, world, start.state)
             load_loss_scaler_state(engine, start.loss_scaler)

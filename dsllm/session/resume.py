@@ -60,9 +60,20 @@ def _shared_damage(world: World, what: What) -> Damage:
 
 
 def clean_up(directory: Path, world: World) -> None:
-    """Remove what a killed attempt left among the checkpoints. Only while the directory is held."""
-    if world.rank == 0:
-        remove_leftovers(directory / CHECKPOINTS)
+    """Make the folder of the checkpoints, and remove what a killed attempt left in it; a collective call.
+
+    Only while the directory is held.
+
+    Raises:
+        CheckpointError: on all ranks: there can be no such folder, so no save would succeed.
+    """
+    folder = directory / CHECKPOINTS
+
+    def clean() -> None:
+        folder.mkdir(exist_ok=True)
+        remove_leftovers(folder)
+
+    on_rank_0(world, clean, "the run's checkpoints could not be saved")
 
 
 def check_same_run(saved: RunConfig, config: RunConfig, where: Path, report: Report) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from dsllm.batches import MicroBatch
@@ -15,10 +16,11 @@ from dsllm.engine.optimizers import set_learning_rate
 from dsllm.engine.step import Instruments, StepResult, take_step
 from dsllm.errors import RunError
 from dsllm.objectives import Objective, TokenLoss
+from dsllm.session.agreement import stop_together
 from dsllm.session.open import Session
 from dsllm.session.progress import Progress
 from dsllm.train.conclusion import conclude
-from dsllm.train.interrupt import stop_signals
+from dsllm.train.interrupt import Stop
 from dsllm.train.records import Records, open_records
 from dsllm.train.saver import Saver
 from dsllm.train.schedule import learning_rate_at
@@ -30,29 +32,36 @@ Validate = Callable[[Engine], Mapping[str, float]]
 """Measures the held-out loss; a collective call. Its numbers are added to the step's row."""
 
 
-def train(session: Session, validate: Validate, profile_steps: str | None = None) -> int:
+def train(session: Session, validate: Validate, stop: Stop, profile_steps: str | None = None) -> int:
     """Train an open session until it is finished or interrupted; returns the process's exit code.
 
     Args:
+        stop: whether this process was asked to stop
         profile_steps: FIRST:LAST, the steps to profile; empty: some after a warm-up; None (default): none
 
     Raises:
         RunError: the gradients stay non-finite.
         CheckpointError: the state cannot be saved.
         DataError: a shard cannot be read.
+        Interrupted: a rank was asked to stop before the first step.
     """
     with open_records(session, profile_steps) as records:
-        progress, stopped_by = run_steps(session, validate, records, TokenLoss())
+        progress, stopped_by = run_steps(session, validate, records, TokenLoss(), stop)
     return conclude(session, progress, stopped_by)
 
 
-def run_steps(session: Session, validate: Validate, records: Records, objective: Objective) -> tuple[Progress, str]:
+def run_steps(
+    session: Session, validate: Validate, records: Records, objective: Objective, stop: Stop
+) -> tuple[Progress, str]:
     """Run optimizer steps until the token budget is spent or a signal comes; the progress, and the signal if any."""
     config, engine, progress = session.config, session.engine, session.progress
     batch_sequences, saved_at = config.train.global_batch_sequences, time.monotonic()
     saver = Saver(session.directory.path, session.record, session.report, session.damaged)
     pin = engine.world.device.type == "cuda"
-    with stop_signals() as stop, Prefetch(session.batches, enabled=config.data.prefetch, pin=pin) as ahead:
+    ended = partial(session.directory.write_status, "failed", reason="ended at once by a second SIGINT")
+    stop.begin_steps(ended)
+    stop_together(session.world, stop.why)
+    with Prefetch(session.batches, enabled=config.data.prefetch, pin=pin) as ahead:
         while progress.step < config.num_steps:
             began = records.start_step(progress.step + 1)
             learning_rate = learning_rate_at(progress.step, config)

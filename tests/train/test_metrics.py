@@ -184,9 +184,7 @@ def test_a_file_of_rows_that_cannot_be_opened(tmp_path):
     file.append([{"step": 2}])
     assert lines == [f"{tmp_path / 'rows'}: cannot be written, its rows wait in memory: Is a directory"]
     file.close()
-    assert lines[1:] == [
-        f"{tmp_path / 'rows'}: 2 rows are missing, because the disk did not take them until the end"
-    ]
+    assert lines[1:] == [f"{tmp_path / 'rows'}: 2 rows are missing, because the disk did not take them until the end"]
 
 
 def test_the_line_on_the_terminal(tmp_path):

@@ -1,28 +1,64 @@
 """Rendezvous: every rank joins exactly once, with the same world size and mesh; names the rank that does not."""
 
+import contextlib
+import errno
+import ipaddress
 import os
 import socket
 import time
+from collections.abc import Callable
 from datetime import timedelta
 
 from torch.distributed import PrefixStore, Store, TCPStore, rendezvous  # type: ignore[attr-defined]
 
 from dsllm.engine.processes.ranks import Ranks
-from dsllm.errors import LaunchError
+from dsllm.errors import Interrupted, LaunchError
 from dsllm.mesh import Mesh
 
 _LOOK_AGAIN_SECONDS = 0.02
+_CONNECT_SECONDS = 2.0
+_BACKLOG = 4096
+_STOP = "stop"
 
 
-def meet(ranks: Ranks, mesh: Mesh, timeout: timedelta) -> Store:
+def meet(ranks: Ranks, mesh: Mesh, timeout: timedelta, why_stop: Callable[[], str] = lambda: "") -> Store:
     """Wait for all ranks; returns the store through which they talk.
+
+    Args:
+        why_stop: why this rank was asked to stop; empty: it was not
 
     Raises:
         LaunchError: rank 0 cannot be reached, ranks are missing, a number is taken twice, or world sizes or meshes differ.
+        Interrupted: a rank was asked to stop before all had met.
     """
-    store = _store(ranks, timeout)
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store outlives an attempt
-    roll = PrefixStore(f"dsllm/{attempt}", store)
+    store = _store(ranks, timeout, why_stop)
+    try:
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store outlives an attempt
+        roll = PrefixStore(f"dsllm/{attempt}", store)
+        _join(roll, ranks, mesh)
+        _wait_for_all(roll, ranks, timeout, why_stop)
+    except RuntimeError as error:
+        raise LaunchError(
+            f"rank {ranks.rank} of {ranks.world_size} lost rank 0 while the ranks were joining (started by "
+            f"{ranks.launcher}): its log says why ({str(error).splitlines()[0]})"
+        ) from error
+    return store
+
+
+def is_local(ranks: Ranks) -> bool:
+    """Whether all ranks are surely on this machine: no other host can reach a loopback address."""
+    return _is_loopback(ranks.master_address)
+
+
+def _is_loopback(address: str) -> bool:
+    if address == "localhost":
+        return True
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(address).is_loopback
+    return False
+
+
+def _join(roll: Store, ranks: Ranks, mesh: Mesh) -> None:
     own = f"process {os.getpid()} on {socket.gethostname()}"
     other = roll.compare_set(f"rank {ranks.rank}", "", own).decode()
     if other != own:
@@ -42,11 +78,9 @@ def meet(ranks: Ranks, mesh: Mesh, timeout: timedelta) -> Store:
             f"rank {ranks.rank} divides the ranks as {mesh!r}, another rank as {agreed}: start every rank with the same "
             "parallel section"
         )
-    _wait_for_all(roll, ranks, timeout)
-    return store
 
 
-def _store(ranks: Ranks, timeout: timedelta) -> Store:
+def _store(ranks: Ranks, timeout: timedelta, why_stop: Callable[[], str]) -> Store:
     where = f"{ranks.master_address}:{ranks.master_port}"
     try:
         socket.getaddrinfo(ranks.master_address, ranks.master_port)
@@ -59,9 +93,11 @@ def _store(ranks: Ranks, timeout: timedelta) -> Store:
     try:
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun's agent holds the store
             return next(rendezvous("env://", ranks.rank, ranks.world_size, timeout=timeout))[0]
-        address, port, first = ranks.master_address, ranks.master_port, ranks.rank == 0
-        return TCPStore(address, port, is_master=first, timeout=timeout, wait_for_workers=False)
-    except (RuntimeError, ValueError) as error:
+        if ranks.rank == 0:
+            return _open_store(ranks, timeout)
+        left = _until_it_listens(ranks, timeout, why_stop)
+        return TCPStore(ranks.master_address, ranks.master_port, timeout=left, wait_for_workers=False)
+    except (RuntimeError, ValueError, OSError) as error:
         cause = str(error).splitlines()[0]
         advice = (
             "is the port taken, by another job or by a second process with rank 0? Set another MASTER_PORT"
@@ -74,11 +110,60 @@ def _store(ranks: Ranks, timeout: timedelta) -> Store:
         ) from error
 
 
-def _wait_for_all(roll: Store, ranks: Ranks, timeout: timedelta) -> None:
+def _open_store(ranks: Ranks, timeout: timedelta) -> Store:
+    """The store of rank 0. It listens on the loopback alone where all ranks are on this machine: it has no password."""
+    address, port = ranks.master_address, ranks.master_port
+    if not is_local(ranks):
+        return TCPStore(address, port, is_master=True, timeout=timeout, wait_for_workers=False)
+    families = [family for family, *_ in socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)]
+    family = socket.AF_INET if socket.AF_INET in families else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((address, port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or ranks.launcher != "python":
+                raise
+            listener.bind((address, 0))  # nobody else knows the port that dsllm chose for a process by itself
+            os.environ["MASTER_PORT"] = str(port := listener.getsockname()[1])
+        listener.listen(_BACKLOG)
+        return TCPStore(
+            address, port, is_master=True, timeout=timeout, wait_for_workers=False, master_listen_fd=listener.detach()
+        )
+
+
+def _until_it_listens(ranks: Ranks, timeout: timedelta, why_stop: Callable[[], str]) -> timedelta:
+    """Wait until rank 0's store can be reached; the time that is left. TCPStore itself would not look for signals.
+
+    Raises:
+        OSError: it cannot be reached within the time-out.
+        Interrupted: this rank was asked to stop.
+    """
+    deadline = time.monotonic() + timeout.total_seconds()
+    while True:
+        left = deadline - time.monotonic()
+        try:
+            with socket.create_connection((ranks.master_address, ranks.master_port), min(left, _CONNECT_SECONDS)):
+                return timedelta(seconds=max(1.0, left))
+        except OSError:
+            if deadline - time.monotonic() <= 0.1:
+                raise
+        if reason := why_stop():
+            raise Interrupted(reason)
+        time.sleep(0.1)
+
+
+def _wait_for_all(roll: Store, ranks: Ranks, timeout: timedelta, why_stop: Callable[[], str]) -> None:
     deadline = time.monotonic() + timeout.total_seconds()
     missing = list(range(ranks.world_size))
     while missing:
         missing = [rank for rank in missing if not roll.check([f"rank {rank}"])]
+        if missing and roll.check([_STOP]):
+            raise Interrupted("another rank was asked to stop")
+        if missing and (reason := why_stop()):
+            roll.set(_STOP, reason)
+            time.sleep(10 * _LOOK_AGAIN_SECONDS)  # the others look at the store of rank 0
+            raise Interrupted(reason)
         if missing and time.monotonic() > deadline:
             raise LaunchError(
                 f"rank {ranks.rank}: of {ranks.world_size} ranks {', '.join(map(str, missing))} did not join within "
