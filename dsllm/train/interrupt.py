@@ -35,6 +35,7 @@ class Stop:
     last_words: Callable[[], object] = lambda: None
     """Called before a second Ctrl-C ends the process, for at most a second."""
     _at_once: bool = field(init=False, default=False)
+    _raised: bool = field(init=False, default=False)
     _heard: bool = field(init=False, default=False)
     _interrupted_at: float | None = field(init=False, default=None)
 
@@ -67,7 +68,10 @@ class Stop:
         """The signal handler proper, which Python calls between two steps of the main thread."""
         self.reason = self.reason or signal.Signals(number).name
         if self._at_once:
-            self._at_once = False  # launchers send signals twice: the second must not disturb the end
+            self._at_once, self._raised = (
+                False,
+                True,
+            )  # launchers send signals twice: the second must not disturb the end
             raise Interrupted(self.reason)
 
     def hear(self, number: int) -> None:
@@ -83,7 +87,7 @@ class Stop:
         if first and self.in_steps:
             again = "; a second Ctrl-C ends it at once, without saving" if number == signal.SIGINT else ""
             self.report(f"{self.reason}: the run stops after this step and saves{again}")
-        elif first and not self._at_once:
+        elif first and not self._at_once and not self._raised:
             self.report(f"{self.reason}: the run stops before its first step")
 
     def _end_now(self) -> None:

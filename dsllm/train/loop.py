@@ -1,5 +1,6 @@
 """The training loop: everything that happens in a run, in the order in which it happens."""
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -80,7 +81,7 @@ def run_steps(
                 engine,
                 batches,
                 objective,
-                seed=config.run.seed + progress.step,
+                seed=step_seed(config.run.seed, progress.step),
                 also_sum=(*fingerprint.halves(own), stop.requested(), late and engine.world.rank == 0),
                 instruments=Instruments(timer=records.timer, layers=layers),
             )
@@ -103,6 +104,11 @@ def run_steps(
             if stops and not last:
                 return progress, stop.reason or "another rank received a signal"
     return progress, ""
+
+
+def step_seed(run_seed: int, step: int) -> int:
+    """The seed of one step's dropout, step counted from 0: no two runs share a step's masks, as they would with a sum."""
+    return int.from_bytes(hashlib.sha256(f"dropout {run_seed} {step}".encode()).digest()[:7], "little")
 
 
 def _due(step: int, every: int) -> bool:
@@ -130,7 +136,7 @@ def _diagnosis(
     config: RunConfig,
 ) -> str:
     """Why the run is given up: the module and the batch where numbers first go wrong; a collective call."""
-    found = find_not_finite(engine, batches, objective, seed=config.run.seed + progress.step - 1)
+    found = find_not_finite(engine, batches, objective, seed=step_seed(config.run.seed, progress.step - 1))
     origins: list[list[Any]] = engine.world.gather([str(batch.origin) for batch in batches])
     if found is None:
         where = "each micro-batch is finite by itself: their sum over micro-batches and ranks is not"

@@ -18,7 +18,9 @@ from dsllm.mesh import Mesh
 _LOOK_AGAIN_SECONDS = 0.02
 _CONNECT_SECONDS = 2.0
 _BACKLOG = 4096
-_STOP = "stop"
+_STOP_SECONDS = 30.0
+"""How long a rank that was asked to stop waits for the others, so that they need not wait for it until their time-out."""
+_STOP, _OUTCOME = "stop", "outcome"
 
 
 def meet(ranks: Ranks, mesh: Mesh, timeout: timedelta, why_stop: Callable[[], str] = lambda: "") -> Store:
@@ -137,37 +139,55 @@ def _until_it_listens(ranks: Ranks, timeout: timedelta, why_stop: Callable[[], s
 
     Raises:
         OSError: it cannot be reached within the time-out.
-        Interrupted: this rank was asked to stop.
+        Interrupted: this rank was asked to stop, and rank 0 has not come since.
     """
-    deadline = time.monotonic() + timeout.total_seconds()
+    deadline, reason = time.monotonic() + timeout.total_seconds(), ""
     while True:
-        left = deadline - time.monotonic()
-        try:
-            with socket.create_connection((ranks.master_address, ranks.master_port), min(left, _CONNECT_SECONDS)):
-                return timedelta(seconds=max(1.0, left))
-        except OSError:
-            if deadline - time.monotonic() <= 0.1:
-                raise
-        if reason := why_stop():
-            raise Interrupted(reason)
+        left = max(0.1, deadline - time.monotonic())
+        problem = _try_to_connect(ranks, min(left, _CONNECT_SECONDS))
+        if problem is None:
+            return timedelta(seconds=max(1.0, left))
+        if deadline - time.monotonic() <= 0.1:
+            raise Interrupted(reason) if reason else problem
+        if not reason and (reason := why_stop()):
+            deadline = min(deadline, time.monotonic() + _STOP_SECONDS)
         time.sleep(0.1)
 
 
+def _try_to_connect(ranks: Ranks, seconds: float) -> OSError | None:
+    try:
+        socket.create_connection((ranks.master_address, ranks.master_port), seconds).close()
+    except OSError as error:
+        return error
+    return None
+
+
 def _wait_for_all(roll: Store, ranks: Ranks, timeout: timedelta, why_stop: Callable[[], str]) -> None:
+    """Wait until all ranks have joined, and start or stop as rank 0 says: ranks that decided alone would miss each other."""
     deadline = time.monotonic() + timeout.total_seconds()
     missing = list(range(ranks.world_size))
-    while missing:
+    reason = ""
+    while not roll.check([_OUTCOME]):
         missing = [rank for rank in missing if not roll.check([f"rank {rank}"])]
-        if missing and roll.check([_STOP]):
-            raise Interrupted("another rank was asked to stop")
-        if missing and (reason := why_stop()):
+        if not reason and (reason := why_stop()):
             roll.set(_STOP, reason)
-            time.sleep(10 * _LOOK_AGAIN_SECONDS)  # the others look at the store of rank 0
-            raise Interrupted(reason)
-        if missing and time.monotonic() > deadline:
+            deadline = min(deadline, time.monotonic() + _STOP_SECONDS)
+        late = time.monotonic() > deadline
+        if ranks.rank == 0 and (not missing or (late and reason)):
+            roll.set(_OUTCOME, _STOP if roll.check([_STOP]) else "start")
+        elif missing and late:
+            if reason:
+                raise Interrupted(reason)
             raise LaunchError(
                 f"rank {ranks.rank}: of {ranks.world_size} ranks {', '.join(map(str, missing))} did not join within "
                 f"{timeout.total_seconds():g} s (started by {ranks.launcher}): the logs of their hosts say why"
             )
-        if missing:
+        else:
             time.sleep(_LOOK_AGAIN_SECONDS)
+    if roll.get(_OUTCOME).decode() == _STOP:
+        num_left = roll.add("left", 1)
+        deadline = time.monotonic() + _CONNECT_SECONDS
+        while ranks.rank == 0 and num_left < ranks.world_size - len(missing) and time.monotonic() < deadline:
+            time.sleep(_LOOK_AGAIN_SECONDS)  # the others read the outcome from its store
+            num_left = roll.add("left", 0)
+        raise Interrupted(reason or "another rank was asked to stop")
