@@ -159,4 +159,5 @@ def _num_parameters(config: RunConfig) -> int:
 
 def _write_finished(run: FinishedRun, world: World, report: Report) -> None:
     with held_directory(run.directory, world, report) as held:
+        clean_up(run.directory, world)  # it may have been killed while it removed an older checkpoint
         held.write_status("finished", step=run.progress.step, tokens=run.progress.tokens)

@@ -18,8 +18,11 @@ from dsllm.errors import CheckpointError, DataError, RunError
 from dsllm.run_directory import CHECKPOINTS, RUN_FILE
 from dsllm.session.agreement import on_rank_0
 from dsllm.session.progress import Progress, read_progress
+from dsllm.untrusted_files import UntrustedFileError, check_regular
 
 Report = Callable[[str], None]
+MOST_RUN_BYTES = 2**18
+"""A run file of thousands of sources is smaller."""
 
 
 def find_resumable(directory: Path, world: World, report: Report) -> tuple[CheckpointReader | None, list[Path]]:
@@ -101,14 +104,19 @@ def check_unsaved_run(directory: Path, config: RunConfig, report: Report) -> Non
     Raises:
         RunError: it does.
     """
-    saved = directory / RUN_FILE
+    saved, advice = directory / RUN_FILE, "set another run.directory"
     if not saved.is_file():
         return
-    name = read_yaml(saved)[0].get("run", {}).get("name")
+    try:
+        if check_regular(saved) > MOST_RUN_BYTES:
+            raise UntrustedFileError(f"is larger than {MOST_RUN_BYTES:,} bytes")
+        tree = read_yaml(saved)[0]
+    except (OSError, UntrustedFileError, RecursionError) as error:
+        raise RunError(f"{saved}: cannot be read, so nobody knows which run this is: {error}; {advice}") from error
+    section = tree.get("run") if isinstance(tree, dict) else None
+    name = section.get("name") if isinstance(section, dict) else None
     if name != config.run.name:
-        raise RunError(
-            f"{directory}: belongs to the run '{name}', not to '{config.run.name}': set another run.directory"
-        )
+        raise RunError(f"{directory}: belongs to the run '{name}', not to '{config.run.name}': {advice}")
     report(f"{directory} has no checkpoint yet: starting over")
 
 
