@@ -242,8 +242,9 @@ def _send(processes: Sequence[Any], number: signal.Signals) -> None:
 def untrue(outcome: Outcome, output: str) -> list[str]:
     """Exit codes and a status that do not say what happened."""
     kill, state = outcome.kill, outcome.state
-    killed = kill.victims if kill.signal == "SIGKILL" and outcome.hit else ()
-    codes = [code for rank, code in enumerate(outcome.codes) if rank not in killed or code >= 0]
+    # SIGTERM kills too, in the moment before a new process can handle it
+    killed = [rank for rank in kill.victims if outcome.codes[rank] == -signal.Signals[kill.signal]]
+    codes = [code for rank, code in enumerate(outcome.codes) if rank not in killed]
     silent = 0 in killed or (kill.signal == "SIGSTOP" and 0 in kill.victims)  # rank 0 alone writes the status
     expected = {"finished": {0}, "interrupted": {EXIT_INTERRUPTED}, "failed": {1}, "": {1, EXIT_INTERRUPTED}}
     problems = []

@@ -3,15 +3,25 @@
 import dataclasses
 import os
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from dsllm.engine.processes.local_ranks import RankError
-from dsllm.engine.processes.process_group import World, _make_groups, bound_all_groups, lost_ranks_named, own_groups
+from dsllm.engine.processes.process_group import (
+    World,
+    _make_groups,
+    bound_all_groups,
+    lost_ranks_named,
+    own_groups,
+    process_group,
+)
+from dsllm.engine.processes.ranks import Ranks
 from dsllm.mesh import Mesh
-from tests.helpers.ranks import run_ranks
+from dsllm.processes import free_port
+from tests.helpers.ranks import context, run_ranks
 
 
 def collectives(world: World) -> tuple[list[float], list[int], object, tuple[int, int, bool]]:
@@ -84,3 +94,20 @@ def all_groups(world: World) -> int:
 
 def test_groups_made_by_others_are_bound_too():
     assert min(run_ranks(2, all_groups)) >= 2
+
+
+def leave_before_the_last_barrier(folder: Path, rank: int, port: int, answers) -> None:
+    local = Ranks(rank=rank, local_rank=rank, world_size=2, local_size=2, launcher="test",
+                  master_address="127.0.0.1", master_port=port)  # fmt: skip
+    with process_group(local, torch.device("cpu")) as world:
+        world.barrier()
+        if rank == 1:
+            os._exit(9)
+    answers.put("ended well")
+
+
+def test_a_rank_that_is_lost_after_all_is_done_changes_nothing(tmp_path):
+    answers, port = context.Queue(), free_port()
+    for rank in range(2):
+        context.Process(target=leave_before_the_last_barrier, args=(tmp_path, rank, port, answers)).start()
+    assert answers.get(timeout=60) == "ended well"
