@@ -5,6 +5,7 @@ import json
 import math
 import os
 import statistics
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -119,6 +120,7 @@ class Metrics:
     rows: RowFile = field(init=False)
     layers: RowFile = field(init=False)
     board: SummaryWriter | None = field(init=False, default=None)
+    _hook: Callable[[threading.ExceptHookArgs], object] | None = field(init=False, default=None)
     recent_seconds: deque[float] = field(init=False, default_factory=lambda: deque(maxlen=_RECENT_STEPS))
 
     def __post_init__(self) -> None:
@@ -133,6 +135,7 @@ class Metrics:
         """
         self.rows.open()
         if self.config.log.tensorboard:
+            self._hook, threading.excepthook = threading.excepthook, self._thread_failed
             try:
                 # steps count from 1: the last finished step keeps its point
                 self.board = SummaryWriter(str(self.directory / TENSORBOARD), purge_step=steps_done + 1)
@@ -152,6 +155,8 @@ class Metrics:
                 self.board.close()
             except OSError as error:
                 self._switch_board_off(error)
+        if self._hook is not None:
+            threading.excepthook, self._hook = self._hook, None
 
     def row(
         self, result: StepResult, progress: Progress, learning_rate: float, seconds: float, memory_gib: float
@@ -203,6 +208,12 @@ class Metrics:
                     self.board.add_scalar(key, value, step)
         except OSError as error:
             self._switch_board_off(error)
+
+    def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
+        """TensorBoard's own thread prints a traceback on a full disk; the same error then reaches `_show`, in words."""
+        if not (isinstance(failure.exc_value, OSError) and type(failure.thread).__module__.startswith("tensorboard.")):
+            assert self._hook is not None, "it is there while the board is open"
+            self._hook(failure)
 
     def _switch_board_off(self, error: OSError) -> None:
         self.board = None
