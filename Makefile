@@ -1,5 +1,6 @@
 # From a clone to a trained model, and all checks. Needs python3 (3.11 or newer) with pip, and make; it builds its own .venv.
 #
+#   make setup       the virtual environment .venv with the pinned dependencies; the other targets call it
 #   make pretrain    set up, then train, evaluate, sample and export the embedded corpus: on all GPUs, or on 2 CPU ranks
 #   make test        make check, and the tests that take seconds each or start launchers
 #   make test-slow   what takes minutes each: parity's whole table, clusters, NVMe, compiled layers, the image's steps
@@ -13,8 +14,10 @@
 #   make bench-crash      kills runs at 120 chosen moments and counts what is lost, different, left over or untrue: an hour
 #   make bench-help       what `dsllm --help` and every COMMAND --help cost
 #   make bench-gpu        correctness and speed on a GPU, under 10 minutes (bench/gpu/run.sh says more)
+#   make lint, types, contracts, test-quick   the four parts of make check, one by one
 #   make docs        write the generated pages
 #   make constraints pin the dependencies of pyproject.toml in constraints.txt; UPGRADE="--upgrade-package NAME" moves a pin
+#   make clean       remove the virtual environments, caches and builds; runs/, data/ and out/ stay
 #
 # Another torch than the pinned one (an older driver, say): make setup TORCH="torch==2.9.1 --index-url URL"
 

@@ -26,12 +26,12 @@ if TYPE_CHECKING:  # for editors and type checkers; when the program runs, __get
     )
     from dsllm.api_engine import Engine, StepResult, open_engine, set_learning_rate, take_step
     from dsllm.batches import MicroBatch
-    from dsllm.config.load import load_run
     from dsllm.config.run import RunConfig
     from dsllm.errors import DsllmError
     from dsllm.mesh import Mesh, make_mesh
     from dsllm.objectives import TokenLoss
     from dsllm.parameters import Parameter, parameter_table
+    from dsllm.session.run_file import load_run
 
 __all__ = [
     "CheckpointReader",
@@ -85,7 +85,7 @@ def _home_of(name: str) -> ModuleType:
     home: ModuleType
     match name:
         case "load_run":
-            from dsllm.config import load as home
+            from dsllm.session import run_file as home
         case "RunConfig":
             from dsllm.config import run as home
         case "Parameter" | "parameter_table":

@@ -14,6 +14,7 @@ from dsllm.data.position import Position
 from dsllm.data.tokenizer import Tokenizer
 from dsllm.data.training import TrainingBatches
 from dsllm.data.validation import ValidationBatches
+from dsllm.data.verify import check_held_out
 from dsllm.engine.processes.device import compute_dtype
 from dsllm.errors import ConfigError
 from dsllm.evaluate import load
@@ -100,9 +101,11 @@ def validation_batches(run: RunConfig, max_sequences: int | None = None) -> Vali
     Raises:
         DataError: the data is not prepared yet or is damaged.
     """
+    manifest = _checked_manifest(_data_of(run))
+    check_held_out(_data_of(run), manifest, print)
     return ValidationBatches(
         _data_of(run),
-        _checked_manifest(_data_of(run)),
+        manifest,
         sequence_length=run.data.sequence_length,
         micro_batch_sequences=run.train.micro_batch_sequences,
         max_sequences=max_sequences,

@@ -39,6 +39,8 @@ METRICS_FILE = "metrics.jsonl"
 LAYER_STATISTICS_FILE = "layer_statistics.jsonl"
 DATA_CARD_FILE = "data_card.json"
 """What the run was trained on."""
+DATA_VERIFIED_FILE = "data_verified.json"
+"""Which token shards were compared with their checksums."""
 LOSS_PICTURE = "loss.png"
 LOCK_FILE = "lock"
 CHECKPOINTS = "checkpoints"
@@ -115,17 +117,26 @@ def refuse_live_run(directory: Path) -> None:
     Raises:
         RunError: it is; names its host and process.
     """
+    if is_locked(directory):  # on a file system without locks, `lock_run` has the last word
+        holder = (directory / LOCK_FILE).read_text(encoding="utf-8", errors="replace").strip() or "an unknown process"
+        raise RunError(_alive(directory, holder))
+
+
+def is_locked(directory: Path) -> bool | None:
+    """Whether a run is alive in a directory; takes and creates nothing. None: the file system has no locks."""
     path = directory / LOCK_FILE
-    if not path.is_file():  # a pipe would wait for a writer; `lock_run` has the last word
-        return
+    if not path.is_file():  # a pipe would wait for a writer
+        return False
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released when the file is closed
-            except BlockingIOError:
-                raise RunError(_alive(directory, file.read(1000).strip() or "an unknown process")) from None
-    except OSError:  # not readable, or a file system without locks: `lock_run` has the last word
-        return
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released when the file is closed
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    return False
 
 
 def _alive(directory: Path, holder: str) -> str:

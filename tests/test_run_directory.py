@@ -13,6 +13,7 @@ from dsllm.run_directory import (
     METRICS_FILE,
     STATUS_FILE,
     check_shared,
+    is_locked,
     last_attempt,
     lock_run,
     read_status,
@@ -199,3 +200,13 @@ def test_a_removed_lock_is_noticed(tmp_path):
     assert other.is_in_place() and not lock.is_in_place()
     other.release()
     lock.release()
+
+
+def test_whether_a_run_is_alive_is_seen_without_touching_anything(tmp_path):
+    assert is_locked(tmp_path) is False and not list(tmp_path.iterdir())
+    lock = lock_run(tmp_path, print)
+    assert is_locked(tmp_path) is True
+    lock.release()
+    assert is_locked(tmp_path) is False
+    code = f"from pathlib import Path; from dsllm.run_directory import is_locked; print(is_locked(Path({str(tmp_path)!r})))"
+    assert run_with_flock(UNSUPPORTED, code, tmp_path) == "None\n"

@@ -1,19 +1,19 @@
-"""Reads a Hugging Face folder like a checkpoint: Llama, GPT-2 or GPT-NeoX, from safetensors."""
+"""Reads a Hugging Face folder like a checkpoint: Llama, Mistral, Qwen2, GPT-2 or GPT-NeoX, from safetensors."""
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from dsllm.checkpoint.geometry import overlaps
-from dsllm.checkpoint.hugging_face_config import config_from_json
+from dsllm.checkpoint.hugging_face_files import check_size, files_of_tensors, open_safetensors, read_architecture
 from dsllm.checkpoint.hugging_face_names import (
     IGNORED_SUFFIXES,
+    OTHER_NAMES,
     SAME,
     HuggingFaceTensor,
     base_prefix,
@@ -25,13 +25,8 @@ from dsllm.errors import CheckpointError
 from dsllm.parameters import parameter_table
 from dsllm.slices import WEIGHTS, Region, whole
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-
-
-def is_hugging_face_folder(folder: Path) -> bool:
-    """Whether a folder looks like one that `HuggingFaceReader` reads."""
-    return (folder / "config.json").is_file()
+_READABLE = ("F64", "F32", "F16", "BF16")
+"""Element types that can be read; integers and 8 bits are those of quantized weights."""
 
 
 class HuggingFaceReader:
@@ -44,13 +39,14 @@ class HuggingFaceReader:
             CheckpointError: not such a folder, not implemented, or tensors are missing, unexpected or misshapen.
         """
         self.folder = folder
-        fields = _read_json(folder / "config.json")
-        self.model_config: ModelConfig = config_from_json(fields, str(folder / "config.json"))
+        self.model_config: ModelConfig
+        fields, self.model_config = read_architecture(folder)
         assert self.model_config.context_length is not None, "every config.json that is read gives one"
+        self._files = files_of_tensors(folder)
+        self._open: dict[Path, Any] = {}
+        check_size(folder, self.model_config, self._files)
         table = parameter_table(self.model_config, self.model_config.context_length)
         self._parameters = {parameter.name: parameter for parameter in table}
-        self._files = _files_of_tensors(folder)
-        self._open: dict[Path, Any] = {}
         self._last: tuple[str, list[Tensor]] = ("", [])
         tensors = hugging_face_tensors(fields["model_type"], self.model_config)
         self._names_in_files = self._match([t.name for t in tensors], base_prefix(fields["model_type"]))
@@ -95,39 +91,45 @@ class HuggingFaceReader:
 
     def _elements(self, name: str, start: int, stop: int) -> Tensor:
         """Elements [start, stop) of a flattened tensor in the files; reads only the rows that contain them."""
-        stored = self._slice(name)
-        width = math.prod(stored.get_shape()[1:])
+        name = self._names_in_files[name]
+        width = math.prod(self._stored(name).get_shape()[1:])
         first = start // width
-        rows = stored[first : -(-stop // width)]
+        rows = self._rows(name, slice(first, -(-stop // width)))
         return rows.reshape(-1)[start - first * width : stop - first * width]
 
     def _parts(self, tensor: HuggingFaceTensor) -> list[Tensor]:
         """Our parameters in one fused or transposed tensor. The last one is remembered: its parts are read in turn."""
         if self._last[0] != tensor.name:
-            self._last = (tensor.name, list(tensor.layout.split(self._slice(tensor.name)[:])))
+            self._last = (tensor.name, list(tensor.layout.split(self._rows(self._names_in_files[tensor.name]))))
         return self._last[1]
 
-    def _slice(self, name: str) -> Any:
-        """A tensor in the files, opened so that ranges of it can be read alone."""
-        name = self._names_in_files[name]
-        return self._file(self._files[name]).get_slice(name)
+    def _rows(self, name: str, rows: slice = slice(None)) -> Tensor:
+        """Rows of a tensor, under its name in the files."""
+        try:
+            values: Tensor = self._stored(name)[rows]
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{self._files[name]}: {name} cannot be read: {error}") from error
+        return values
 
-    def _file(self, path: Path) -> Any:
+    def _stored(self, name: str) -> Any:
+        """A tensor under its name in the files, opened so that ranges of it can be read alone."""
+        path = self._files[name]
         if path not in self._open:
-            try:
-                self._open[path] = safe_open(path, framework="pt")
-            except (OSError, SafetensorError) as error:
-                raise CheckpointError(f"{path}: cannot be read: {error}") from error
-        return self._open[path]
+            self._open[path] = open_safetensors(path)
+        try:
+            return self._open[path].get_slice(name)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path}: cannot be read: {error}") from error
 
     def _match(self, expected: list[str], prefix: str) -> dict[str, str]:
-        """The name in the files of each expected tensor; files of the bare model leave the prefix out."""
+        """The name in the files of each expected tensor. Files of the bare model leave the prefix out."""
         names = {}
         for name in expected:
-            short = name.removeprefix(prefix)
-            names[name] = short if name not in self._files and short in self._files else name
+            others = (name, name.removeprefix(prefix), OTHER_NAMES.get(name, name))
+            names[name] = next((other for other in others if other in self._files), name)
         missing = [name for name in names.values() if name not in self._files]
-        unexpected = [n for n in self._files if n not in names.values() and not n.endswith(IGNORED_SUFFIXES)]
+        known = set(names.values())
+        unexpected = [n for n in self._files if n not in known and not n.endswith(IGNORED_SUFFIXES)]
         unexpected = [n for n in unexpected if not self._is_copy_of_embedding(n, names[expected[0]])]
         problems = [f"lacks {_some(missing)}"] if missing else []
         problems += [f"has {_some(unexpected)}, which the model has no place for"] if unexpected else []
@@ -136,50 +138,49 @@ class HuggingFaceReader:
         return names
 
     def _is_copy_of_embedding(self, name: str, embedding: str) -> bool:
-        """Whether a tied model's head was saved although it equals the embedding. Other values mean that it is not tied."""
-        if name not in ("lm_head.weight", "embed_out.weight") or embedding not in self._files:
+        """Whether a tied model's head was saved although it equals the embedding.
+
+        Raises:
+            CheckpointError: it has other values, so it is not tied.
+        """
+        heads = ("lm_head.weight", "embed_out.weight")
+        if not self.model_config.tie_embeddings or name not in heads or embedding not in self._files:
             return False
-        head, embed = (self._file(self._files[n]).get_tensor(n) for n in (name, embedding))
-        return torch.equal(head, embed)
+        head, embed = self._rows(name).float(), self._rows(embedding).float()
+        if not torch.equal(head, embed):
+            raise CheckpointError(
+                f"{self.folder}: {name} differs from {embedding}, but config.json says that they are tied: "
+                'set "tie_word_embeddings": false in it to use both'
+            )
+        return True
 
     def _check_shapes(self, tensors: list[HuggingFaceTensor]) -> None:
-        """Compare every tensor's shape with the one that config.json gives it."""
+        """Compare every tensor's type with those that can be read, and its shape with the one that config.json gives it."""
+        types = {tensor.name: self._stored(self._names_in_files[tensor.name]).get_dtype() for tensor in tensors}
+        unreadable = [f"{name} is {kind}" for name, kind in types.items() if kind not in _READABLE]
+        if unreadable:
+            raise CheckpointError(
+                f"{self.folder}: its weights are quantized or of a type that is not implemented: {_some(unreadable)}; "
+                f"implemented: {', '.join(_READABLE)}"
+            )
         wrong = []
         for tensor in tensors:
             parts = [torch.empty(real_shape(self._parameters[name]), device="meta") for name in tensor.parts]
-            found, wanted = list(self._slice(tensor.name).get_shape()), list(tensor.layout.join(parts).shape)
+            found, wanted = (
+                list(self._stored(self._names_in_files[tensor.name]).get_shape()),
+                list(tensor.layout.join(parts).shape),
+            )
             if found != wanted:
                 wrong.append(f"{tensor.name} is {found}, not {wanted}")
         if wrong:
             raise CheckpointError(f"{self.folder}: its tensors are not those of its config.json: {_some(wrong)}")
 
 
-def _files_of_tensors(folder: Path) -> dict[str, Path]:
-    """The file that contains each tensor."""
-    if (folder / INDEX_FILE).is_file():
-        return {name: folder / file for name, file in _read_json(folder / INDEX_FILE)["weight_map"].items()}
-    path = folder / SINGLE_FILE
-    if path.is_file():
-        try:
-            with safe_open(path, framework="pt") as file:
-                return dict.fromkeys(file.keys(), path)
-        except SafetensorError as error:
-            raise CheckpointError(f"{path}: cannot be read: {error}") from error
-    pickled = sorted(p.name for p in folder.glob("pytorch_model*.bin"))
-    hint = f"; {pickled[0]} is a pickle, which is not loaded: convert it to safetensors first" if pickled else ""
-    raise CheckpointError(f"{folder}: has neither {SINGLE_FILE} nor {INDEX_FILE}{hint}")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: is not a JSON object")
-    return content
-
-
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more
+    return ", ".join(name if len(name) <= 80 else f"{name[:77]}..." for name in map(_printable, names[:5])) + more
+
+
+def _printable(name: str) -> str:
+    """A name from a file, with what a terminal would act on written out."""
+    return name if name.isprintable() else repr(name)

@@ -1,39 +1,18 @@
-"""Converts a model's config to a Hugging Face config.json and back: Llama, GPT-2 and GPT-NeoX."""
+"""Converts a model's config to a Hugging Face config.json and back: Llama, GPT-2, GPT-NeoX and Qwen2; reads Mistral's."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
+from dsllm.checkpoint.hugging_face_fields import Fields, Json, rope_fields, shown
+from dsllm.config.check import problems_in_model
 from dsllm.config.model import ModelConfig, RopeScaling
 from dsllm.errors import CheckpointError
 
-Json = dict[str, Any]
-_ADAPTER = TypeAdapter(ModelConfig)
-
-NO_EFFECT = {
-    *("architectures", "_name_or_path", "transformers_version", "model_type", "dtype", "torch_dtype"),
-    *("tokenizer_class", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache", "return_dict", "n_ctx"),
-    *("output_hidden_states", "output_attentions", "id2label", "label2id", "problem_type", "task_specific_params"),
-    *("attention_dropout", "hidden_dropout", "classifier_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop"),
-    *("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout"),
+ACTIVATIONS = {
+    **dict.fromkeys(("gelu", "gelu_python"), "gelu"),
+    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_accurate"), "gelu_tanh"),
 }
-"""Fields that do not change what the model computes. Dropout is each training run's choice, not part of the model."""
-
-FIXED: Json = {
-    "is_encoder_decoder": False,
-    "is_decoder": False,
-    "add_cross_attention": False,
-    "chunk_size_feed_forward": 0,
-    "pretraining_tp": 1,
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "reorder_and_upcast_attn": False,
-}
-"""Fields of which only this value is implemented."""
-
-ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 """Hugging Face's name of the MLP's non-linearity -> dsllm's."""
 
 
@@ -47,7 +26,7 @@ class Architecture:
     """Lists the fields of a model that this architecture cannot express."""
     to_json: Callable[[ModelConfig, int], Json]
     """Makes the fields of config.json from a model and its context length."""
-    to_fields: Callable[["_Fields"], Json]
+    to_fields: Callable[[Fields], Json]
     """Makes ModelConfig's fields, context_length included, from those of config.json."""
 
 
@@ -92,52 +71,27 @@ def config_from_json(fields: Mapping[str, Any], origin: str) -> ModelConfig:
     """The model that a config.json describes, context length included.
 
     Raises:
-        CheckpointError: another architecture, or fields that are not implemented; names all of them.
+        CheckpointError: another architecture, fields that are not implemented, or values that no model can have; names all
+            of them.
     """
-    known = {a.model_type: a for a in ARCHITECTURES}
+    readers = {a.model_type: a.to_fields for a in ARCHITECTURES} | READ_ONLY
     model_type = fields.get("model_type")
-    if model_type not in known:
-        raise CheckpointError(f"{origin}: model_type {model_type!r} is not implemented; there are: {', '.join(known)}")
-    reader = _Fields(fields)
-    fields = known[model_type].to_fields(reader)
-    fields |= {"vocab_size": reader.take("vocab_size"), "initial_std": reader.take("initializer_range", 0.02)}
+    if not isinstance(model_type, str) or model_type not in readers:
+        raise CheckpointError(
+            f"{origin}: model_type {shown(model_type)} is not implemented; there are: {', '.join(readers)}"
+        )
+    reader = Fields(fields)
+    found = readers[model_type](reader)
+    found |= {"vocab_size": reader.integer("vocab_size"), "initial_std": reader.number("initializer_range", 0.02)}
     reader.close()
     if reader.problems:
         raise CheckpointError(f"{origin}: fields that are not implemented: " + "; ".join(reader.problems))
-    try:
-        return _ADAPTER.validate_python(fields)
-    except ValidationError as error:
-        raise CheckpointError(f"{origin}: {error}") from error
-
-
-class _Fields:
-    """The fields of a config.json. Each is taken once; problems are collected."""
-
-    def __init__(self, fields: Mapping[str, Any]):
-        self.fields = dict(fields)
-        self.problems: list[str] = []
-
-    def take(self, name: str, *default: Any) -> Any:
-        """A field's value, or its default where it is absent or null."""
-        value = self.fields.pop(name, None)
-        if value is None and not default:
-            self.problems.append(f"{name} is missing")
-        return default[0] if value is None and default else value
-
-    def choose(self, name: str, choices: Mapping[Any, Any], default: Any) -> Any:
-        """Our value for the value of a field, by the table of choices."""
-        value = self.take(name, default)
-        if value not in choices:
-            self.problems.append(f"{name}: {value!r} (implemented: {', '.join(map(repr, choices))})")
-        return choices.get(value)
-
-    def close(self) -> None:
-        """Add a problem for each field that was not taken and changes what the model computes."""
-        for name, value in self.fields.items():
-            if name in FIXED and value not in (None, FIXED[name]):
-                self.problems.append(f"{name}: {value!r} (implemented: {FIXED[name]!r})")
-            if name not in FIXED and name not in NO_EFFECT and value is not None:
-                self.problems.append(f"{name}: {value!r}")
+    scaling = found.pop("rope_scaling", None)
+    config = ModelConfig(**found, rope_scaling=RopeScaling(**scaling) if scaling else None)
+    problems = [f"{field}: {problem}" for field, problem in problems_in_model(config)]
+    if problems:
+        raise CheckpointError(f"{origin}: describes a model that cannot be: " + "; ".join(problems))
+    return config
 
 
 def _clashes(config: ModelConfig, wanted: Mapping[str, Any]) -> list[str]:
@@ -190,25 +144,68 @@ def _llama_json(config: ModelConfig, context_length: int) -> Json:
     }
 
 
-def _llama_fields(fields: _Fields) -> Json:
-    heads, bias = fields.take("num_attention_heads"), fields.take("attention_bias", False)
+def _llama_fields(fields: Fields) -> Json:
+    heads, bias = fields.integer("num_attention_heads"), fields.switch("attention_bias", False)
+    biases = {"attention_bias": bias, "attention_output_bias": bias, "mlp_bias": fields.switch("mlp_bias", False)}
+    return _llama_shape(fields, context_length=2048) | biases | _heads(fields, heads, heads)
+
+
+def _llama_shape(fields: Fields, context_length: int) -> Json:
+    """The fields that Llama, Mistral and Qwen2 share; by default they differ only in the context."""
     return {
-        "hidden_size": fields.take("hidden_size"),
-        "mlp_size": fields.take("intermediate_size"),
-        "num_layers": fields.take("num_hidden_layers"),
-        "num_heads": heads,
-        "num_kv_heads": fields.take("num_key_value_heads", heads),
-        "head_size": fields.take("head_dim", None),
-        "mlp": fields.choose("hidden_act", {"silu": "swiglu"}, "silu"),
+        "hidden_size": fields.integer("hidden_size"),
+        "mlp_size": fields.integer("intermediate_size"),
+        "num_layers": fields.integer("num_hidden_layers"),
+        "head_size": fields.integer("head_dim", None),
+        "mlp": fields.choose("hidden_act", {"silu": "swiglu", "swish": "swiglu"}, "silu"),
         "norm": "rmsnorm",
-        "norm_epsilon": fields.take("rms_norm_eps", 1e-6),
-        "context_length": fields.take("max_position_embeddings", 2048),
-        "attention_bias": bias,
-        "attention_output_bias": bias,
-        "mlp_bias": fields.take("mlp_bias", False),
-        "tie_embeddings": fields.take("tie_word_embeddings", False),
-        **_rope_fields(fields, "rope_theta", {}),
+        "norm_epsilon": fields.number("rms_norm_eps", 1e-6),
+        "context_length": fields.integer("max_position_embeddings", context_length),
+        "tie_embeddings": fields.switch("tie_word_embeddings", False),
+        **rope_fields(fields),
     }
+
+
+def _heads(fields: Fields, heads: int, absent: int) -> Json:
+    """Query heads, and key and value heads: `absent` of them where their field is absent, `heads` where it is null."""
+    default = heads if fields.has("num_key_value_heads") else absent
+    return {"num_heads": heads, "num_kv_heads": fields.integer("num_key_value_heads", default)}
+
+
+def _mistral_fields(fields: Fields) -> Json:
+    """Mistral's graph is Llama's without biases, except for the window of its attention."""
+    window = fields.integer("sliding_window", None if fields.has("sliding_window") else 4096)  # transformers' default
+    shape = _llama_shape(fields, context_length=131072)
+    _check_window(fields, window, shape["context_length"])
+    _check_layer_types(fields)
+    return shape | _heads(fields, fields.integer("num_attention_heads"), 8)
+
+
+def _qwen2_fields(fields: Fields) -> Json:
+    """Qwen2's graph is Llama's with biases on queries, keys and values only; its window can be switched on for some layers."""
+    shape = _llama_shape(fields, context_length=32768)
+    window = fields.integer("sliding_window", None if fields.has("sliding_window") else 4096)
+    first = fields.integer("max_window_layers", 28)
+    if fields.switch("use_sliding_window", False) and not (type(first) is int and first >= (shape["num_layers"] or 0)):
+        _check_window(fields, window, shape["context_length"])
+    _check_layer_types(fields)
+    fields.value("attention_bias")  # transformers ignores it: the biases are always there
+    return shape | {"attention_bias": True} | _heads(fields, fields.integer("num_attention_heads"), 32)
+
+
+def _check_window(fields: Fields, window: int | None, context_length: int) -> None:
+    """Refuse attention to the newest tokens only, unless every token of the context is among them."""
+    if type(window) is int and type(context_length) is int and window < context_length:
+        fields.problem(
+            "sliding_window", window, f"implemented: null, or at least the context of {context_length} tokens"
+        )
+
+
+def _check_layer_types(fields: Fields) -> None:
+    """Refuse layers that do not attend to all earlier tokens."""
+    types = fields.value("layer_types")
+    if types is not None and (not isinstance(types, list) or any(kind != "full_attention" for kind in types)):
+        fields.problem("layer_types", types, "implemented: 'full_attention' in every layer")
 
 
 def _gpt2_clashes(config: ModelConfig) -> list[str]:
@@ -232,21 +229,21 @@ def _gpt2_json(config: ModelConfig, context_length: int) -> Json:
     }
 
 
-def _gpt2_fields(fields: _Fields) -> Json:
+def _gpt2_fields(fields: Fields) -> Json:
     return {
-        "hidden_size": fields.take("n_embd"),
-        "num_layers": fields.take("n_layer"),
-        "num_heads": fields.take("n_head"),
-        "mlp_size": fields.take("n_inner", None),
+        "hidden_size": fields.integer("n_embd"),
+        "num_layers": fields.integer("n_layer"),
+        "num_heads": fields.integer("n_head"),
+        "mlp_size": fields.integer("n_inner", None),
         "mlp": fields.choose("activation_function", ACTIVATIONS, "gelu_new"),
         "norm": "layernorm",
-        "norm_epsilon": fields.take("layer_norm_epsilon", 1e-5),
-        "context_length": fields.take("n_positions"),
+        "norm_epsilon": fields.number("layer_norm_epsilon", 1e-5),
+        "context_length": fields.integer("n_positions"),
         "positions": "learned",
         "attention_bias": True,
         "attention_output_bias": True,
         "mlp_bias": True,
-        "tie_embeddings": fields.take("tie_word_embeddings", True),
+        "tie_embeddings": fields.switch("tie_word_embeddings", True),
     }
 
 
@@ -275,24 +272,37 @@ def _neox_json(config: ModelConfig, context_length: int) -> Json:
     }
 
 
-def _neox_fields(fields: _Fields) -> Json:
-    bias = fields.take("attention_bias", True)
+def _neox_fields(fields: Fields) -> Json:
+    bias = fields.switch("attention_bias", True)
     return {
-        "hidden_size": fields.take("hidden_size"),
-        "mlp_size": fields.take("intermediate_size"),
-        "num_layers": fields.take("num_hidden_layers"),
-        "num_heads": fields.take("num_attention_heads"),
+        "hidden_size": fields.integer("hidden_size"),
+        "mlp_size": fields.integer("intermediate_size"),
+        "num_layers": fields.integer("num_hidden_layers"),
+        "num_heads": fields.integer("num_attention_heads"),
         "mlp": fields.choose("hidden_act", ACTIVATIONS, "gelu"),
         "norm": "layernorm",
-        "norm_epsilon": fields.take("layer_norm_eps", 1e-5),
-        "context_length": fields.take("max_position_embeddings", 2048),
+        "norm_epsilon": fields.number("layer_norm_eps", 1e-5),
+        "context_length": fields.integer("max_position_embeddings", 2048),
         "attention_bias": bias,
         "attention_output_bias": bias,
         "mlp_bias": True,
-        "parallel_residual": fields.take("use_parallel_residual", True),
-        "tie_embeddings": fields.take("tie_word_embeddings", False),
-        **_rope_fields(fields, "rotary_emb_base", {"partial_rotary_factor": fields.take("rotary_pct", 0.25)}),
+        "parallel_residual": fields.switch("use_parallel_residual", True),
+        "tie_embeddings": fields.switch("tie_word_embeddings", False),
+        **rope_fields(fields, "rotary_emb_base", "rotary_pct", 0.25),
     }
+
+
+def _qwen2_clashes(config: ModelConfig) -> list[str]:
+    wanted = {"norm": "rmsnorm", "positions": "rope", "rope_fraction": 1.0, "mlp": "swiglu", "mlp_bias": False}
+    biases = {"attention_bias": True, "attention_output_bias": False}
+    return _clashes(config, wanted | biases | {"parallel_residual": False, "qk_norm": False})
+
+
+def _qwen2_json(config: ModelConfig, context_length: int) -> Json:
+    fields = _llama_json(config, context_length)
+    for name in ("attention_bias", "mlp_bias"):  # Qwen2 has no such fields
+        del fields[name]
+    return fields | {"use_sliding_window": False, "sliding_window": None, "max_window_layers": config.num_layers}
 
 
 def _rope_json(config: ModelConfig, more: Json) -> Json:
@@ -311,38 +321,12 @@ def _rope_json(config: ModelConfig, more: Json) -> Json:
     return {"rope_scaling": stretch, "rope_parameters": stretch | base}
 
 
-def _rope_fields(fields: _Fields, theta_name: str, more: Json) -> Json:
-    """ModelConfig's rotary fields from those of either version; if both are there, they must agree."""
-    theta, scaling = fields.take(theta_name, None), fields.take("rope_scaling", None)
-    old = {"rope_type": "default"} | more | (scaling or {}) | ({} if theta is None else {"rope_theta": theta})
-    new = fields.take("rope_parameters", None) or old
-    if "type" in old:
-        old["rope_type"] = old.pop("type")
-    for name in sorted({*new} & {*old}):
-        if new[name] != old[name] and not (theta is None and scaling is None):
-            fields.problems.append(
-                f"rope_parameters.{name}: {new[name]!r} contradicts {old[name]!r} in the older fields"
-            )
-    return _rope_values(_Fields(new), fields.problems)
-
-
-def _rope_values(rope: _Fields, problems: list[str]) -> Json:
-    fields: Json = {"positions": "rope", "rope_theta": rope.take("rope_theta", 10000.0)}
-    fields["rope_fraction"] = rope.take("partial_rotary_factor", 1.0)
-    if rope.choose("rope_type", {"default": False, "llama3": True}, "default"):
-        fields["rope_scaling"] = RopeScaling(
-            factor=rope.take("factor"),
-            low_frequency_factor=rope.take("low_freq_factor"),
-            high_frequency_factor=rope.take("high_freq_factor"),
-            original_context_length=rope.take("original_max_position_embeddings"),
-        )
-    rope.close()
-    problems.extend(f"rope_parameters.{problem}" for problem in rope.problems)
-    return fields
-
-
 ARCHITECTURES = (
     Architecture("llama", "LlamaForCausalLM", _llama_clashes, _llama_json, _llama_fields),
     Architecture("gpt2", "GPT2LMHeadModel", _gpt2_clashes, _gpt2_json, _gpt2_fields),
     Architecture("gpt_neox", "GPTNeoXForCausalLM", _neox_clashes, _neox_json, _neox_fields),
+    Architecture("qwen2", "Qwen2ForCausalLM", _qwen2_clashes, _qwen2_json, _qwen2_fields),
 )
+
+READ_ONLY: dict[str, Callable[[Fields], Json]] = {"mistral": _mistral_fields}
+"""Architectures that are read, and written as another one that computes the same."""

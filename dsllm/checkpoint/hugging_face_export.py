@@ -2,24 +2,24 @@
 
 import json
 import math
-import os
-import shutil
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dsllm.checkpoint.hugging_face import INDEX_FILE, SINGLE_FILE
 from dsllm.checkpoint.hugging_face_config import architecture_for, config_to_json
+from dsllm.checkpoint.hugging_face_files import CONFIG_FILE, INDEX_FILE, SINGLE_FILE
 from dsllm.checkpoint.hugging_face_names import hugging_face_tensors, real_shape
 from dsllm.checkpoint.hugging_face_tokenizer import write_tokenizer
+from dsllm.checkpoint.whole_folder import whole_folder
 from dsllm.config.model import ModelConfig
 from dsllm.errors import CheckpointError
-from dsllm.files import partial, publish_directory, sync_directory
 from dsllm.parameters import Parameter, parameter_table
 from dsllm.slices import WEIGHTS, Region, whole
 
@@ -56,48 +56,45 @@ class Export:
 def export_hugging_face(reader: WeightReader, export: Export, folder: Path) -> list[Path]:
     """Write a model as a folder that `transformers.AutoModelForCausalLM.from_pretrained` loads; returns its files.
 
-    It is written into a hidden folder and renamed when it is complete: the folder is there complete, or not at all.
+    The model is there complete, or not at all.
 
     Raises:
         CheckpointError: the folder exists and is not empty, no Hugging Face architecture computes what the model computes,
             or the disk refuses.
     """
     architecture_for(export.config)  # refuses before anything is written
-    aside, old = partial(folder), folder.with_name(f".{folder.name}.replaced")
-    _undo_replacing(folder, old)
-    replaces = export.replace and (folder / "config.json").is_file()
-    if folder.exists() and not replaces and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(
-            f"{folder}: exists already and is not empty: remove it, export to another folder, or give --replace for a model"
-        )
-    try:
-        for leftover in (aside, old):  # by an export that was killed
-            shutil.rmtree(leftover, ignore_errors=True)
-        aside.mkdir(parents=True)
-        _write_weights(reader, export, aside)
-        _write_json(aside / "config.json", _config_json(export))
-        ends = {"bos_token_id": export.end_of_text_id, "eos_token_id": export.end_of_text_id}
-        _write_json(aside / "generation_config.json", ends)
-        if export.tokenizer is not None:
-            write_tokenizer(export.tokenizer, aside, export.context_length)
-        for path in aside.iterdir():
-            _settle(path)
-        if folder.is_dir():
-            folder.rename(old)
-        publish_directory(aside, folder)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise CheckpointError(f"{folder}: could not be written: {error}") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        _undo_replacing(folder, old)
+    with whole_folder(folder, CONFIG_FILE, _is_exported, export.replace) as aside:
+        try:
+            _write_files(reader, export, aside)
+        except SafetensorError as error:  # a full disk, for example
+            raise CheckpointError(f"{folder}: could not be written: {error}") from error
     return sorted(folder.iterdir())
 
 
-def _undo_replacing(folder: Path, old: Path) -> None:
-    """Bring back the model that an export moved away, if that export was killed or failed before its own was in place."""
-    if old.is_dir() and not folder.exists():
-        old.rename(folder)
+_FILES = {
+    *(CONFIG_FILE, "generation_config.json", SINGLE_FILE, INDEX_FILE, "chat_template.jinja"),
+    *("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
+}
+
+
+def _is_exported(name: str) -> bool:
+    """Whether a file in the folder of a model may be replaced by those of another export."""
+    return name in _FILES or re.fullmatch(r"(model-)?\d+(-of-\d+)?\.safetensors", name) is not None
+
+
+def _write_files(reader: WeightReader, export: Export, folder: Path) -> None:
+    _write_weights(reader, export, folder)
+    _write_json(folder / CONFIG_FILE, _config_json(export))
+    ends = {"bos_token_id": export.end_of_text_id, "eos_token_id": export.end_of_text_id}
+    _write_json(folder / "generation_config.json", ends)
+    if export.tokenizer is None:
+        return
+    try:
+        write_tokenizer(export.tokenizer, folder, export.context_length)
+    except Exception as error:
+        if type(error) is not Exception:  # the tokenizers library raises this class itself, for a full disk too
+            raise
+        raise CheckpointError(f"the tokenizer in {export.tokenizer} could not be written: {error}") from error
 
 
 def _config_json(export: Export) -> dict[str, object]:
@@ -132,7 +129,7 @@ def _tensors(reader: WeightReader, export: Export) -> Iterator[tuple[str, Tensor
     """The tensors of the Hugging Face model, one by one, in the dtype of the export."""
     table = {parameter.name: parameter for parameter in parameter_table(export.config, export.context_length)}
     for tensor in hugging_face_tensors(architecture_for(export.config).model_type, export.config):
-        parts = [_read(reader, table[name]).to(DTYPES[export.dtype]) for name in tensor.parts]
+        parts = [_converted(_read(reader, table[name]), name, export.dtype) for name in tensor.parts]
         yield tensor.name, tensor.layout.join(parts).contiguous()
 
 
@@ -143,6 +140,14 @@ def _read(reader: WeightReader, parameter: Parameter) -> Tensor:
     return reader.read(parameter.name, WEIGHTS, region).view(shape)
 
 
+def _converted(values: Tensor, name: str, dtype: Dtype) -> Tensor:
+    converted = values.to(DTYPES[dtype])
+    if not converted.isfinite().all() and values.isfinite().all():
+        largest = float(values.abs().max())
+        raise CheckpointError(f"{name}: contains {largest:.4g}, which {dtype} cannot hold: export with another --dtype")
+    return converted
+
+
 def _write_shard(path: Path, shard: dict[str, Tensor]) -> tuple[Path, list[str]]:
     save_file(shard, path, metadata={"format": "pt"})
     return path, list(shard)
@@ -150,13 +155,3 @@ def _write_shard(path: Path, shard: dict[str, Tensor]) -> tuple[Path, list[str]]
 
 def _write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _settle(path: Path) -> None:
-    """Flush a file to the disk and give it the umask's permissions: safetensors makes its files private."""
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(0o666 & ~mask)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    sync_directory(path.parent)

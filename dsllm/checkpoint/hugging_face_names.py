@@ -35,10 +35,14 @@ STACKED = Layout(lambda parts: torch.cat(list(parts)), lambda tensor: tensor.chu
 STACKED_TRANSPOSED = Layout(lambda parts: torch.cat(list(parts)).t(), lambda tensor: tensor.t().chunk(3))
 
 IGNORED_SUFFIXES = (
-    *(".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias"),
-    *(".attention.bias", ".attention.masked_bias"),
+    *("rotary_emb.inv_freq", "rotary_emb.original_inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached"),
+    *(".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias"),
 )
-"""Buffers in older files: frequencies and causal masks."""
+"""Buffers in older files: frequencies, their sines and cosines, and causal masks. transformers computes them anew."""
+
+
+OTHER_NAMES = {"embed_out.weight": "lm_head.weight"}
+"""What a tensor is called in memory by transformers 5, and in files that were not written by its `save_pretrained`."""
 
 
 def real_shape(parameter: Parameter) -> tuple[int, ...]:
@@ -63,13 +67,13 @@ def by_head(num_heads: int) -> Layout:
 
 def hugging_face_tensors(model_type: str, config: ModelConfig) -> list[HuggingFaceTensor]:
     """All tensors of a model as transformers names them, in its order; a tied head has no tensor."""
-    rename = {"llama": _llama, "gpt2": _gpt2, "gpt_neox": _neox}[model_type]
+    rename = {"llama": _llama, "mistral": _llama, "qwen2": _llama, "gpt2": _gpt2, "gpt_neox": _neox}[model_type]
     return list(rename(config))
 
 
 def base_prefix(model_type: str) -> str:
     """The prefix of all names except the head's; files of the bare model leave it out."""
-    return {"llama": "model.", "gpt2": "transformer.", "gpt_neox": "gpt_neox."}[model_type]
+    return {"gpt2": "transformer.", "gpt_neox": "gpt_neox."}.get(model_type, "model.")
 
 
 def _plain(hub: str, own: str, bias: bool, weight_layout: Layout = SAME) -> Iterator[HuggingFaceTensor]:

@@ -1,23 +1,26 @@
 """The manifest of a checkpoint: which file holds which part of which parameter, and everything that is not a tensor."""
 
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import StringConstraints, TypeAdapter, ValidationError
+from pydantic import StringConstraints, TypeAdapter
 
-from dsllm.checkpoint import format_1
+from dsllm.checkpoint.geometry import covered_twice
+from dsllm.checkpoint.seal import sealed
 from dsllm.config.fields import FORBID_UNKNOWN_KEYS
 from dsllm.config.migrate import ConfigVersion
 from dsllm.errors import CheckpointError
 from dsllm.files import write_atomically
 from dsllm.slices import WEIGHTS, Box, Region, whole
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+"""3 ends with its own checksum, and keeps the tokenizer's hash. 2 is the same without these two."""
+FORMAT_WITHOUT_CHECKSUM = 2
 MANIFEST_FILE = "manifest.json"
+
 
 What = Literal["weights", "all"]
 """Which files: those that hold weights, or those with the optimizer's state too."""
@@ -132,6 +135,8 @@ class CheckpointManifest:
     """The final DeepSpeed config."""
     versions: dict[str, str]
     """Libraries that wrote it."""
+    tokenizer_sha256: str | None = None
+    """Hash of the tokenizer's folder (`dsllm.files.sha256_of_folder`); None (default): not known, as in formats 1 and 2."""
     parameters: dict[str, ParameterRecord]
     parts: tuple[PartRecord, ...]
 
@@ -143,7 +148,8 @@ class CheckpointManifest:
         return list({file.name: file for file in found if file is not None}.values())
 
 
-_ADAPTER = TypeAdapter(CheckpointManifest)
+MANIFEST = TypeAdapter(CheckpointManifest)
+"""Its content from and to JSON."""
 _WITH_NUMBERS = ("progress", "engine", "model", "config", "deepspeed", "parameters")
 """Fields of the manifest that contain floating-point numbers."""
 
@@ -169,60 +175,25 @@ def write_manifest(folder: Path, manifest: CheckpointManifest) -> None:
     names = ", ".join(_not_finite({name: getattr(manifest, name) for name in _WITH_NUMBERS}, ""))
     if names:  # pydantic would write null in their place
         raise CheckpointError(f"{path}: cannot be written: {names} must be finite numbers")
-    write_atomically(path, _ADAPTER.dump_json(manifest))
+    write_atomically(path, sealed(MANIFEST.dump_json(manifest)))
 
 
-def read_manifest(folder: Path) -> CheckpointManifest:
-    """The manifest in a checkpoint's folder; one of format 1 is converted.
-
-    Raises:
-        CheckpointError: missing, damaged, or of a format that this version does not read.
-    """
-    path = folder / MANIFEST_FILE
-    try:
-        # dsllm never writes NaN or Infinity, so the file is damaged
-        raw = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-        version = raw["format_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: is not a readable checkpoint manifest: {error!r}") from error
-    if version not in (format_1.FORMAT_VERSION, FORMAT_VERSION):
-        raise CheckpointError(
-            f"{path}: has format version {version}; this dsllm reads versions {format_1.FORMAT_VERSION} and "
-            f"{FORMAT_VERSION}: update dsllm, or use the one that wrote it{_writer(raw)}"
-        )
-    try:
-        manifest = _ADAPTER.validate_python(format_1.converted(raw) if version == format_1.FORMAT_VERSION else raw)
-    except (ValidationError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: is not a checkpoint manifest of version {version}: {error}") from error
+def incomplete(manifest: CheckpointManifest) -> str:
+    """Which parameters lack an element or have one twice; empty: the slices make a whole checkpoint."""
+    regions: dict[str, list[Region]] = {name: [] for name in manifest.parameters}
     for part in manifest.parts:
         for piece in part.slices:
-            if not _fits(piece, manifest.parameters):
-                raise CheckpointError(f"{path}: {piece} is not a part of any of its parameters")
-    return manifest
-
-
-def _fits(piece: SliceRecord, parameters: Mapping[str, ParameterRecord]) -> bool:
-    """Whether a slice is a region, not empty, of one of the parameters."""
-    if piece.name not in parameters:
-        return False
-    shape = parameters[piece.name].shape
-    region = piece.region(shape)
-    corners = (region.box.start, region.box.stop, shape)
-    return (
-        all(len(corner) == len(shape) for corner in corners)
-        and all(0 <= start < stop <= size for start, stop, size in zip(*corners, strict=True))
-        and 0 <= region.start < region.stop <= region.box.num_elements
-    )
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number in JSON")
-
-
-def _writer(raw: dict[str, Any]) -> str:
-    versions = raw.get("versions")
-    known = versions.get("dsllm") if isinstance(versions, dict) else None
-    return f" (dsllm {known})" if known else ""
+            regions[piece.name].append(piece.region(manifest.parameters[piece.name].shape))
+    problems = []
+    for name, found in regions.items():
+        size, num_saved = math.prod(manifest.parameters[name].shape), sum(map(len, found))
+        twice = covered_twice(found)
+        if twice is not None:
+            problems.append(f"{name}: elements of {twice[0]} are in {twice[1]} too")
+        elif num_saved != size:
+            problems.append(f"{name}: {num_saved} of its {size} elements are there")
+    more = f"; and {len(problems) - 5} more parameters" if len(problems) > 5 else ""
+    return "; ".join(problems[:5]) + more
 
 
 def _not_finite(content: Any, path: str) -> Iterator[str]:

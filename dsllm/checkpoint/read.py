@@ -9,12 +9,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from dsllm.checkpoint.geometry import covered_twice, overlaps
-from dsllm.checkpoint.manifest import FileRecord, ParameterRecord, read_manifest, tensor_name
+from dsllm.checkpoint.manifest import FileRecord, ParameterRecord, tensor_name
+from dsllm.checkpoint.read_manifest import read_manifest
 from dsllm.config.migrate import SavedConfig, read_model, read_run
 from dsllm.config.model import ModelConfig
 from dsllm.config.run import RunConfig
 from dsllm.errors import CheckpointError
 from dsllm.slices import WEIGHTS, Region, whole
+from dsllm.untrusted_files import UntrustedFileError, check_regular
 
 Piece = tuple[Region, FileRecord]
 """A stored region and the file that contains it."""
@@ -24,7 +26,7 @@ class CheckpointReader:
     """The state in one checkpoint's folder. Files are opened when first needed, and only the requested regions are read."""
 
     def __init__(self, folder: Path):
-        """Raises CheckpointError where the manifest is missing, damaged or of a newer format."""
+        """Raises CheckpointError where the manifest is missing, damaged or of a newer format (see `read_manifest`)."""
         self.folder = folder
         self.manifest = read_manifest(folder)
         self._open: dict[str, Any] = {}
@@ -83,7 +85,8 @@ class CheckpointReader:
         num_read = 0
         for stored, file in self._pieces(name, key):
             for common in overlaps(region, stored):
-                tensor = self._tensor(file, tensor_name(name, stored, record.shape, file.renamed_keys.get(key, key)))
+                stored_name = tensor_name(name, stored, record.shape, file.renamed_keys.get(key, key))
+                tensor = self._tensor(file, stored_name, len(stored))
                 values = tensor[common.stored_start : common.stored_stop]
                 place = out.as_strided(common.shape, common.wanted_strides, common.wanted_start)
                 place.copy_(values.as_strided(common.shape, common.stored_strides))
@@ -119,15 +122,20 @@ class CheckpointReader:
         files = [(region, self.manifest.parts[number].file_of(key)) for region, number in found]
         return [(region, file) for region, file in files if file is not None]
 
-    def _tensor(self, file: FileRecord, name: str) -> Any:
+    def _tensor(self, file: FileRecord, name: str, length: int) -> Any:
         """A tensor in a file, opened so that ranges of it can be read alone."""
         path = self.folder / file.name
         try:
             if file.name not in self._open:
+                check_regular(path)
                 self._open[file.name] = safe_open(path, framework="pt")
-            return self._open[file.name].get_slice(name)
-        except (OSError, SafetensorError) as error:
+            tensor = self._open[file.name].get_slice(name)
+        except (OSError, SafetensorError, UntrustedFileError) as error:
             raise CheckpointError(f"{path}: cannot be read: {error}") from error
+        found = (tensor.get_dtype(), tensor.get_shape())
+        if found != ("F32", [length]):
+            raise CheckpointError(f"{path}: {name} has type and shape {found}, the manifest says {length} fp32 numbers")
+        return tensor
 
     def _saved(self, tree: Mapping[str, Any]) -> SavedConfig:
         manifest = self.manifest

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -14,19 +13,19 @@ from torch import Tensor
 
 from dsllm.byte_units import GIB
 from dsllm.checkpoint.find import checkpoint_name, new_folder, put_aside, remove_leftovers
-from dsllm.checkpoint.geometry import covered_twice
 from dsllm.checkpoint.manifest import (
     CheckpointManifest,
     FileRecord,
     ParameterRecord,
     PartRecord,
     SliceRecord,
+    incomplete,
     tensor_name,
     write_manifest,
 )
 from dsllm.errors import CheckpointError
 from dsllm.files import publish_directory
-from dsllm.slices import WEIGHTS, ParameterSlice, Region, whole
+from dsllm.slices import WEIGHTS, ParameterSlice, whole
 
 FP32_BYTES = 4
 
@@ -112,21 +111,9 @@ def check_complete(manifest: CheckpointManifest) -> None:
     Raises:
         CheckpointError: names the parameters.
     """
-    regions: dict[str, list[Region]] = {name: [] for name in manifest.parameters}
-    for part in manifest.parts:
-        for piece in part.slices:
-            regions[piece.name].append(piece.region(manifest.parameters[piece.name].shape))
-    problems = []
-    for name, found in regions.items():
-        size, num_saved = math.prod(manifest.parameters[name].shape), sum(map(len, found))
-        twice = covered_twice(found)
-        if twice is not None:
-            problems.append(f"{name}: elements of {twice[0]} are in {twice[1]} too")
-        elif num_saved != size:
-            problems.append(f"{name}: {num_saved} of its {size} elements are there")
+    problems = incomplete(manifest)
     if problems:
-        more = f"; and {len(problems) - 5} more parameters" if len(problems) > 5 else ""
-        raise CheckpointError("the ranks' slices do not make a whole checkpoint: " + "; ".join(problems[:5]) + more)
+        raise CheckpointError(f"the ranks' slices do not make a whole checkpoint: {problems}")
 
 
 def _slice_record(piece: ParameterSlice) -> SliceRecord:

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import difflib
 import os
 import signal
 import sys
@@ -42,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(__version__)
         return 0
     if words[0] not in COMMANDS:
-        print(f"dsllm: unknown command '{words[0]}'; there are: {', '.join(COMMANDS)}", file=sys.stderr)
+        close = difflib.get_close_matches(words[0], COMMANDS, n=1)
+        guess = f" Did you mean '{close[0]}'?" if close else ""
+        print(f"dsllm: unknown command '{words[0]}'; there are: {', '.join(COMMANDS)}.{guess}", file=sys.stderr)
         return EXIT_USAGE
     return run_command(words[0], words[1:])
 

@@ -8,12 +8,12 @@ from typing import Any
 from dsllm import counts
 from dsllm.cli.dry_run import with_some_vocabulary
 from dsllm.cli.words import RunWords
-from dsllm.config.load import load_run
 from dsllm.config.run import RunConfig
 from dsllm.doctor.disks import Folder
 from dsllm.doctor.local_checks import Request
 from dsllm.engine.settings.json_file import read_deepspeed_json
 from dsllm.parameters import parameter_table
+from dsllm.session.run_file import load_run
 
 
 def make_request(words: RunWords, timeout_minutes: float) -> Request:

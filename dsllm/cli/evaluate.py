@@ -57,6 +57,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _run(options: argparse.Namespace, report: Report) -> int:
     from dsllm.data.manifest import check_shards, check_tokenizer, load_manifest
+    from dsllm.data.verify import check_held_out
     from dsllm.engine.processes.device import choose_device, set_up_process
     from dsllm.evaluate.load import load_model, open_saved
     from dsllm.evaluate.perplexity import validation_loss
@@ -68,6 +69,7 @@ def _run(options: argparse.Namespace, report: Report) -> int:
     manifest = load_manifest(directory)
     check_shards(directory, manifest)
     check_tokenizer(directory, manifest)
+    check_held_out(directory, manifest, print)
     batches = _batches(saved, directory, manifest, options)
     precision: Precision = options.precision or saved.precision or "fp32"
     if precision == "fp16" and device.type == "cpu":

@@ -1,6 +1,7 @@
 """dsllm export: a checkpoint as a Hugging Face folder."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +36,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         description="Write a model as a folder that transformers' AutoModelForCausalLM and AutoTokenizer load.",
     )
     parser.add_argument("model", type=Path, help="a run directory (its newest checkpoint) or a checkpoint")
-    parser.add_argument("--to", type=Path, required=True, help="folder to write; must not exist")
-    parser.add_argument("--replace", action="store_true", help="replace a model that is in the folder already")
+    parser.add_argument("--to", type=Path, required=True, help="folder to write: one that does not exist, or is empty")
+    parser.add_argument(
+        "--replace", action="store_true", help="replace an exported model that is in the folder already"
+    )
     parser.add_argument("--dtype", choices=DTYPES, help="default: that of the parameters in training")
     parser.add_argument("--shard-gb", type=float, default=5.0, help="largest weight file, in 10^9 bytes (default 5)")
     parser.add_argument("--data", type=Path, help="prepared directory with the tokenizer; default: the run's")
@@ -44,8 +47,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--without-tokenizer", action="store_true", help="write the model without its tokenizer")
     add_json_option(parser, "folder, files, bytes and dtype")
     options = parser.parse_args(arguments)
-    if options.shard_gb <= 0:
-        parser.error(f"--shard-gb must be above 0, but it is {options.shard_gb}")
+    if not 0 < options.shard_gb < math.inf:  # NaN is not
+        parser.error(f"--shard-gb must be a finite number above 0, but it is {options.shard_gb}")
     return options
 
 

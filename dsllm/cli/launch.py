@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, get_args
@@ -69,7 +70,7 @@ def _launch(options: argparse.Namespace, words: RunWords, report: Report) -> int
         _show(launch)
         report(_planned(job, launch))
         return 0
-    _check_programs(launch)
+    _check_programs(launch, cluster)
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
         for path, text in launch.files.items():
@@ -84,13 +85,18 @@ def _launch(options: argparse.Namespace, words: RunWords, report: Report) -> int
 
 
 def _make_job(words: RunWords, cluster: ClusterConfig) -> "Job":
-    """The job of a run. Reads the run, so that its mistakes are found before anything starts."""
+    """The job of a run. Reads the run and its DeepSpeed JSON, so that mistakes are found before anything starts."""
+    from dsllm.cli.launch_checks import check_ranks, notes
     from dsllm.config.load import load_run
+    from dsllm.engine.settings.json_file import read_deepspeed_json
     from dsllm.launch.job import Job
 
     config = load_run(words.file, words.overrides)
     file = find_file(words.file) if words.file else None
+    check_ranks(config, read_deepspeed_json(config.deepspeed, file.parent if file else None), cluster)
     directory = Path(cluster.shared_directory or Path.cwd())
+    for note in notes(config, file, cluster, directory):
+        _note(note)
     return Job(
         name=f"{config.run.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
         run_name=config.run.name,
@@ -130,7 +136,11 @@ def _ended(job: "Job", launch: "Launch", outcome: "Outcome") -> dict[str, Any]:
     }
 
 
-def _check_programs(launch: "Launch") -> None:
+def _check_programs(launch: "Launch", cluster: ClusterConfig) -> None:
+    from dsllm.launch.mpi import refuse_other_mpi
+
+    if cluster.chosen_launcher == "mpi":
+        refuse_other_mpi(cluster)
     for program in {command[0] for command in launch.commands.values()}:
         if shutil.which(program) is None:
             raise LaunchError(f"{program}: there is no such program here, and it starts this job")
@@ -138,8 +148,9 @@ def _check_programs(launch: "Launch") -> None:
 
 def _run(job: "Job", cluster: ClusterConfig, launch: "Launch") -> "Outcome":
     """Start the job, follow it to its end, and derive its exit code."""
-    from dsllm.launch.exit_code import has_ended, outcome_of, read_patiently
+    from dsllm.launch.exit_code import has_ended, outcome_of
     from dsllm.launch.follow import StopRequest, Waits, follow, stop_signals
+    from dsllm.launch.remaining import Remaining
     from dsllm.run_directory import read_status
 
     waits = Waits(save=cluster.timeouts.save_seconds, end=cluster.timeouts.end_seconds)
@@ -149,16 +160,21 @@ def _run(job: "Job", cluster: ClusterConfig, launch: "Launch") -> "Outcome":
         return has_ended(before, partial(read_status, job.run_directory))
 
     print(f"job {job.name}: files and output in {job.folder}", flush=True)
-    with stop_signals() as request, (job.folder / OUTPUT_FILE).open("wb") as log:
-        write = partial(_write, log)
+    with stop_signals() as request, (job.folder / OUTPUT_FILE).open("wb", buffering=0) as log:
+        write = _Output(log).write
         if cluster.chosen_launcher == "slurm":
             codes = [_run_batch(job, launch, waits, request, write)]
         else:
             codes = list(follow(launch.commands, waits, request, run_has_ended, write).values())
-        outcome = outcome_of(before, read_patiently(partial(read_status, job.run_directory)), codes, request.by)
+        after = Remaining(job.name, job.run_directory, before).status(waits, _note)
+        outcome = outcome_of(before, after, codes, request.by)
         if launch.sweeps and outcome.code not in (0, EXIT_INTERRUPTED):
             follow(launch.sweeps, waits, StopRequest(), _yes, write)
     return outcome
+
+
+def _note(text: str) -> None:
+    print(f"dsllm launch: note: {text}", file=sys.stderr, flush=True)
 
 
 def _yes() -> bool:
@@ -178,12 +194,21 @@ def _run_batch(
     return follow_batch(number, job.folder / f"slurm-{number}.log", waits, request, write).exit_code
 
 
-def _write(log: IO[bytes], data: bytes) -> None:
-    """Write to the job's log and to the terminal. A terminal that has been closed does not end the job."""
-    log.write(data)
-    log.flush()
-    try:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-    except OSError:
-        silence()
+@dataclass
+class _Output:
+    """Passes on what the job prints, to its log and to the terminal: neither a full disk nor a closed terminal ends the job."""
+
+    log: IO[bytes] | None
+
+    def write(self, data: bytes) -> None:
+        if self.log is not None:
+            try:
+                self.log.write(data)
+            except OSError as error:
+                self.log = None
+                _note(f"{OUTPUT_FILE} ends here, the job goes on: {error.strerror or error}")
+        try:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        except OSError:
+            silence()

@@ -1,7 +1,6 @@
 """dsllm prepare: text to tokenizer, token shards and data card."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -33,24 +32,35 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _run(words: RunWords, force: bool, report: Report) -> int:
-    from rich.console import Console
+    from dsllm.prepare.interrupt import interrupted_by_signals
 
-    from dsllm.cli.prepare_report import drawing, printing, progress_bars, show_card
+    try:
+        with interrupted_by_signals():  # from here on: loading the libraries takes seconds on a busy machine
+            _prepare(words, force, report)
+    except KeyboardInterrupt:
+        print("interrupted: start the same command again to continue", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _prepare(words: RunWords, force: bool, report: Report) -> None:
+    from dsllm.cli.prepare_report import PatientConsole, drawing, lines_of_card, printing, progress_bars
     from dsllm.config.load import load_run
+    from dsllm.prepare.card import not_a_card, read_card
     from dsllm.prepare.pipeline import prepare
     from dsllm.prepare.workspace import CARD_FILE
 
     config = load_run(words.file, words.overrides)
     directory = Path(config.data.directory or f"data/{config.run.name}")
-    console = Console()
+    console = PatientConsole()
+    with progress_bars(console) as bars:
+        prepare(config, directory, printing(console), drawing(bars), force)
+    card = read_card(directory)
     try:
-        with progress_bars(console) as bars:
-            prepare(config, directory, printing(console), drawing(bars), force)
-    except KeyboardInterrupt:
-        print("interrupted: start the same command again to continue", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    card = json.loads((directory / CARD_FILE).read_text(encoding="utf-8"))
-    show_card(card, console)
+        parts = lines_of_card(card)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise not_a_card(directory, repr(error)) from error
+    for part in parts:
+        printing(console)(part)
     printing(console)(f"Prepared in {directory}; all figures in {directory / CARD_FILE}")
     report({**card, "directory": str(directory)})
-    return 0

@@ -8,14 +8,18 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from dsllm.cli.terminal import silence
 from dsllm.prepare.reading import Progress as ReportProgress
 
 _REDRAW_SECONDS = 0.1
 
 
-def show_card(card: dict[str, Any], console: Console) -> None:
-    """Print a data card: sources and splits as a table, what was dropped, the tokenizer, and what a model must beat."""
-    say = printing(console)
+def lines_of_card(card: dict[str, Any]) -> list[Table | str]:
+    """A data card to print: sources and splits as a table, what was dropped, the tokenizer, and what a model must beat.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError, IndexError: it is not a data card.
+    """
     table = Table(title="Prepared data", title_justify="left")
     for column in ("source", "split", "documents", "MB", "tokens", "bytes/token", "shards"):
         table.add_column(column, justify="left" if column in ("source", "split") else "right")
@@ -25,12 +29,8 @@ def show_card(card: dict[str, Any], console: Console) -> None:
     if len(card["sources"]) > 1:
         for split, shown in (("train", "train"), ("validation", "held out")):
             table.add_row("all" if split == "train" else "", shown, *_figures(card["splits"][split]))
-    console.print(table)
-    for source in card["sources"]:
-        for line in _what_was_dropped(source):
-            say(f"{source['name']}: {line}")
-    for line in _summary(card):
-        say(line)
+    dropped = [f"{source['name']}: {line}" for source in card["sources"] for line in _what_was_dropped(source)]
+    return [table, *dropped, *_summary(card)]
 
 
 def _figures(part: dict[str, Any]) -> list[str]:
@@ -62,7 +62,9 @@ def _what_was_dropped(source: dict[str, Any]) -> list[str]:
         lines.append(f"skipped {count:,}: {reason}; for example {read['bad_examples'][reason][0]}")
     if read["ignored_files_by_suffix"]:
         kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in read["ignored_files_by_suffix"].items())
-        lines.append(f"files of other types, not read: {kinds}")
+        lines.append(f"files not read: {kinds}")
+    for kind, count in read.get("remarks", {}).items():  # a card of an older version has none
+        lines.append(f"{kind}: {count:,}, for example {read['remark_examples'][kind][0]}")
     if read["cut_at_megabytes"] is not None:
         lines.append(f"stopped at max_megabytes {read['cut_at_megabytes']:g}; there is more")
     return lines
@@ -86,9 +88,26 @@ def _summary(card: dict[str, Any]) -> list[str]:
     return lines
 
 
-def printing(console: Console) -> Callable[[str], None]:
-    """A function that prints lines as they are: without colours, line breaks or markup."""
-    return lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True)
+class PatientConsole(Console):
+    """A console whose reader may leave (`dsllm prepare | head`): the work goes on in silence."""
+
+    def on_broken_pipe(self) -> None:
+        """Send what follows nowhere, where rich would end the process."""
+        self.quiet = True
+        silence()
+
+
+def printing(console: Console) -> Callable[[str | Table], None]:
+    """A function that prints tables, and lines as they are: without colours, line breaks or markup."""
+
+    def show(part: str | Table) -> None:
+        try:
+            console.print(part, highlight=False, markup=False, soft_wrap=isinstance(part, str))
+        except OSError:  # the pipe is closed, or the disk behind it is full
+            console.quiet = True
+            silence()
+
+    return show
 
 
 def progress_bars(console: Console) -> Progress:

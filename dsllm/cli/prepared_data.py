@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from dsllm.cli.terminal import Terminal
 from dsllm.config.run import RunConfig
@@ -16,10 +15,18 @@ from dsllm.data.manifest import (
     wait_for_manifest,
 )
 from dsllm.engine.processes.ranks import Ranks
-from dsllm.errors import ConfigError, DataError
+from dsllm.errors import EXIT_INTERRUPTED, ConfigError, DataError
+from dsllm.prepare.interrupt import interrupted_by_signals
+from dsllm.prepare.settings import EMBEDDED_CORPUS, other_settings, reads_default_corpus
 
 PREPARE_SECONDS = 7 * 24 * 3600
 """How long the other ranks wait for rank 0 to prepare the data; a launcher ends them sooner if it fails."""
+
+
+class PreparationInterrupted(DataError):
+    """A signal ended the preparation; nothing is lost."""
+
+    exit_code = EXIT_INTERRUPTED
 
 
 def is_prepared(config: RunConfig) -> bool:
@@ -32,21 +39,27 @@ def prepared_data(config: RunConfig, ranks: Ranks) -> Manifest:
 
     Raises:
         DataError: prepared from other settings, or with another tokenizer.
+        PreparationInterrupted: a signal came.
     """
     directory, settings = Path(config.data.directory or ""), settings_of(config)
+    report = Terminal(speaks=ranks.rank == 0)
     if is_prepared(config):
         manifest = load_manifest(directory)
         if manifest.settings_sha256 != hash_of(settings):
-            raise DataError(
-                f"data.directory {directory}: was prepared from other settings: {_difference(manifest.settings, settings)}; "
-                "undo the change, set another data.directory, or run `dsllm prepare CONFIG --force`"
-            )
+            raise other_settings(directory, manifest, settings)
+        if reads_default_corpus(config.data):
+            report(EMBEDDED_CORPUS)
     elif ranks.rank == 0:
         from dsllm.prepare.pipeline import prepare
 
-        report = Terminal()
         report(f"{directory} is not prepared yet: preparing it now")
-        manifest = prepare(config, directory, report)
+        try:
+            with interrupted_by_signals():
+                manifest = prepare(config, directory, report)
+        except KeyboardInterrupt:
+            raise PreparationInterrupted(
+                f"{directory}: preparing was interrupted: start the same command again to continue"
+            ) from None
     else:
         manifest = wait_for_manifest(directory, settings, PREPARE_SECONDS)
     check_tokenizer(directory, manifest)
@@ -61,13 +74,13 @@ def with_vocabulary(config: RunConfig, manifest: Manifest) -> RunConfig:
     """
     needed, size = manifest.tokenizer.vocab_size, config.model.vocab_size
     if size is not None and size < needed:
-        raise ConfigError(
-            f"model.vocab_size {size} is smaller than the {needed} ids of the tokenizer in {config.data.directory}: "
+        source = config.model.init_from
+        advice = (
             "leave it out, or make it at least as large"
+            if source is None
+            else f"train with the tokenizer that {source} was trained with (tokenizer.kind: pretrained, and its tokenizer.path)"
+        )
+        raise ConfigError(
+            f"model.vocab_size {size} is smaller than the {needed} ids of the tokenizer in {config.data.directory}: {advice}"
         )
     return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size or needed))
-
-
-def _difference(saved: dict[str, Any], now: dict[str, Any]) -> str:
-    keys = [key for key in now if saved.get(key) != now[key]]
-    return "; ".join(f"{key} was {saved.get(key)!r}, now {now[key]!r}" for key in keys)

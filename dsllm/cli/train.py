@@ -42,9 +42,9 @@ def _run(options: argparse.Namespace, stop: "Stop | None") -> int:
         stop: None: a dry run
     """
     from dsllm.cli.terminal import Terminal
-    from dsllm.config.load import load_run
     from dsllm.engine.processes.ranks import discover_ranks
     from dsllm.engine.settings.json_file import read_deepspeed_json
+    from dsllm.session.run_file import load_run
 
     words = parse_run_words(options.words, *([options.config] if options.config else []))
     config, ranks = load_run(words.file, words.overrides), discover_ranks()

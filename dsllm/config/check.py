@@ -1,5 +1,6 @@
 """Checks the values of a run's fields and whether they fit together; each problem names its field."""
 
+import codecs
 import dataclasses
 import math
 import re
@@ -32,6 +33,11 @@ def problems_in(config: RunConfig) -> list[Problem]:
     ]
 
 
+def problems_in_model(model: ModelConfig) -> list[Problem]:
+    """Everything in a model that cannot work, whatever it is trained on."""
+    return [*_check_finite("model", model), *_check_model(model, sequence_length=1)]
+
+
 def _check_finite(field: str, value: object) -> Iterator[Problem]:
     """Find numbers that are NaN or infinite: NaN passes every comparison with a limit below."""
     if isinstance(value, float) and not math.isfinite(value):
@@ -59,7 +65,7 @@ def _not_negative(section: str, branch: object, *names: str) -> Iterator[Problem
 
 
 def _check_data(data: DataConfig) -> Iterator[Problem]:
-    yield from _positive("data", data, "sequence_length", "shard_megabytes")
+    yield from _positive("data", data, "sequence_length", "shard_megabytes", "verify_megabytes_per_second")
     yield from _not_negative("data", data, "num_workers")
     if not 0 <= data.validation_share < 1:
         yield "data.validation_share", f"must be in [0, 1), but it is {data.validation_share}"
@@ -93,7 +99,22 @@ def _check_source(where: str, source: SourceConfig) -> Iterator[Problem]:
         yield f"{where}.paths", f"must be set for kind {source.kind}"
     if source.kind == "dataset" and not source.dataset:
         yield f"{where}.dataset", "must be set for kind dataset: a name on the hub or a local folder"
+    if not _is_encoding(source.encoding):
+        yield (
+            f"{where}.encoding",
+            f"'{source.encoding}' is not an encoding that Python knows: for example utf-8, latin-1, cp1252, utf-16",
+        )
+    elif source.kind != "files" and source.encoding != "utf-8":
+        yield f"{where}.encoding", f"is used by kind files only, but kind is {source.kind}"
     yield from _positive(where, source, "weight", "max_megabytes")
+
+
+def _is_encoding(name: str) -> bool:
+    """Whether Python decodes bytes to text by this name; its list also has codecs between bytes, such as zlib."""
+    try:
+        return isinstance(b"".decode(name), str) and codecs.lookup(name).name not in ("undefined", "idna", "punycode")
+    except (LookupError, ValueError):
+        return False
 
 
 def _check_tokenizer(tokenizer: TokenizerConfig) -> Iterator[Problem]:

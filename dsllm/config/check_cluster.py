@@ -1,5 +1,7 @@
 """Checks the fields of a cluster against each other, and every text that a shell or a scheduler will read."""
 
+import ipaddress
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -7,8 +9,18 @@ from collections.abc import Iterator
 from dsllm.config.check import Problem
 from dsllm.config.cluster import ClusterConfig, ContainerConfig, SlurmConfig
 
-HOST_NAME = r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"
+_HOST_NAME = r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"
 """A host's name; excludes what ssh could read as an option, or a shell as a command."""
+
+_LONGEST_SHOWN = 80
+
+MOST_RANKS = 1_000_000
+"""More than any machine runs; a larger number is a mistake."""
+
+_MOST_SECONDS = 10_000_000
+"""Some months."""
+
+_USER_NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
 
 _VARIABLE_NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 _SET_BY_LAUNCHERS = (
@@ -31,39 +43,70 @@ def problems_in_cluster(cluster: ClusterConfig) -> list[Problem]:
     ]
 
 
+def is_host(name: str) -> bool:
+    """Whether a text is a host's name or IP address, and nothing else to a shell or to ssh."""
+    return re.fullmatch(_HOST_NAME, name) is not None or is_ipv6(name)
+
+
+def is_ipv6(name: str) -> bool:
+    """Whether a text is an IPv6 address that means the same on every host, so without an interface (%eth0)."""
+    try:
+        return ipaddress.IPv6Address(name).scope_id is None
+    except ValueError:
+        return False
+
+
+def problem_of_host(name: str) -> str | None:
+    """What is wrong with a host's name as ssh takes it; None: nothing."""
+    user, at, host = name.rpartition("@")
+    if at and not re.fullmatch(_USER_NAME, user):
+        return f"{_shown(user)!r} is not a user name: write USER@HOST"
+    if not is_host(host):
+        return (
+            f"{_shown(host)!r} is not a host name: use letters, digits, '.', '-' and '_' only, or an IP address (a port "
+            "belongs in ssh.port of the cluster file)"
+        )
+    return None
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "..."
+
+
 def _check_hosts(cluster: ClusterConfig) -> Iterator[Problem]:
-    names = [host.name for host in cluster.hosts]
+    names = [host.address.lower() for host in cluster.hosts]
     for i, host in enumerate(cluster.hosts):
         where = f"hosts.{i}"
-        if not re.fullmatch(HOST_NAME, host.name):
-            yield f"{where}.name", f"{host.name!r} is not a host name: use letters, digits, '.', '-' and '_' only"
-        if names.index(host.name) != i:
-            yield (
-                f"{where}.name",
-                f"'{host.name}' is already host {names.index(host.name)}; name each host once, with all its slots",
-            )
-        if host.slots < 1:
-            yield f"{where}.slots", f"must be at least 1, but it is {host.slots}"
+        if problem := problem_of_host(host.name):
+            yield f"{where}.name", problem
+        if (first := names.index(host.address.lower())) != i:
+            yield f"{where}.name", f"'{host.name}' is already host {first}; name each host once, with all its slots"
+        yield from _from_1_to(MOST_RANKS, f"{where}.slots", host.slots)
+    if cluster.num_ranks > MOST_RANKS:
+        yield "hosts", f"have {cluster.num_ranks:,} slots together; a job has at most {MOST_RANKS:,} ranks"
 
 
 def _check_numbers(cluster: ClusterConfig) -> Iterator[Problem]:
-    for field, port in (("port", cluster.port), ("ssh.port", cluster.ssh.port)):
-        if port is not None and not 1 <= port <= 65535:
-            yield field, f"must be between 1 and 65535, but it is {port}"
-    if cluster.slots is not None and cluster.slots < 1:
-        yield "slots", f"must be at least 1, but it is {cluster.slots}"
+    yield from _from_1_to(65535, "port", cluster.port)
+    yield from _from_1_to(65535, "ssh.port", cluster.ssh.port)
+    yield from _from_1_to(MOST_RANKS, "slots", cluster.slots)
     for name in ("save_seconds", "end_seconds", "connect_seconds"):
         value = getattr(cluster.timeouts, name)
-        if not value > 0:
-            yield f"timeouts.{name}", f"must be above 0, but it is {value}"
+        if not 0 < value <= _MOST_SECONDS:
+            yield f"timeouts.{name}", f"must be above 0 and at most {_MOST_SECONDS:,}, but it is {value}"
+
+
+def _from_1_to(most: int, field: str, value: int | None) -> Iterator[Problem]:
+    if value is not None and not 1 <= value <= most:
+        yield field, f"must be at least 1 and at most {most}, but it is {value}"
 
 
 def _check_words(cluster: ClusterConfig) -> Iterator[Problem]:
     """Names that scripts and launchers use unquoted, and texts that no command line can contain."""
     if cluster.interface is not None and not re.fullmatch(r"[A-Za-z0-9_.:@-]+", cluster.interface):
         yield "interface", f"{cluster.interface!r} is not the name of a network interface"
-    if cluster.master_address is not None and not re.fullmatch(HOST_NAME, cluster.master_address):
-        yield "master_address", f"{cluster.master_address!r} is neither a host name nor an IPv4 address"
+    if cluster.master_address is not None and not is_host(cluster.master_address):
+        yield "master_address", f"{cluster.master_address!r} is neither a host name nor an IP address"
     for i, name in enumerate(cluster.modules):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+/-]*", name):
             yield f"modules.{i}", f"{name!r} is not the name of a module"
@@ -88,7 +131,8 @@ def _check_environment(cluster: ClusterConfig) -> Iterator[Problem]:
                 where,
                 "is set by the launcher; remove it (port, master_address and hosts are fields of the cluster)",
             )
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
+        is_odd = isinstance(value, float) and not math.isfinite(value)  # .nan: perhaps the program's own word
+        if is_odd or isinstance(value, bool) or not isinstance(value, str | int | float):
             yield where, f"must be text or a number, but it is {value!r}; put it in quotes, as the program expects it"
         elif "\0" in str(value):
             yield where, "contains a NUL character, which no variable can"
@@ -100,13 +144,21 @@ def _check_launcher(cluster: ClusterConfig) -> Iterator[Problem]:
         yield "launcher", "slurm needs a section slurm: partition, nodes, tasks_per_node, time_limit"
     if chosen == "torchrun" and len({host.slots for host in cluster.hosts}) > 1:
         yield "hosts", "torchrun needs the same number of slots on every host; deepspeed does not"
+    if chosen == "mpi":
+        for i, host in enumerate(cluster.hosts):
+            if is_ipv6(host.address):
+                yield (
+                    f"hosts.{i}.name",
+                    f"{host.address} is an IPv6 address, which Open MPI does not read in a hostfile: use a name",
+                )
 
 
 def _check_slurm(slurm: SlurmConfig) -> Iterator[Problem]:
-    for name in ("nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task", "signal_seconds"):
-        value = getattr(slurm, name)
-        if value is not None and value < 1:
-            yield f"slurm.{name}", f"must be at least 1, but it is {value}"
+    for name in ("nodes", "tasks_per_node", "gpus_per_node", "cpus_per_task"):
+        yield from _from_1_to(MOST_RANKS, f"slurm.{name}", getattr(slurm, name))
+    yield from _from_1_to(65535, "slurm.signal_seconds", slurm.signal_seconds)  # SLURM's limit
+    if 1 <= slurm.nodes <= MOST_RANKS < slurm.nodes * slurm.tasks_per_node:
+        yield "slurm.tasks_per_node", f"x {slurm.nodes} nodes: a job has at most {MOST_RANKS:,} ranks"
     for name in ("partition", "account", "qos", "gres", "memory"):
         value = getattr(slurm, name)
         if value is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.,:=()+-]*", str(value)):

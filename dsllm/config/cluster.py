@@ -15,14 +15,19 @@ class HostConfig:
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
 
     name: str
-    """Name or IPv4 address, as ssh and the other hosts know it."""
+    """Name or IP address, as ssh and the other hosts know it; USER@NAME where ssh needs another user."""
     slots: int
     """Ranks on this host: one per GPU."""
+
+    @property
+    def address(self) -> str:
+        """The name without the user: where the other ranks find this host."""
+        return self.name.rpartition("@")[2]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SshConfig:
-    """How to reach the hosts. Keys, users and jump hosts belong in ssh's own config."""
+    """How to reach the hosts. Keys and jump hosts belong in ssh's own config."""
 
     __pydantic_config__ = FORBID_UNKNOWN_KEYS
 

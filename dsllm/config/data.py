@@ -15,7 +15,7 @@ class SourceConfig:
     name: str
     """Short name, unique in the run: letters, digits, '-' and '_'; part of the shard file names."""
     kind: Literal["embedded", "files", "dataset", "megatron"] = "files"
-    """embedded: text that every Python installation has. files: txt, jsonl(.gz|.zst), parquet.
+    """embedded: text that every Python installation has. files: .txt, .md, .jsonl, .json (also compressed) and .parquet.
     dataset: a name on the Hugging Face hub or a local folder, read through the `datasets` library.
     megatron: finished .bin/.idx token shards, used in place."""
     paths: tuple[str, ...] = ()
@@ -28,7 +28,9 @@ class SourceConfig:
     dataset_split: str = "train"
     """dataset: the split to read."""
     text_field: str = "text"
-    """The column or JSON key that holds the document's text."""
+    """The column or JSON key that holds the document's text; `doc.text` is also the key `text` in an object `doc`."""
+    encoding: str = "utf-8"
+    """files: the encoding of text and JSON files, by a name that Python knows: utf-8, latin-1, cp1252, utf-16, shift_jis."""
     weight: float | None = None
     """Share of the training samples, relative to the other sources. Give it to all sources or to none. None (default): in
     proportion to their tokens."""
@@ -49,7 +51,8 @@ class DataConfig:
     directory: str | None = changeable(None)
     """Folder of the prepared token shards. None (default): data/NAME."""
     sources: tuple[SourceConfig, ...] = field(default_factory=lambda: (SourceConfig(name="pydocs", kind="embedded"),))
-    """Where the documents come from."""
+    """Where the documents come from. Default: one source, the text that every Python installation has
+    (`[{name: pydocs, kind: embedded}]`)."""
     sequence_length: int = 1024
     """Tokens per packed sequence."""
     document_mask: bool = False
@@ -65,6 +68,11 @@ class DataConfig:
     prefetch: bool = changeable(True)
     """Read the next step's sequences in a thread while this step computes. The samples and their order are the same.
     Switch it off to measure how long reading takes, or to save the memory of one more step of token ids."""
+    verify: Literal["background", "start", "off"] = changeable("background")
+    """When the token shards are compared with the checksums of their manifest, each once per run: behind training (a damaged
+    one ends the run at the next step), before the first step, or not at all."""
+    verify_megabytes_per_second: float = changeable(100.0)
+    """How fast all ranks together read for data.verify: background (10^6 bytes)."""
 
 
 @dataclass(frozen=True, kw_only=True)

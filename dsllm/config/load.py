@@ -1,7 +1,7 @@
 """Loads a run: defaults, then the YAML file, then key=value overrides; every problem is reported at once."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,18 @@ from dsllm.errors import ConfigError
 
 _ADAPTER = TypeAdapter(RunConfig)
 
+ArchitectureOf = Callable[[str, Path], Mapping[str, Any]]
+"""Finds the fields of the model that `model.init_from` names, for a run in this directory."""
 
-def load_run(path: str | None, overrides: Sequence[str] = ()) -> RunConfig:
+
+def load_run(
+    path: str | None, overrides: Sequence[str] = (), architecture_of: ArchitectureOf | None = None
+) -> RunConfig:
     """The run in a YAML file (None: the embedded recipe), with `key.path=value` overrides on top.
+
+    Args:
+        architecture_of: gives the fields of the model that the run starts from, where the run itself does not give them.
+            None (default): they have their defaults.
 
     Raises:
         ConfigError: the file is missing or unreadable, or anything in it does not fit; lists every problem.
@@ -30,7 +39,7 @@ def load_run(path: str | None, overrides: Sequence[str] = ()) -> RunConfig:
     tree, lines = read_yaml(file)
     problems = [problem for text in overrides if (problem := _apply_override(tree, text))]
     origin = Origin(file, lines, {text.split("=", 1)[0].strip(): text for text in overrides})
-    return _build(tree, origin, file.stem, problems)
+    return _build(tree, origin, file.stem, problems, architecture_of)
 
 
 def run_from_dict(tree: dict[str, Any], origin: str) -> RunConfig:
@@ -72,7 +81,23 @@ def _apply_override(tree: dict[str, Any], text: str) -> str | None:
     return None
 
 
-def _build(tree: dict[str, Any], origin: Origin, stem: str, problems: list[str]) -> RunConfig:
+def _with_architecture(tree: Mapping[str, Any], architecture_of: ArchitectureOf) -> dict[str, Any]:
+    """The section `model`, its missing fields filled in from the model that it starts from."""
+    model: dict[str, Any] = tree["model"]
+    run = tree["run"] if isinstance(tree["run"], dict) else {}
+    if not isinstance(model.get("init_from"), str):
+        return model  # none, or one of a wrong type, which validation reports
+    directory = run.get("directory") or f"runs/{run.get('name')}"
+    return {**architecture_of(model["init_from"], Path(str(directory))), **model}
+
+
+def _build(
+    tree: dict[str, Any],
+    origin: Origin,
+    stem: str,
+    problems: list[str],
+    architecture_of: ArchitectureOf | None = None,
+) -> RunConfig:
     """Validate a raw tree, fill in names and directories, and check the fields against each other."""
     run = tree.get("run")
     if run is None:
@@ -83,6 +108,8 @@ def _build(tree: dict[str, Any], origin: Origin, stem: str, problems: list[str])
         tree["model"], size_problem = resolve_size(tree["model"])
         if size_problem:
             problems.append(f"{origin.of(('model', 'size'))}: model.size: {size_problem}")
+        if architecture_of is not None:
+            tree["model"] = _with_architecture(tree, architecture_of)
     config = None
     try:
         config = _ADAPTER.validate_python(_without_empty_sections(tree))

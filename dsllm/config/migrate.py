@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from dsllm.config.check import problems_in_model
 from dsllm.config.load import run_from_dict
 from dsllm.config.model import ModelConfig
 from dsllm.config.run import RunConfig
@@ -24,8 +25,9 @@ ConfigVersion = tuple[int, int]
 Tree = dict[str, Any]
 Migration = Callable[[Tree], Tree]
 
-CONFIG_VERSION: ConfigVersion = (1, 1)
-"""1.1 added `parallel`, `train.optimizer.kind` and `data.prefetch`."""
+CONFIG_VERSION: ConfigVersion = (1, 2)
+"""1.1 added `parallel`, `train.optimizer.kind` and `data.prefetch`. 1.2 added `data.verify` and
+`data.verify_megabytes_per_second`."""
 
 MIGRATIONS: tuple[tuple[ConfigVersion, Migration], ...] = ()
 """In order: a version, and a pure function that turns a config of the version before into one of this version. It must
@@ -72,9 +74,14 @@ def read_model(saved: SavedConfig) -> ModelConfig:
         CheckpointError: this version cannot read it; says which fields are in the way.
     """
     try:
-        return TypeAdapter(ModelConfig).validate_python(_with_todays_fields(saved)["model"])
+        model = TypeAdapter(ModelConfig).validate_python(_with_todays_fields(saved)["model"])
     except ValidationError as error:
         raise CheckpointError(f"{saved.origin}: the config of its model cannot be read: {error}") from error
+    problems = problems_in_model(model)
+    if problems:
+        field, problem = problems[0]
+        raise CheckpointError(f"{saved.origin}: the config of its model cannot be read: {field}: {problem}")
+    return model
 
 
 def _with_todays_fields(saved: SavedConfig) -> Tree:

@@ -80,8 +80,8 @@ class ModelConfig:
     initial_std: float = 0.02
     """Standard deviation of the initial weights; output projections use initial_std / sqrt(2 x num_layers)."""
     init_from: str | None = None
-    """Start from these weights: a run directory, one of its checkpoints, or a Hugging Face folder. None (default): from the
-    initial values."""
+    """Start from these weights: a run directory, one of its checkpoints, or a Hugging Face folder; the fields above that the
+    run does not give come from there too. None (default): from the initial values."""
 
     @property
     def kv_heads(self) -> int:

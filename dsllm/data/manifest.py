@@ -15,11 +15,18 @@ from dsllm import files
 from dsllm.config.fields import FORBID_UNKNOWN_KEYS
 from dsllm.config.run import RunConfig
 from dsllm.data.shards import Shard
+from dsllm.data.tokenizer_folder import hash_of_tokenizer
 from dsllm.errors import DataError
+from dsllm.untrusted_files import UntrustedFileError, inside, parse_json, read_bounded
 
 FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"
+CHECKSUM_FILE = "manifest.json.sha256"
+"""SHA-256 of manifest.json, as sha256sum writes and checks it. Data that was prepared before it existed has none."""
 POLL_SECONDS = 0.25
+_MOST_BYTES = 2**30  # a shard has about 400 bytes in it
+MOST_VOCABULARY = 2**31
+"""Token ids are at most int32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +114,8 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     sources = [dataclasses.asdict(source) for source in config.data.sources]
     for source in sources:
         del source["weight"]
+        if source["encoding"] == "utf-8":  # so that data prepared by a version without this field stays valid
+            del source["encoding"]
     settings = {
         "sources": sources,
         "tokenizer": dataclasses.asdict(config.tokenizer),
@@ -131,35 +140,93 @@ def load_manifest(directory: Path) -> Manifest:
     """
     path = directory / FILE_NAME
     try:
-        content = path.read_bytes()
+        content = read_bounded(path, _MOST_BYTES)
+        tree = parse_json(content)
     except FileNotFoundError as error:
         raise DataError(f"{directory}: no prepared data (no {FILE_NAME}): run `dsllm prepare CONFIG`") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
-        version = json.loads(content)["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not a manifest of token shards ({error!r}): prepare the data again") from error
-    if version != FORMAT_VERSION:
-        raise DataError(f"{path}: format version {version}; this dsllm reads {FORMAT_VERSION}: prepare the data again")
+    except UntrustedFileError as error:
+        raise DataError(f"{path}: not a manifest of token shards: {error}; prepare the data again") from error
+    if not isinstance(tree, dict) or "format_version" not in tree:
+        raise DataError(f"{path}: not a manifest of token shards: it has no 'format_version'; prepare the data again")
+    version = tree["format_version"]
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise DataError(
+            f"{path}: format version {version!r}; this dsllm reads {FORMAT_VERSION}: update dsllm, or prepare the data again"
+        )
+    _check_checksum(path, content)
     try:
         manifest = _ADAPTER.validate_json(content)
     except ValidationError as error:
-        raise DataError(f"{path}: damaged: {error}") from error
+        first = error.errors(include_url=False)[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise DataError(f"{path}: damaged: {reason}; prepare the data again, or update dsllm") from error
     _check_names(path, manifest)
+    _check_numbers(path, manifest)
     return manifest
+
+
+def _check_checksum(path: Path, content: bytes) -> None:
+    """Compare a manifest with the checksum next to it, if there is one.
+
+    Raises:
+        DataError: they differ, or the checksum cannot be read.
+    """
+    checksum = path.with_name(CHECKSUM_FILE)
+    try:
+        recorded = read_bounded(checksum, 1000)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise DataError(f"{checksum}: cannot be read: {error.strerror}") from error
+    except UntrustedFileError as error:
+        raise DataError(f"{checksum}: {error}") from error
+    if recorded != _checksum_line(content):
+        raise DataError(
+            f"{path}: damaged or altered: its SHA-256 is not the one in {CHECKSUM_FILE}. Copy both files again, or prepare the "
+            f"data again; if you have changed the manifest on purpose, remove {CHECKSUM_FILE}"
+        )
+
+
+def _checksum_line(content: bytes) -> bytes:
+    return f"{hashlib.sha256(content).hexdigest()}  {FILE_NAME}\n".encode()
 
 
 def _check_names(path: Path, manifest: Manifest) -> None:
     """Refuse relative names that lead out of the manifest's folder, and a tokenizer outside it."""
-    prefixes = [Path(record.prefix) for record in manifest.records()]
-    outside = [name for name in prefixes if ".." in name.parts]
-    folder = Path(manifest.tokenizer.directory)
-    if folder.is_absolute() or ".." in folder.parts:
-        outside.append(folder)
+    outside = []
+    for name in [record.prefix for record in manifest.records()] + [manifest.tokenizer.directory]:
+        # Shards that are used in place have absolute names.
+        relative = name.lstrip("/") if name != manifest.tokenizer.directory else name
+        try:
+            inside(path.parent, relative)
+        except UntrustedFileError:
+            outside.append(name)
     if outside:
-        names = ", ".join(str(name) for name in outside)
+        names = ", ".join(repr(name) for name in outside[:8])
         raise DataError(f"{path}: names files outside its folder ({names}): damaged or altered, prepare the data again")
+
+
+def _check_numbers(path: Path, manifest: Manifest) -> None:
+    """Refuse counts that cannot be.
+
+    Raises:
+        DataError: names the first.
+    """
+    tokenizer = manifest.tokenizer
+    wrong = []
+    if not 0 <= tokenizer.end_of_text_id < tokenizer.vocab_size <= MOST_VOCABULARY:
+        wrong.append(f"tokenizer: end_of_text_id {tokenizer.end_of_text_id} of vocab_size {tokenizer.vocab_size}")
+    names = [source.name for source in manifest.sources]
+    if len(set(names)) != len(names) or not names:
+        wrong.append(f"sources: {names}")
+    for record in manifest.records():
+        counts = (record.first_token, record.num_tokens, record.num_documents, record.text_bytes or 0, record.bin_bytes)
+        if min(counts) < 0 or record.first_token + record.num_tokens > record.bin_bytes:
+            wrong.append(f"{record.prefix}: {record}")
+    if wrong:
+        raise DataError(f"{path}: damaged: {wrong[0]} cannot be: prepare the data again")
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
@@ -168,9 +235,10 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     Raises:
         DataError: it could not be written.
     """
-    path = directory / FILE_NAME
+    path, content = directory / FILE_NAME, _ADAPTER.dump_json(manifest, indent=1) + b"\n"
     try:
-        files.write_atomically(path, _ADAPTER.dump_json(manifest, indent=1) + b"\n")
+        files.write_atomically(directory / CHECKSUM_FILE, _checksum_line(content))
+        files.write_atomically(path, content)
     except OSError as error:
         raise DataError(f"{path}: could not be written: {error.strerror}") from error
 
@@ -242,10 +310,7 @@ def check_tokenizer(directory: Path, manifest: Manifest) -> None:
         DataError: it is missing, or its files differ.
     """
     folder = directory / manifest.tokenizer.directory
-    try:
-        found = files.sha256_of_folder(folder)
-    except OSError as error:
-        raise DataError(f"{folder}: the tokenizer of these shards cannot be read: {error.strerror}") from error
+    found = hash_of_tokenizer(folder)
     if found != manifest.tokenizer.sha256:
         raise DataError(
             f"{folder}: this tokenizer does not match the shards (its SHA-256 is {found[:12]}, that of the "

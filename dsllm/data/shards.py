@@ -21,7 +21,9 @@ from types import TracebackType
 import numpy as np
 
 from dsllm import files
+from dsllm.data.shard_index import OVERFLOWED, IndexLayout, check_index
 from dsllm.errors import DataError
+from dsllm.untrusted_files import UntrustedFileError, check_regular
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -166,6 +168,7 @@ class Shard:
         self.path = bin_path(prefix)
         self._index_path = idx_path(prefix)
         header = _read_header(self._index_path)
+        _check_regular(self.path)
         self.dtype = header.dtype
         self.num_documents = header.num_documents
         self.index_bytes = header.index_bytes
@@ -178,10 +181,16 @@ class Shard:
             raise DataError(f"{self.path}: cannot be opened ({error.strerror}), but its .idx is there") from error
         weakref.finalize(self, os.close, self._descriptor)
         found = os.fstat(self._descriptor).st_size
+        if found != header.bin_bytes and (found - header.bin_bytes) % 2**32 == 0:
+            raise DataError(
+                f"{self._index_path}: the last offset says that {self.path.name} has {header.bin_bytes} bytes, but it has "
+                f"{found}: {OVERFLOWED}"
+            )
         if found != header.bin_bytes:
+            why = "truncated" if found < header.bin_bytes else "the .idx leaves its last documents out"
             raise DataError(
                 f"{self.path}: {found} bytes, but {self._index_path.name} describes {header.bin_bytes}: "
-                "truncated, or not the pair of this .idx; copy or prepare it again"
+                f"{why}, or not the pair of this .idx; copy or prepare it again"
             )
         self.bin_bytes = found
         self.num_tokens = found // self.dtype.itemsize
@@ -205,7 +214,12 @@ class Shard:
 
     @cached_property
     def document_offsets(self) -> np.ndarray:
-        """Token at which each document starts, and the end: int64[num_documents + 1]. Reads the whole .idx."""
+        """Token at which each document starts, and the end: int64[num_documents + 1]. Reads the whole .idx.
+
+        Raises:
+            DataError: see `check_index`.
+        """
+        self.check_index()
         count = self._num_sequences
         starts = np.zeros(count + 1, dtype=np.int64)
         with self._index_path.open("rb") as file:
@@ -214,6 +228,23 @@ class Shard:
             file.seek(8 * count, os.SEEK_CUR)
             documents = np.fromfile(file, dtype="<i8", count=self.num_documents + 1)
         return starts[documents]
+
+    def check_index(self) -> None:
+        """Check every entry of the .idx (`dsllm.data.shard_index`); reads the whole .idx.
+
+        Raises:
+            DataError: it is damaged, or does not describe the .bin from its first token to its last.
+        """
+        check_index(
+            self._index_path,
+            IndexLayout(
+                header_bytes=HEADER.size,
+                token_bytes=self.dtype.itemsize,
+                num_sequences=self._num_sequences,
+                num_documents=self.num_documents,
+                num_tokens=self.num_tokens,
+            ),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,6 +266,7 @@ def _read_header(path: Path) -> _Header:
     Raises:
         DataError: the file is missing, is not a Megatron index of version 1, or has the wrong size.
     """
+    _check_regular(path)
     try:
         with path.open("rb") as file:
             content = file.read(HEADER.size)
@@ -245,6 +277,10 @@ def _read_header(path: Path) -> _Header:
             _, version, code, num_sequences, num_starts = HEADER.unpack(content)
             found = os.fstat(file.fileno()).st_size
             _check_header(path, version, code, 12 * num_sequences + 8 * num_starts, found)
+            if num_starts == 0:
+                raise DataError(
+                    f"{path}: has no document starts, not even the 0 of an empty shard: damaged; prepare it again"
+                )
             bin_bytes = 0
             if num_sequences > 0:
                 file.seek(HEADER.size + 4 * (num_sequences - 1))
@@ -275,6 +311,20 @@ def _check_header(path: Path, version: int, code: int, array_bytes: int, found: 
     if found != expected:
         why = "truncated" if found < expected else "longer than its header says (multimodal shards are not read)"
         raise DataError(f"{path}: {found} bytes, its header describes {expected}: {why}; copy or prepare it again")
+
+
+def _check_regular(path: Path) -> None:
+    """Refuse a folder, a device or a pipe, whose opening could wait for ever. A missing file is left to the caller.
+
+    Raises:
+        DataError: it is one.
+    """
+    try:
+        check_regular(path)
+    except UntrustedFileError as error:
+        raise DataError(f"{path}: {error}") from error
+    except OSError:
+        return
 
 
 def _index_bytes(lengths: np.ndarray, dtype: np.dtype) -> bytes:

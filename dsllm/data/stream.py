@@ -78,6 +78,14 @@ class TokenStream:
         """
         return max(self.num_tokens - 1, 0) // sequence_length
 
+    def blocks_of(self, prefix: str, sequence_length: int) -> range:
+        """The blocks with tokens of one shard; empty: the shard is not part of the stream."""
+        for record, start in zip(self._records, self._starts, strict=False):
+            if record.prefix == prefix:
+                first = max(0, (start - sequence_length - 1) // sequence_length + 1)
+                return range(first, -(-(start + record.num_tokens) // sequence_length))
+        return range(0)
+
     def read_block(self, block: int, sequence_length: int) -> np.ndarray:
         """The tokens of a block: int64[sequence_length + 1]."""
         return self.read(block * sequence_length, (block + 1) * sequence_length + 1)

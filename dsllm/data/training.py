@@ -2,7 +2,7 @@
 
 # Shapes: B sequences of a micro-batch, T tokens of a sequence.
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
@@ -77,6 +77,29 @@ class TrainingBatches:
     def fingerprint(self, position: Position) -> int:
         """Sum of the fingerprints of this rank's samples in a step, modulo 2^64. Reads the samples from the shards."""
         return fingerprint.add(*(batch.fingerprint for batch in self.step(position)))
+
+    def first_sample_in(self, prefixes: Collection[str], before: Position, most_samples: int) -> int | None:
+        """The place in the order of delivery of the first sample with tokens of some shards; reads no shard.
+
+        Args:
+            before: only samples that were delivered before this position count
+            most_samples: look at no more samples than these
+        Returns:
+            -1 if there is none, None if `most_samples` were looked at without finding one
+        """
+        length = self.data.sequence_length
+        blocks = [[stream.blocks_of(prefix, length) for prefix in prefixes] for stream in self._streams]
+        skipped, place = [*before.skipped], 0
+        for number in range(before.next_sample):
+            if any(first <= number < stop for first, stop in skipped):
+                continue
+            if place == most_samples:
+                return None
+            sample = self._order.sample(number)
+            if any(sample.block in found for found in blocks[sample.source]):
+                return place
+            place += 1
+        return -1
 
     def _micro_batch(self, samples: Sequence[int]) -> MicroBatch:
         length = self.data.sequence_length

@@ -5,11 +5,10 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from dsllm.config.precision import resolve_precision
 from dsllm.doctor.clocks import Offsets, check_clocks, measure_offsets
-from dsllm.doctor.disks import FolderFacts, check_disks, marker, try_folder
+from dsllm.doctor.disks import FolderFacts, check_disks, look_at_marker, marker, try_folder
 from dsllm.doctor.findings import Finding, Place, one_per_host
 from dsllm.doctor.gpus import check_gpus, has_driver
 from dsllm.doctor.local_checks import LocalFacts, Request
@@ -97,7 +96,7 @@ def examine(world: World, facts: LocalFacts, request: Request, report: Report) -
     report("comparing clocks")
     clocks = measure_offsets(world)
     report("trying the disks")
-    folders, unshared = _look_at_disks(world, facts.place, seen, request)
+    folders, unshared, unlocked = _look_at_disks(world, facts.place, seen, request)
     report("multiplying matrices")
     dtype = compute_dtype(resolve_precision("auto", world.device.type))
     gemm = dict(zip(seen, measure_gemm(world, dtype), strict=True))
@@ -115,7 +114,7 @@ def examine(world: World, facts: LocalFacts, request: Request, report: Report) -
         findings=(),
         seconds=0.0,
     )
-    findings = check_all(examination, request.operators, unshared)
+    findings = check_all(examination, request.operators, unshared, unlocked)
     return dataclasses.replace(examination, findings=findings, seconds=time.monotonic() - start)
 
 
@@ -136,29 +135,36 @@ def _with_torch(facts: LocalFacts, world: World) -> RankFacts:
 
 def _look_at_disks(
     world: World, place: Place, seen: Mapping[Place, RankFacts], request: Request
-) -> tuple[dict[Place, tuple[FolderFacts, ...]], dict[str, list[Place]]]:
-    """The folders as each host sees them, and by path the places that do not see what rank 0 writes into a run folder."""
+) -> tuple[dict[Place, tuple[FolderFacts, ...]], dict[str, list[Place]], dict[str, list[Place]]]:
+    """The folders as each host sees them, and by path of a run folder the places that do not see what rank 0 writes there,
+    and those that do not see its locks."""
     leads = one_per_host(seen)
     own = tuple(try_folder(folder, request.test_bytes) for folder in request.folders) if place in leads else ()
     folders = {lead: answer for lead, answer in zip(seen, world.gather(own), strict=True) if lead in leads}
-    unshared = {}
+    unshared, unlocked = {}, {}
     for index, folder in enumerate(request.folders):
-        if len(leads) > 1 and folder.role == "run":
+        if folder.role == "run":
             with marker(own[index]) if world.rank == 0 else contextlib.nullcontext("") as path:
                 path = world.gather(path)[0]
-                sees = world.gather(place not in leads or not path or Path(path).exists())
-            unshared[folder.path] = [other for other, good in zip(seen, sees, strict=True) if not good]
-    return folders, {path: places for path, places in unshared.items() if places}
+                sees = world.gather(look_at_marker(path) if place in leads and path else "locked")
+            unshared[folder.path] = [other for other, how in zip(seen, sees, strict=True) if how == "unseen"]
+            unlocked[folder.path] = [other for other, how in zip(seen, sees, strict=True) if how == "unlocked"]
+    unshared, unlocked = ({path: p for path, p in found.items() if p} for found in (unshared, unlocked))
+    return folders, unshared, unlocked
 
 
 def check_all(
-    examination: Examination, operators: frozenset[str], unshared: Mapping[str, Sequence[Place]]
+    examination: Examination,
+    operators: frozenset[str],
+    unshared: Mapping[str, Sequence[Place]],
+    unlocked: Mapping[str, Sequence[Place]],
 ) -> list[Finding]:
     """All findings, errors first.
 
     Args:
         operators: DeepSpeed's operators that the run needs.
         unshared: folder -> places that do not see what rank 0 wrote there.
+        unlocked: folder -> places that do not see rank 0's locks there.
     """
     ranks = examination.ranks
     machines = {place: own.local.machine for place, own in ranks.items()}
@@ -168,7 +174,7 @@ def check_all(
         *check_machines(machines, examination.device),
         *check_networks({place: own.local.network for place, own in ranks.items()}, machines, examination.device),
         *check_clocks(dict(zip(ranks, examination.clocks.seconds, strict=True))),
-        *check_disks(examination.folders, unshared),
+        *check_disks(examination.folders, unshared, unlocked),
         *check_gemm(examination.gemm),
         *check_collectives(examination.collectives, examination.num_hosts, examination.device),
         *check_operators({place: own.operators for place, own in ranks.items()}, operators),

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import tempfile
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from dsllm.byte_units import GIB, MIB
 from dsllm.doctor.findings import Finding, Place, advice_if, below, check, error_if, where
@@ -21,6 +23,9 @@ SLOW_WRITE = 50e6
 SLOW_READ = 20e6
 LONG_SAVE_SECONDS = 300
 MANIFEST = "manifest.json"
+
+Seen = Literal["locked", "unlocked", "unseen"]
+"""How a host sees a file that rank 0 has written and locked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +119,9 @@ def _read_speed_of_folder(path: Path) -> float:
 
 @contextlib.contextmanager
 def marker(facts: FolderFacts) -> Iterator[str]:
-    """Until the block ends, a file in the tested folder that the other hosts should see; yields its path.
+    """Until the block ends, a locked file in the tested folder that the other hosts should see; yields its path.
 
-    Empty if no file can be written: that is a finding of its own.
+    Empty if no file can be written: that is a finding of its own. Where the file system has no locks, it is not locked.
     """
     try:
         file = tempfile.NamedTemporaryFile(dir=facts.tested, prefix=".dsllm-doctor-")  # noqa: SIM115 - closed below
@@ -124,20 +129,45 @@ def marker(facts: FolderFacts) -> Iterator[str]:
         yield ""
         return
     with file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield file.name
+
+
+def look_at_marker(path: str) -> Seen:
+    """How this host sees the file that rank 0 has written and locked."""
+    try:
+        with open(path, "r+", encoding="utf-8") as file:  # creates nothing where the file is not there
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return "locked"
+    except FileNotFoundError:
+        return "unseen"
+    except OSError:
+        return "unlocked" if Path(path).exists() else "unseen"
+    return "unlocked"
 
 
 # fmt: off
 # One row per check: name, where, level, problem, action.
 def check_disks(
-    folders: Mapping[Place, Sequence[FolderFacts]], unshared: Mapping[str, Sequence[Place]]
+    folders: Mapping[Place, Sequence[FolderFacts]],
+    unshared: Mapping[str, Sequence[Place]],
+    unlocked: Mapping[str, Sequence[Place]] | None = None,
 ) -> Iterator[Finding]:
     """Find folders that would stop a run, for lack of permission, space or speed.
 
     Args:
         folders: the folders of one rank per host, in the same order everywhere.
         unshared: path of a folder -> places that do not see what rank 0 wrote there.
+        unlocked: path of a folder -> places that could lock what rank 0 has locked there.
     """
+    first = next(iter(folders), None)
+    for path, places in (unlocked or {}).items():
+        problem = "has no locks" if first in places else "does not see the locks of other hosts (Lustre with -o localflock?)"
+        yield from check("disk", where(places), "advice",
+            f"{path}: {problem}: a second run in this directory would not be noticed",
+            "Lustre: mount it with -o flock; otherwise make sure that one job at a time uses a run directory")
     for place, own_folders in folders.items():
         for own in own_folders:
             yield from _check_use(place.host, own)

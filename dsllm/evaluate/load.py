@@ -10,14 +10,17 @@ from typing import Any, TypeVar
 import torch
 
 from dsllm.checkpoint.find import find_checkpoint
-from dsllm.checkpoint.hugging_face import HuggingFaceReader, is_hugging_face_folder
+from dsllm.checkpoint.hugging_face import HuggingFaceReader
+from dsllm.checkpoint.hugging_face_files import is_hugging_face_folder
 from dsllm.checkpoint.read import CheckpointReader
+from dsllm.checkpoint.read_manifest import not_the_parameters_of
 from dsllm.config.model import ModelConfig
 from dsllm.config.run import RunConfig
 from dsllm.config.train import PRECISIONS, Precision
 from dsllm.data.manifest import FILE_NAME as DATA_MANIFEST
-from dsllm.data.manifest import load_manifest
+from dsllm.data.manifest import check_tokenizer, load_manifest
 from dsllm.data.tokenizer import Tokenizer, load_tokenizer
+from dsllm.data.tokenizer_folder import check_same
 from dsllm.engine.processes.device import compute_dtype, parameter_dtype
 from dsllm.errors import CheckpointError, DataError
 from dsllm.model.transformer import Transformer
@@ -47,6 +50,8 @@ class SavedModel:
     """The prepared data it was trained on; None (default): not known."""
     sequence_length: int | None = None
     """Tokens per sequence in training; None (default): not known."""
+    tokenizer_sha256: str | None = None
+    """Hash of the folder of its tokenizer; None (default): not known."""
     document_mask: bool = False
     """Whether tokens attended to their own document only."""
 
@@ -77,18 +82,20 @@ def open_saved(path: Path, report: Callable[[str], None]) -> SavedModel:
         assert config.context_length is not None, "every config.json that is read gives one"
         return SavedModel(folder=path, reader=reader, config=config, context_length=config.context_length)
     checkpoint = CheckpointReader(find_checkpoint(path, report))
-    manifest = checkpoint.manifest
+    manifest, config = checkpoint.manifest, checkpoint.model_config
+    _check_parameters(checkpoint, config, manifest.model.context_length)
     data = manifest.config.get("data")
     directory = _value(data, "directory", str)
     return SavedModel(
         folder=checkpoint.folder,
         reader=checkpoint,
-        config=checkpoint.model_config,
+        config=config,
         context_length=manifest.model.context_length,
         run=_run(checkpoint, report),
         step=checkpoint.step,
         precision=next((known for known in PRECISIONS if known == manifest.model.precision), None),
         data_directory=Path(directory) if directory else None,
+        tokenizer_sha256=manifest.tokenizer_sha256,
         sequence_length=_value(data, "sequence_length", int),
         document_mask=_value(data, "document_mask", bool) or False,
     )
@@ -115,6 +122,8 @@ def load_model(saved: SavedModel, precision: Precision, device: torch.device) ->
     Raises:
         CheckpointError: the saved parameters are not those of its config.
     """
+    # before memory is allocated for whatever the config says
+    _check_parameters(saved.reader, saved.config, saved.context_length)
     config = dataclasses.replace(saved.config, dropout=0.0)
     default_dtype = torch.get_default_dtype()
     # the parameters are created in their dtype: converting them later would break the tie of embedding and head
@@ -124,7 +133,6 @@ def load_model(saved: SavedModel, precision: Precision, device: torch.device) ->
             model = Transformer(config, saved.context_length, compute_dtype(precision))
     finally:
         torch.set_default_dtype(default_dtype)
-    _check_parameters(saved, model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(saved.reader.read_whole(name))
@@ -138,16 +146,19 @@ def find_tokenizer(saved: SavedModel, data: Path | None = None) -> Path:
     that the run was trained on.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, or it is not the one that the model was trained with.
     """
     if data is None and saved.is_hugging_face:
         return saved.folder
     in_run = saved.run_directory / "tokenizer" if saved.run_directory else None
     if data is None and in_run is not None and in_run.is_dir():
+        check_same(in_run, saved.tokenizer_sha256)
         return in_run
     prepared = data or saved.data_directory or Path()
     if (prepared / DATA_MANIFEST).is_file():
-        return prepared / load_manifest(prepared).tokenizer.directory
+        manifest = load_manifest(prepared)
+        check_tokenizer(prepared, manifest)
+        return prepared / manifest.tokenizer.directory
     raise DataError(f"{prepared}: no prepared data, so no tokenizer: give its folder with --data")
 
 
@@ -173,13 +184,13 @@ def open_tokenizer(path: Path, end_of_text: str | None = None) -> Tokenizer:
     return load_tokenizer(path, token) if token else load_tokenizer(path)
 
 
-def _check_parameters(saved: SavedModel, model: Transformer) -> None:
-    wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    found = {name: tuple(saved.reader.shape(name)) for name in saved.reader.names()}
-    wrong = [name for name in sorted({*wanted, *found}) if wanted.get(name) != found.get(name)]
-    if wrong:
-        first = wrong[0]
-        raise CheckpointError(
-            f"{saved.folder}: {len(wrong)} parameters are not those of its config; the first, {first}, is "
-            f"{found.get(first, 'absent')} there and {wanted.get(first, 'absent')} in the config"
-        )
+def _check_parameters(reader: CheckpointReader | HuggingFaceReader, config: ModelConfig, context_length: int) -> None:
+    """Refuse a model whose config is that of another one. Builds no model.
+
+    Raises:
+        CheckpointError: names the first parameter that differs.
+    """
+    found = {name: tuple(reader.shape(name)) for name in reader.names()}
+    problem = not_the_parameters_of(config, context_length, found)
+    if problem:
+        raise CheckpointError(f"{reader.folder}: {problem}")

@@ -1,5 +1,6 @@
 """Follows a SLURM job from its submission to its end, through requeues: output, signals, state and exit code."""
 
+import contextlib
 import re
 import subprocess
 import time
@@ -7,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsllm.errors import LaunchError
+from dsllm.errors import EXIT_FAILED, LaunchError
 from dsllm.launch.follow import StopRequest, Waits
 
 _POLL_SECONDS = 2.0
@@ -24,6 +25,9 @@ _END_STATES = (
     "OUT_OF_MEMORY",
     "BOOT_FAIL",
     "DEADLINE",
+    "REVOKED",
+    "LAUNCH_FAILED",
+    "RECONFIG_FAIL",
     _FORGOTTEN,
 )
 """A job in one of these does not run again; a requeued job is PENDING."""
@@ -48,7 +52,11 @@ def submit(command: tuple[str, ...]) -> str:
     done = _call(command)
     if done.returncode:
         raise LaunchError(f"sbatch refused the job: {done.stderr.strip()}")
-    return done.stdout.strip().partition(";")[0]
+    # a cluster's own sbatch may print more than the number
+    numbers = re.findall(r"^([0-9]+)(?:;.*)?$", done.stdout, re.MULTILINE)
+    if not numbers:
+        raise LaunchError(f"sbatch printed no job number: {(done.stdout + done.stderr).strip()[:200]!r}")
+    return str(numbers[-1])
 
 
 def follow_batch(
@@ -60,7 +68,7 @@ def follow_batch(
 ) -> JobState:
     """Wait until the job ends, and pass its output on. A request to stop lets the ranks save, and keeps SLURM from
     starting the job again."""
-    position, stopping, last_state, deadline = 0, False, "", float("inf")
+    position, stopping, last_state, deadline, give_up = 0, False, "", float("inf"), float("inf")
     while True:
         now = look(number)
         position = _pass_on(output, position, write)
@@ -74,8 +82,12 @@ def follow_batch(
             _call(("scontrol", "update", f"JobId={number}", "Requeue=0"))
             # a job that has not begun has nothing to save; SIGUSR1 goes to the ranks, not to the script
             _call(("scancel", number) if now.state == "PENDING" else ("scancel", "--signal=USR1", number))
+        if time.monotonic() >= give_up:
+            return JobState(
+                state=now.state, exit_code=EXIT_FAILED, reason="SLURM does not end the job, or does not answer"
+            )
         if time.monotonic() >= deadline:
-            deadline = float("inf")
+            deadline, give_up = float("inf"), time.monotonic() + waits.end
             _call(("scancel", number))
         time.sleep(_POLL_SECONDS)
 
@@ -104,10 +116,11 @@ def look(number: str) -> JobState:
 
 
 def _pass_on(file: Path, position: int, write: Callable[[bytes], None]) -> int:
-    """Write what the file contains beyond a position; returns the new position."""
-    if not file.is_file():
-        return position
-    with file.open("rb") as stream:
+    """Write what the file contains beyond a position; returns the new position.
+
+    A file that is not there yet, or that a network file system does not give for a moment (ESTALE, EIO), is read later.
+    """
+    with contextlib.suppress(OSError), file.open("rb") as stream:
         stream.seek(position)
         while data := stream.read(2**20):
             write(data)

@@ -44,6 +44,11 @@ def has_ended(before: Status, read: Callable[[], Status]) -> bool:
     return _is_new(before, now) and now.get("state") in ENDED
 
 
+def is_running(before: Status, now: Status) -> bool:
+    """Whether the status says that this job's attempt has begun and has not ended."""
+    return _is_new(before, now) and now.get("state") not in ENDED
+
+
 def read_patiently(read: Callable[[], Status], patience_seconds: float = STATUS_PATIENCE_SECONDS) -> Status:
     """The status once the job has ended; tries again for a while if it cannot be read.
 

@@ -22,7 +22,7 @@ def ssh_launch(job: Job, cluster: ClusterConfig, with_torchrun: bool) -> Launch:
     `deepspeed --no_ssh`, once per host, does neither.
     """
     hostfile, node = job.folder / "hosts", job.folder / "node.sh"
-    address, port = cluster.master_address or cluster.hosts[0].name, port_of(job, cluster)
+    address, port = cluster.master_address or cluster.hosts[0].address, port_of(job, cluster)
     if with_torchrun:
         start = [
             *("-m", "torch.distributed.run", "--nnodes", str(len(cluster.hosts))),

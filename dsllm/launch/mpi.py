@@ -1,13 +1,17 @@
 """Open MPI: one script that becomes a rank, and one for this machine that runs mpirun under our watcher."""
 
+import subprocess
 import sys
 from pathlib import Path
 
 from dsllm.config.cluster import ClusterConfig
 from dsllm.config.hostfile import hostfile_text
+from dsllm.errors import LaunchError
 from dsllm.launch.hosts import THIS_MACHINE, local_slots, ssh_command, watcher_command
 from dsllm.launch.job import Job, Launch, in_container, port_of, python_of, quoted, script
 from dsllm.processes import free_port
+
+_VERSION_SECONDS = 30.0
 
 
 def mpi_launch(job: Job, cluster: ClusterConfig) -> Launch:
@@ -16,7 +20,7 @@ def mpi_launch(job: Job, cluster: ClusterConfig) -> Launch:
     Ranks get the address of rank 0's store in their environment, so mpi4py is not needed.
     """
     hostfile, rank, node = job.folder / "hosts", job.folder / "rank.sh", job.folder / "node.sh"
-    address = cluster.master_address or (cluster.hosts[0].name if cluster.hosts else "127.0.0.1")
+    address = cluster.master_address or (cluster.hosts[0].address if cluster.hosts else "127.0.0.1")
     port = port_of(job, cluster) if cluster.hosts else cluster.port or free_port()
     train = quoted([*in_container(cluster), python_of(cluster), "-u", "-m", "dsllm", "train", *job.words])
     store = f"env MASTER_ADDR={address} MASTER_PORT={port}"  # in the rank's script: mpirun passes on only what -x names
@@ -38,6 +42,31 @@ def mpi_launch(job: Job, cluster: ClusterConfig) -> Launch:
         commands=commands,
         sweeps={host.name: ssh_command(cluster, host.name, sweep, "0") for host in cluster.hosts},
     )
+
+
+def refuse_other_mpi(cluster: ClusterConfig) -> None:
+    """The words of mpirun below are Open MPI's: another MPI would stop at the first one that it does not know.
+
+    Raises:
+        LaunchError: mpirun is not there, or belongs to another MPI.
+    """
+    if cluster.modules or cluster.virtual_environment:  # these may bring another mpirun
+        return
+    program = cluster.mpi.program
+    try:
+        done = subprocess.run(
+            [program, "--version"], capture_output=True, text=True, check=False, timeout=_VERSION_SECONDS
+        )
+    except OSError as error:
+        raise LaunchError(f"mpi.program {program}: cannot be started here: {error.strerror or error}") from error
+    except subprocess.TimeoutExpired:
+        return  # a slow file system; mpirun itself will say what is wrong
+    found = (done.stdout or done.stderr).strip().partition("\n")[0]
+    if done.returncode == 0 and "Open MPI" not in found and "OpenRTE" not in found:
+        raise LaunchError(
+            f"mpi.program {program} is not Open MPI's ({found[:80]!r}): name Open MPI's mpirun, or use --with deepspeed or "
+            "torchrun on the same hosts. MPICH's and Intel MPI's mpiexec can start `dsllm train` itself: docs/launch.md"
+        )
 
 
 def mpirun_words(cluster: ClusterConfig, hostfile: Path) -> list[str]:

@@ -18,6 +18,13 @@ def processes_of(job: str) -> list[psutil.Process]:
     return [p for p in psutil.process_iter() if p.pid not in own and _variables(p).get(JOB_VARIABLE) == job]
 
 
+def jobs_on_this_machine(name: str) -> set[str]:
+    """The parts of a job, one per host, that have a process on this machine other than this one and its ancestors."""
+    own = {process.pid for process in [psutil.Process(), *psutil.Process().parents()]}
+    values = {_variables(p).get(JOB_VARIABLE, "") for p in psutil.process_iter() if p.pid not in own}
+    return {value for value in values if value.rpartition(".")[0] == name}
+
+
 def ranks_among(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
     """The ranks: processes with a rank's variables whose parent has none (a rank's own helpers inherit them)."""
     with_rank = {p.pid for p in processes if any(name in _variables(p) for name in _RANK_VARIABLES)}

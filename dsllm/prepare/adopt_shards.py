@@ -11,6 +11,7 @@ from dsllm.data.manifest import ShardRecord, SourceRecord
 from dsllm.data.shards import Shard, bin_path, idx_path
 from dsllm.data.tokenizer import Tokenizer
 from dsllm.errors import DataError
+from dsllm.prepare.find_files import path_of
 
 _NUM_PROBES, _PROBE_TOKENS = 64, 4096  # parts of a shard whose ids are checked
 
@@ -25,11 +26,13 @@ def adopt_shards(
         report: gets a warning for each shard whose last document has no end-of-text token.
 
     Raises:
-        DataError: a shard is missing, damaged or empty, or contains ids that the tokenizer does not have.
+        DataError: a shard is missing, damaged or empty, its .idx does not describe all of its .bin, or it contains ids that
+            the tokenizer does not have.
     """
     prefixes = list(dict.fromkeys(prefix for pattern in source.paths for prefix in _prefixes(pattern, source.name)))
     shards = [Shard(prefix) for prefix in prefixes]
     for shard in shards:
+        shard.check_index()
         _check_ids(shard, tokenizer, source.name, report)
     num_documents = sum(shard.num_documents for shard in shards)
     num_held_out = round(validation_share * num_documents)
@@ -90,7 +93,7 @@ def _check_ids(shard: Shard, tokenizer: Tokenizer, source: str, report: Callable
 
 def _prefixes(pattern: str, source: str) -> list[Path]:
     """Absolute prefixes of the shards that a path or glob names, with or without .bin or .idx."""
-    bare = str(Path(pattern).expanduser()).removesuffix(".bin").removesuffix(".idx")
+    bare = str(path_of(pattern, source)).removesuffix(".bin").removesuffix(".idx")
     if not glob.has_magic(bare) or idx_path(Path(bare)).exists():
         return [Path(bare).absolute()]
     found = [Path(name.removesuffix(".idx")).absolute() for name in sorted(glob.glob(bare + ".idx", recursive=True))]

@@ -3,13 +3,17 @@
 import platform
 from collections.abc import Iterable
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from dsllm.config.run import RunConfig
 from dsllm.data.manifest import Manifest, SourceRecord
 from dsllm.data.tokenizer import Tokenizer
+from dsllm.errors import DataError
 from dsllm.prepare.reading import SPLITS, SourceCount
+from dsllm.prepare.workspace import CARD_FILE
 from dsllm.prepare.write_shards import UnitRecord
+from dsllm.untrusted_files import UntrustedFileError, read_json
 
 FORMAT_VERSION = 1
 _PACKAGES = ("numpy", "tokenizers", "sentencepiece", "pyarrow", "datasets")
@@ -54,6 +58,33 @@ def make_card(
     }
 
 
+def read_card(directory: Path) -> dict[str, Any]:
+    """The data card of a prepared directory.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    try:
+        card = read_json(directory / CARD_FILE)
+    except FileNotFoundError as error:
+        raise not_a_card(directory, "it is missing") from error
+    except OSError as error:
+        raise DataError(f"{directory / CARD_FILE}: cannot be read: {error.strerror}") from error
+    except UntrustedFileError as error:
+        raise not_a_card(directory, str(error)) from error
+    if not isinstance(card, dict):
+        raise not_a_card(directory, f"it is {type(card).__name__}")
+    return card
+
+
+def not_a_card(directory: Path, why: str) -> DataError:
+    """The error that the data card cannot be used; the data itself is prepared."""
+    return DataError(
+        f"{directory / CARD_FILE}: not a data card ({why}). The token shards are prepared; to have a card again, copy it, or "
+        "prepare them again by `dsllm prepare CONFIG --force`"
+    )
+
+
 def _source(record: SourceRecord, count: SourceCount | None, records: list[UnitRecord]) -> dict[str, Any]:
     """One source: documents read and dropped by reason, and its splits."""
     source: dict[str, Any] = {"name": record.name}
@@ -66,6 +97,8 @@ def _source(record: SourceRecord, count: SourceCount | None, records: list[UnitR
             "bad": count.bad.total(),
             "bad_by_reason": dict(count.bad.most_common()),
             "bad_examples": count.bad_examples,
+            "remarks": dict(count.remarks.most_common()),
+            "remark_examples": count.remark_examples,
             "files": count.num_files,
             "ignored_files_by_suffix": dict(count.ignored_files.most_common()),
             "cut_at_megabytes": count.cut_at_megabytes,

@@ -1,6 +1,5 @@
 """Prepares a run's data: reads the sources, trains or loads the tokenizer, writes token shards and the data card."""
 
-import errno
 import json
 import shutil
 import time
@@ -24,12 +23,24 @@ from dsllm.errors import DataError
 from dsllm.prepare.adopt_shards import adopt_shards
 from dsllm.prepare.baselines import measure_baselines
 from dsllm.prepare.card import make_card
+from dsllm.prepare.check_prepared import check_prepared
 from dsllm.prepare.reading import MEGABYTE, Progress, Reading, TrainingSample
+from dsllm.prepare.settings import EMBEDDED_CORPUS, reads_default_corpus
 from dsllm.prepare.train_tokenizer import train_tokenizer
 from dsllm.prepare.units import Unit, spool_path
-from dsllm.prepare.workspace import CARD_FILE, Workspace, check_replaceable, open_workspace, prepared_before
+from dsllm.prepare.workspace import (
+    CARD_FILE,
+    MANIFEST_FILES,
+    Workspace,
+    check_replaceable,
+    not_written,
+    open_workspace,
+    prepared_before,
+    real_directory,
+)
 from dsllm.prepare.write_shards import Destination, UnitRecord, finished_record, write_shards
 from dsllm.processes import num_cores
+from dsllm.untrusted_files import UntrustedFileError, read_json
 
 T = TypeVar("T")
 Report = Callable[[str], None]
@@ -44,8 +55,8 @@ def prepare(
 ) -> Manifest:
     """Prepare the token shards of a run in `directory`, and return their manifest.
 
-    Leaves a directory alone that was prepared with the same settings. Continues an interrupted preparation: shards
-    finished with the same text and tokenizer are used again.
+    Verifies a directory that was prepared with the same settings, and leaves it alone. Continues an interrupted
+    preparation: shards finished with the same text and tokenizer are used again.
 
     Args:
         report: called with a line of text for each step and warning.
@@ -62,21 +73,41 @@ def prepare(
             "tokenizer.path to the tokenizer that made them"
         )
     settings = manifests.settings_of(config)
-    if not force and (ready := prepared_before(directory, settings)) is not None:
-        report(f"{directory} is prepared already with these settings: nothing to do (--force reads the sources again)")
-        return ready
-    check_replaceable(directory)
-    with open_workspace(directory, report) as workspace:
+    if reads_default_corpus(config.data):
+        report(EMBEDDED_CORPUS)
+    try:
+        directory = real_directory(directory)
         if not force and (ready := prepared_before(directory, settings)) is not None:
-            return ready  # another process prepared it before we got the lock
-        try:
+            check_prepared(directory, ready, progress)
+            report(
+                f"{directory} is prepared already with these settings: nothing to do (--force reads the sources again)"
+            )
+            return ready
+        check_replaceable(directory, force)
+        with open_workspace(directory, report, force) as workspace:
+            if not force and (ready := prepared_before(directory, settings)) is not None:
+                return ready  # another process prepared it before we got the lock
+            if not force and (ready := _complete(workspace, settings, progress)) is not None:
+                report("publishing what an earlier attempt had completed")
+                workspace.publish({record.prefix for record in ready.records()})
+                return ready
             return _Preparation(config, workspace, report, progress).run(settings)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise DataError(
-                f"{workspace.aside}: the disk is full; free some space and start again: finished shards are kept"
-            ) from error
+    except OSError as error:
+        raise not_written(directory, error, "used") from error
+
+
+def _complete(workspace: Workspace, settings: dict[str, Any], progress: Progress) -> Manifest | None:
+    """The manifest of an earlier attempt that was ended just before its folder got its final name; None otherwise."""
+    try:
+        ready = prepared_before(workspace.aside, settings)
+        if ready is not None:
+            check_prepared(workspace.aside, ready, progress)
+    except DataError:
+        ready = None
+    if ready is None:  # a manifest of other settings must not stay next to the shards of these
+        for name in MANIFEST_FILES:
+            (workspace.aside / name).unlink(missing_ok=True)
+    return ready
 
 
 @dataclass
@@ -164,7 +195,7 @@ class _Preparation:
         if record.is_file() and self.workspace.tokenizer.is_dir():
             destination = self._destination()
             # The checksum too: another preparation may have put its own tokenizer here, and been interrupted.
-            if json.loads(record.read_text()) == inputs | {"sha256": destination.tokenizer_sha256}:
+            if _content_of(record) == inputs | {"sha256": destination.tokenizer_sha256}:
                 self.report("tokenizer: kept from the interrupted preparation")
                 return load_tokenizer(self.workspace.tokenizer), destination
         self.report(
@@ -233,6 +264,14 @@ class _Preparation:
         started = time.monotonic()
         yield
         self.seconds[what] = time.monotonic() - started
+
+
+def _content_of(record: Path) -> Any:
+    """The content of a JSON file of an interrupted preparation; None if it is damaged."""
+    try:
+        return read_json(record)
+    except (OSError, UntrustedFileError):
+        return None
 
 
 def _megatron(config: RunConfig) -> list[SourceConfig]:

@@ -9,16 +9,18 @@ from pathlib import Path
 
 from dsllm.config.data import DataConfig, SourceConfig
 from dsllm.errors import DataError
-from dsllm.prepare.document import BadInput, Document
+from dsllm.prepare.document import BadInput, Document, Item, Remark, shown
 from dsllm.prepare.embedded import embedded_documents
+from dsllm.prepare.find_files import find_files
 from dsllm.prepare.source_datasets import dataset_documents
-from dsllm.prepare.source_files import Position, find_files, read_documents, size_of
+from dsllm.prepare.source_files import EMPTY, read_documents, size_of
+from dsllm.prepare.text_lines import Position
 from dsllm.prepare.units import Unit, UnitCutter
 
 SPLITS = ("train", "validation")
 MEGABYTE = 1_000_000
 HASH_RANGE = 2**64
-_NUM_EXAMPLES = 5  # bad inputs listed per reason
+_NUM_EXAMPLES = 5  # bad inputs listed per reason, and files per remark
 
 Progress = Callable[[str, float, float | None], None]
 """Called with (activity, megabytes done, total megabytes or None if unknown)."""
@@ -42,10 +44,14 @@ class SourceCount:
     """Bad inputs by reason."""
     bad_examples: dict[str, list[str]] = field(default_factory=dict)
     """The first few of them by reason."""
+    remarks: Counter[str] = field(default_factory=Counter)
+    """Files with something to know about them, by what it is."""
+    remark_examples: dict[str, list[str]] = field(default_factory=dict)
+    """The first few of them."""
     num_files: int = 0
     """Files that were read."""
     ignored_files: Counter[str] = field(default_factory=Counter)
-    """Files of other types in the source's folders, by suffix."""
+    """Files in the source's folders that are passed over, by suffix or reason."""
     cut_at_megabytes: float | None = None
     """max_megabytes, if reading stopped there."""
 
@@ -139,6 +145,9 @@ class Reading:
     def _units_of(self, source: SourceConfig, cutters: dict[str, UnitCutter]) -> Iterator[Unit]:
         count = self.counts[source.name]
         for item in self._items(source, count):
+            if isinstance(item, Remark):
+                _count(item.kind, item.place, count.remarks, count.remark_examples)
+                continue
             count.read += 1
             content = self._accept(item, source, count)
             if content is None:
@@ -169,10 +178,7 @@ class Reading:
                 f"source '{source.name}': {item}. Fix or remove it, or set on_bad_input: skip for this source: "
                 "then such inputs are skipped, counted and reported"
             )
-        count.bad[item.reason] += 1
-        examples = count.bad_examples.setdefault(item.reason, [])
-        if len(examples) < _NUM_EXAMPLES:
-            examples.append(str(item))
+        _count(shown(item.reason), str(item), count.bad, count.bad_examples)
         return None
 
     def _keep(self, content: bytes, count: SourceCount, cutters: dict[str, UnitCutter]) -> Unit | None:
@@ -194,7 +200,7 @@ class Reading:
             self.sample.offer(int.from_bytes(digest[24:], "little"), content)
         return cutters[split].add(content, digest)
 
-    def _items(self, source: SourceConfig, count: SourceCount) -> Iterator[Document | BadInput]:
+    def _items(self, source: SourceConfig, count: SourceCount) -> Iterator[Item]:
         """Read a source, and report the progress."""
         if source.kind == "files":
             yield from self._items_of_files(source, count)
@@ -204,7 +210,7 @@ class Reading:
             yield item
             self._progress(f"reading {source.name}", self.megabytes_read, None)
 
-    def _items_of_files(self, source: SourceConfig, count: SourceCount) -> Iterator[Document | BadInput]:
+    def _items_of_files(self, source: SourceConfig, count: SourceCount) -> Iterator[Item]:
         paths, count.ignored_files = find_files(source)
         sizes = [size_of(path) for path in paths]
         total = sum(sizes)
@@ -224,11 +230,22 @@ class Reading:
         count = self.counts[source.name]
         if sum(count.kept.values()) == 0:
             reasons = [f"{count.duplicates} duplicates", f"{count.empty} empty", f"{count.bad.total()} bad"]
+            empty_files = (
+                f"; {count.remarks[EMPTY]} of its {count.num_files} files are empty" if count.remarks[EMPTY] else ""
+            )
             limit = (
                 f"; its first document is larger than max_megabytes {count.cut_at_megabytes}"
                 if count.cut_at_megabytes
                 else ""
             )
             raise DataError(
-                f"source '{source.name}' yields no document: {count.read} read, of which {', '.join(reasons)}{limit}"
+                f"source '{source.name}' yields no document: {count.read} read, of which {', '.join(reasons)}"
+                f"{empty_files}{limit}"
             )
+
+
+def _count(what: str, example: str, counter: Counter[str], examples: dict[str, list[str]]) -> None:
+    """Count one case, and keep the first few as examples."""
+    counter[what] += 1
+    if counter[what] <= _NUM_EXAMPLES:
+        examples.setdefault(what, []).append(example)

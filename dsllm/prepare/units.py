@@ -1,11 +1,14 @@
 """Cuts the stream of documents into units of work: each is spooled to a file and becomes one token shard."""
 
 import hashlib
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+from dsllm.errors import DataError
 
 _LENGTH = struct.Struct("<Q")
 
@@ -96,7 +99,23 @@ class UnitCutter:
 
 
 def spooled_documents(spool: Path) -> Iterator[bytes]:
-    """Read the documents of a spool file, as UTF-8, in order."""
+    """Read the documents of a spool file, as UTF-8, in order.
+
+    Raises:
+        DataError: it has changed since it was written.
+        OSError: it cannot be read.
+    """
     with spool.open("rb") as file:
+        num_left = os.fstat(file.fileno()).st_size
         while header := file.read(_LENGTH.size):
-            yield file.read(_LENGTH.unpack(header)[0])
+            num_left -= len(header)
+            length = _LENGTH.unpack(header)[0] if len(header) == _LENGTH.size else num_left + 1
+            if length > num_left:
+                raise changed(spool)
+            num_left -= length
+            yield file.read(length)
+
+
+def changed(spool: Path) -> DataError:
+    """The error that a spool file is not as it was written."""
+    return DataError(f"{spool}: changed while it waited to be tokenised: check the disk, and start again")

@@ -1,11 +1,13 @@
 """Tokenises units of text into token shards, in worker processes; their number does not change the result."""
 
 import functools
+import hashlib
 import json
 import multiprocessing
+import multiprocessing.process
 import os
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -14,11 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from dsllm import files
-from dsllm.data.shards import ShardWriter, bin_path, idx_path, shard_dtype
+from dsllm.data.shards import Shard, ShardWriter, bin_path, idx_path, shard_dtype
 from dsllm.data.tokenizer import Tokenizer, load_tokenizer
 from dsllm.errors import DataError
-from dsllm.prepare.units import Unit, spooled_documents, unit_name
+from dsllm.prepare.units import Unit, changed, spooled_documents, unit_name
 from dsllm.processes import end_with_parent
+from dsllm.untrusted_files import read_bounded, read_json
 
 BATCH_CHARACTERS = 1_000_000
 """Text handed to the tokenizer at once; with 30 MB it would need 1 GB of memory."""
@@ -91,14 +94,23 @@ def write_shards(units: Iterable[Unit], destination: Destination, num_workers: i
             yield from (future.result() for future in done)
     except BrokenProcessPool as error:
         # Python 3.11 waits forever for a worker that was being started when another one died.
-        for worker in set(multiprocessing.active_children()) - other_processes:
-            worker.kill()
+        _kill_workers(other_processes)
         raise DataError(
             "a worker process died, probably because memory ran out: lower data.num_workers and start again; "
             "finished shards are kept"
         ) from error
+    except DataError:  # the other workers finish their units
+        raise
+    except BaseException:  # a signal: do not wait for the workers, a job that is ended has few seconds
+        _kill_workers(other_processes)
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _kill_workers(other_processes: set[multiprocessing.process.BaseProcess]) -> None:
+    for worker in set(multiprocessing.active_children()) - other_processes:
+        worker.kill()
 
 
 def _submit(pool: ProcessPoolExecutor, unit: Unit, destination: Destination) -> Future[UnitRecord]:
@@ -118,11 +130,14 @@ def write_shard(unit: Unit, destination: Destination) -> UnitRecord:
     counts = np.zeros(256, dtype=np.int64)
     num_not_round_trip = 0
     with ShardWriter(destination.shards / unit.name, shard_dtype(tokenizer.vocab_size)) as writer:
-        for text, ids in _encoded(unit, tokenizer):
+        documents = hashlib.sha256()
+        for text, ids in _encoded(unit, tokenizer, documents.update):
             writer.add_document([*ids, tokenizer.end_of_text_id])
             counts += np.bincount(np.frombuffer(text.encode(), dtype=np.uint8), minlength=256)
             if unit.split == "validation":
                 num_not_round_trip += tokenizer.decode(ids) != text
+        if documents.hexdigest() != unit.documents_sha256:
+            raise changed(unit.spool)
         info = writer.close()
     record = UnitRecord(
         source=unit.source,
@@ -135,23 +150,36 @@ def write_shard(unit: Unit, destination: Destination) -> UnitRecord:
         num_not_round_trip=num_not_round_trip,
         **asdict(info),
     )
-    files.write_atomically(destination.records / f"{unit.name}.json", json.dumps(asdict(record)))
+    files.write_atomically(destination.records / f"{unit.name}.json", _record_text(record))
     if unit.split == "train":  # the baselines still read the held-out text
         unit.spool.unlink()
     return record
 
 
 def finished_record(unit: Unit, destination: Destination) -> UnitRecord | None:
-    """The record of a unit whose shard an interrupted preparation has finished with the same text and tokenizer."""
+    """The record of a unit whose shard an interrupted preparation has finished with the same text and tokenizer.
+
+    Reads the whole shard: a disk that was full, or a machine that lost its power, may have damaged it.
+    """
+    path, shard = destination.records / f"{unit.name}.json", destination.shards / unit.name
     try:
-        raw = json.loads((destination.records / f"{unit.name}.json").read_text())
-        record = UnitRecord(**{**raw, "byte_counts": tuple(raw["byte_counts"])})
-        shard = destination.shards / unit.name
-        sizes = (bin_path(shard).stat().st_size, idx_path(shard).stat().st_size)
-    except (OSError, ValueError, TypeError, KeyError):
+        raw = read_json(path)
+        record = UnitRecord(**{**raw["record"], "byte_counts": tuple(raw["record"]["byte_counts"])})
+        if read_bounded(path).decode() != _record_text(record):
+            return None
+        found = (files.sha256_of_file(bin_path(shard)), bin_path(shard).stat().st_size, idx_path(shard).stat().st_size)
+        num_documents = Shard(shard).num_documents
+    except (OSError, ValueError, TypeError, KeyError, DataError):
         return None  # no record, or one of another version: write the shard again
     same = (record.documents_sha256, record.tokenizer_sha256) == (unit.documents_sha256, destination.tokenizer_sha256)
-    return record if same and sizes == (record.bin_bytes, record.idx_bytes) else None
+    whole = found == (record.bin_sha256, record.bin_bytes, record.idx_bytes) and num_documents == record.num_documents
+    return record if same and whole else None
+
+
+def _record_text(record: UnitRecord) -> str:
+    """A record's file: its content, and the SHA-256 of that."""
+    content = asdict(record)
+    return json.dumps({"record": content, "sha256": hashlib.sha256(json.dumps(content).encode()).hexdigest()})
 
 
 def encode_documents(tokenizer: Tokenizer, texts: Sequence[str], limit: int = BATCH_CHARACTERS) -> list[list[int]]:
@@ -178,10 +206,19 @@ def cut(text: str, limit: int = BATCH_CHARACTERS) -> Iterator[str]:
     yield text[start:]
 
 
-def _encoded(unit: Unit, tokenizer: Tokenizer) -> Iterator[tuple[str, list[int]]]:
-    """The texts of a unit with their token ids, in order."""
-    for batch in batches(spooled_documents(unit.spool)):
-        yield from zip(batch, encode_documents(tokenizer, batch), strict=True)
+def _encoded(unit: Unit, tokenizer: Tokenizer, update: Callable[[bytes], None]) -> Iterator[tuple[str, list[int]]]:
+    """The texts of a unit with their token ids, in order; `update` gets the SHA-256 of each."""
+
+    def documents() -> Iterator[bytes]:
+        for content in spooled_documents(unit.spool):
+            update(hashlib.sha256(content).digest())
+            yield content
+
+    try:
+        for batch in batches(documents()):
+            yield from zip(batch, encode_documents(tokenizer, batch), strict=True)
+    except UnicodeDecodeError as error:
+        raise changed(unit.spool) from error
 
 
 def batches(documents: Iterable[bytes], limit: int = BATCH_CHARACTERS) -> Iterator[list[str]]:

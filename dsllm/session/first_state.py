@@ -3,15 +3,17 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from dsllm.checkpoint.architecture import differences_in_function
-from dsllm.checkpoint.hugging_face import HuggingFaceReader, is_hugging_face_folder
+from dsllm.checkpoint.hugging_face import HuggingFaceReader
+from dsllm.checkpoint.hugging_face_files import is_hugging_face_folder
 from dsllm.checkpoint.read import CheckpointReader
+from dsllm.checkpoint.source import another_model, differences
 from dsllm.config.run import RunConfig
 from dsllm.engine.processes.process_group import World
 from dsllm.errors import CheckpointError
 from dsllm.model.initial_state import InitialValues, WeightsOnly
 from dsllm.parameters import ParameterTable, parameter_table
 from dsllm.session.resume import find_weights
+from dsllm.session.source_tokenizer import other_tokenizer
 from dsllm.slices import StateReader
 
 
@@ -32,13 +34,14 @@ def first_state(config: RunConfig, world: World, report: Callable[[str], None]) 
         reader = HuggingFaceReader(source)
     else:
         reader = find_weights(source, world, report)
-    problems = [*differences_in_function(reader.model_config, config.model), *_other_parameters(reader, table)]
+    found = reader.model_config
+    problems = [*differences(found, config.model, config.context_length), *_other_parameters(reader, table)]
     if problems:
-        more = f"\n- and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise CheckpointError(
-            f"model.init_from {source}: is another model than the run's:\n- " + "\n- ".join(problems[:8]) + more
-        )
+        raise another_model(str(source), found, problems)
     report(f"starting from the weights of {source}")
+    warning = other_tokenizer(source, Path(config.data.directory or "")) if world.rank == 0 else None
+    if warning:
+        report(f"warning: {warning}")
     return WeightsOnly(reader)
 
 

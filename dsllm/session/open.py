@@ -26,6 +26,7 @@ from dsllm.session.progress import Progress
 from dsllm.session.record import RunRecord
 from dsllm.session.resume import Report, check_delivery, clean_up
 from dsllm.session.start import find_start
+from dsllm.session.verification import Verification, open_verification
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,8 @@ class Session:
     """Describes the prepared data."""
     engine: Engine
     batches: TrainingBatches
+    verification: Verification
+    """Compares the token shards with their checksums."""
     progress: Progress
     """How far the run was when it was opened."""
     directory: HeldDirectory
@@ -77,11 +80,7 @@ class FinishedRun:
 
 @contextlib.contextmanager
 def open_session(
-    config: RunConfig,
-    given: Mapping[str, Any],
-    manifest: Manifest,
-    ranks: Ranks,
-    caller: Caller,
+    config: RunConfig, given: Mapping[str, Any], manifest: Manifest, ranks: Ranks, caller: Caller
 ) -> Iterator[Session | FinishedRun]:
     """Open a run on this rank; a collective call.
 
@@ -117,6 +116,7 @@ def open_session(
         on_every_rank(world, lambda: check_nvme(final, _num_parameters(config), precision, ranks))
         batches = _training_batches(config, manifest, world)
         check_delivery(start.progress, batches, world)
+        verification = open_verification(directory, batches, start.progress, world, report)
         with (
             held_directory(directory, world, report, step=start.progress.step, tokens=start.progress.tokens) as held,
             swap_files(final, ranks),
@@ -131,9 +131,10 @@ def open_session(
                 manifest=manifest,
                 engine=engine,
                 batches=batches,
+                verification=verification,
                 progress=start.progress,
                 directory=held,
-                record=RunRecord(config=config, deepspeed=final),
+                record=RunRecord(config=config, deepspeed=final, tokenizer_sha256=manifest.tokenizer.sha256),
                 damaged=start.damaged,
                 cores=cores,
                 report=report,

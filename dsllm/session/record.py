@@ -18,6 +18,8 @@ class RunRecord:
     """The resolved run."""
     deepspeed: Mapping[str, Any]
     """The final DeepSpeed config."""
+    tokenizer_sha256: str | None = None
+    """Hash of the tokenizer's folder; None (default): not known."""
 
     @property
     def config_as_dict(self) -> dict[str, Any]:

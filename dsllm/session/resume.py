@@ -7,6 +7,7 @@ from pathlib import Path
 from dsllm.checkpoint.find import Damage, candidates, list_checkpoints, newest_sound, remove_leftovers
 from dsllm.checkpoint.manifest import What
 from dsllm.checkpoint.read import CheckpointReader
+from dsllm.checkpoint.read_manifest import UnavailableCheckpointError
 from dsllm.checkpoint.verify import damage_in
 from dsllm.config.compare import differences
 from dsllm.config.run import RunConfig
@@ -32,7 +33,7 @@ def find_resumable(directory: Path, world: World, report: Report) -> tuple[Check
     of the files, and all get the same answer.
 
     Raises:
-        CheckpointError: there are checkpoints, and all of them are damaged.
+        CheckpointError: there are checkpoints, and all of them are damaged; or one may be sound, but cannot be read here.
     """
     unreadable = "the run's checkpoints could not be listed"
     listed = on_rank_0(world, lambda: list_checkpoints(directory / CHECKPOINTS), unreadable)
@@ -56,7 +57,15 @@ def _shared_damage(world: World, what: What) -> Damage:
     """A check of one checkpoint by all ranks: each reads its share of the files, and all get the same answer."""
 
     def damage(folder: Path) -> str | None:
-        answers = world.gather(damage_in(folder, world.rank, world.size, what))
+        own: str | UnavailableCheckpointError | None
+        try:
+            own = damage_in(folder, world.rank, world.size, what)
+        except UnavailableCheckpointError as error:
+            own = error
+        answers = world.gather(own)
+        for answer in answers:
+            if isinstance(answer, UnavailableCheckpointError):
+                raise answer
         return next((answer for answer in answers if answer), None)
 
     return damage

@@ -47,6 +47,8 @@ def train(session: Session, validate: Validate, stop: Stop, profile_steps: str |
         Interrupted: a rank was asked to stop before the first step.
     """
     with open_records(session, profile_steps) as records:
+        stop.begin_steps(partial(session.directory.write_status, "failed", reason="ended at once by a second SIGINT"))
+        stop_together(session.world, stop.why)
         progress, stopped_by = run_steps(session, validate, records, TokenLoss(), stop)
     return conclude(session, progress, stopped_by)
 
@@ -59,10 +61,10 @@ def run_steps(
     batch_sequences, saved_at = config.train.global_batch_sequences, time.monotonic()
     saver = Saver(session.directory.path, session.record, session.report, session.damaged)
     pin = engine.world.device.type == "cuda"
-    ended = partial(session.directory.write_status, "failed", reason="ended at once by a second SIGINT")
-    stop.begin_steps(ended)
-    stop_together(session.world, stop.why)
-    with Prefetch(session.batches, enabled=config.data.prefetch, pin=pin) as ahead:
+    with (
+        Prefetch(session.batches, enabled=config.data.prefetch, pin=pin) as ahead,
+        session.verification.running() as verification,
+    ):
         while progress.step < config.num_steps:
             began = records.start_step(progress.step + 1)
             learning_rate = learning_rate_at(progress.step, config)
@@ -75,21 +77,26 @@ def run_steps(
             layers = (
                 LayerStatistics(engine) if _due(progress.step + 1, config.log.layer_statistics_every_steps) else None
             )
-            late = _minutes_passed(saved_at, config.checkpoint.every_minutes)
+            late = engine.world.rank == 0 and _minutes_passed(saved_at, config.checkpoint.every_minutes)
             # the step's one all-reduce also agrees on stopping and saving: a rank that decided alone would hang the others
             result = take_step(
                 engine,
                 batches,
                 objective,
                 seed=step_seed(config.run.seed, progress.step),
-                also_sum=(*fingerprint.halves(own), stop.requested(), late and engine.world.rank == 0),
+                # one number for the last two, because more numbers might be added up in another order
+                also_sum=(*fingerprint.halves(own), stop.requested(), late + 2 * verification.found_damage),
                 instruments=Instruments(timer=records.timer, layers=layers),
             )
-            low, high, stops, lates = result.sums
+            low, high, stops, signs = result.sums
+            damaged, lates = divmod(int(signs), 2)
             progress = progress.after(result, next_position, fingerprint.from_halves(low, high))
+            if damaged:
+                verification.refuse(progress)
             seconds = records.end_step(progress.step, began)
             measured: Mapping[str, float] = {}
             if last or _due(progress.step, config.train.validate_every_steps):
+                verification.check_held_out(progress)
                 measured = validate(engine)
             records.write(result, progress, learning_rate, seconds, measured)
             if layers:
@@ -98,6 +105,7 @@ def run_steps(
                 raise RunError(_diagnosis(engine, batches, objective, progress, result, config))
             if last or stops or lates or _due(progress.step, config.checkpoint.every_steps):
                 records.renew_directory()
+                verification.before_save(progress, last)
                 saver.start(engine, progress)
                 saved_at = time.monotonic()
             records.write_saved(saver.finish() if last or stops else saver.poll(), progress)

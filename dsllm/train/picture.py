@@ -23,9 +23,11 @@ def draw_loss_curve(directory: Path) -> Path:
     axes.plot(tokens, _running_mean(losses), color=_TRAINING, linewidth=1.6, label="training, running mean")
     held_out = [(row["tokens"], row["validation_loss"]) for row in rows if row.get("validation_loss") is not None]
     if held_out:
+        line = "o-" if len(held_out) > 1 else "o"
         axes.plot(
-            *zip(*held_out, strict=True), "o-", color=_VALIDATION, markersize=3.5, linewidth=1.2, label="held out"
+            *zip(*held_out, strict=True), line, color=_VALIDATION, markersize=3.5, linewidth=1.2, label="held out"
         )
+    axes.xaxis.set_major_formatter(require("matplotlib.ticker").EngFormatter(sep=""))  # 500k, 2M, 1T
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

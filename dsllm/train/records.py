@@ -1,9 +1,8 @@
 """Records a run while it trains: rows of metrics, times of its steps, a profile, lines on the terminal."""
 
 import json
-import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from dsllm import counts
 from dsllm.config.yaml_file import write_yaml
+from dsllm.data.tokenizer_folder import copy_tokenizer
 from dsllm.engine.instruments.step_timer import StepTimer, timing
 from dsllm.engine.processes.device import num_threads, peak_flops, peak_memory_gib
 from dsllm.engine.step import StepResult
@@ -23,6 +23,7 @@ from dsllm.session.progress import Progress
 from dsllm.train.breakdown import Breakdown, table
 from dsllm.train.metrics import Metrics, Speed, short, step_line
 from dsllm.train.profile import Expected, Profile, steps_to_profile
+from dsllm.untrusted_files import UntrustedFileError, parse_json, read_bounded
 
 
 @dataclass
@@ -158,9 +159,25 @@ def _write_facts(session: Session) -> None:
     directory, data = session.directory.path, Path(session.config.data.directory or "")
     write_atomically(directory / RUN_FILE, write_yaml(session.record.config_as_dict))
     write_atomically(directory / DEEPSPEED_FILE, json.dumps(session.record.deepspeed, indent=2) + "\n")
-    shutil.copytree(data / session.manifest.tokenizer.directory, directory / TOKENIZER, dirs_exist_ok=True)
-    if (data / DATA_CARD_FILE).is_file():
-        shutil.copyfile(data / DATA_CARD_FILE, directory / DATA_CARD_FILE)
+    tokenizer = session.manifest.tokenizer
+    copy_tokenizer(data / tokenizer.directory, directory / TOKENIZER, tokenizer.sha256)
+    _copy_card(data / DATA_CARD_FILE, directory / DATA_CARD_FILE, session.report)
+
+
+def _copy_card(source: Path, target: Path, report: Callable[[str], None]) -> None:
+    """Copy the data card. It may come from somebody else, and run directories are published: a link is not followed."""
+    try:
+        if source.is_symlink():
+            raise UntrustedFileError("is a link")
+        content = read_bounded(source)
+        if not isinstance(parse_json(content), dict):
+            raise UntrustedFileError("is not a data card")
+    except FileNotFoundError:
+        return
+    except (OSError, UntrustedFileError) as error:
+        report(f"{source}: not copied into the run's directory: {error}")
+        return
+    write_atomically(target, content)
 
 
 def _profile(session: Session, profile_steps: str | None) -> Profile:

@@ -127,6 +127,7 @@ class Saver:
             config_changed=changed_fields(run),
             deepspeed=dict(self._record.deepspeed),
             versions=self._record.versions,
+            tokenizer_sha256=self._record.tokenizer_sha256,
             parameters=merge_parameters([parameters for _, parameters in written]),
             parts=tuple(part for part, _ in written),
         )

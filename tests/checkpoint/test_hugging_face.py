@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import resource
+import signal
 import stat
 from pathlib import Path
 
@@ -142,12 +144,47 @@ def test_files_are_readable_as_the_umask_says(tmp_path: Path):
     assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o640}
 
 
+def everything_in(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path):
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "precious").write_text("keep")
-    with pytest.raises(CheckpointError, match="not empty"):
+    with pytest.raises(CheckpointError, match=r"not empty \(it contains precious\)"):
         export(random_model(LLAMA), tmp_path / "hf")
     assert [path.name for path in tmp_path.rglob("*")] == ["hf", "precious"]
+
+
+@pytest.mark.parametrize("there", ["nothing", "an empty folder", "a model"])
+def test_a_disk_that_is_full_is_named_and_leaves_what_was_there(there: str, tmp_path: Path):
+    """A limit on the size of files stands for the disk: the write fails in the same way, inside safetensors."""
+    folder = tmp_path / "hf"
+    if there == "an empty folder":
+        folder.mkdir()
+    if there == "a model":
+        export(random_model(LLAMA, seed=1), folder)
+    before, was_there = everything_in(tmp_path), folder.is_dir()
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=rf"{folder}: could not be written: .*File too large"):
+            export(random_model(LLAMA), folder, replace=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert everything_in(tmp_path) == before and folder.is_dir() == was_there
+    assert [path.name for path in tmp_path.iterdir()] == (["hf"] if was_there else [])
+
+
+def test_a_value_that_the_dtype_cannot_hold_is_refused(tmp_path: Path):
+    model = random_model(LLAMA)
+    with torch.no_grad():
+        model.norm.weight[3] = -70_000.0
+    with pytest.raises(CheckpointError, match=r"norm\.weight: contains 7e\+04, which float16 cannot hold"):
+        export(model, tmp_path / "hf", dtype="float16")
+    assert list(tmp_path.iterdir()) == []
+    export(model, tmp_path / "hf", dtype="bfloat16")
 
 
 class Failing(WeightsOf):
@@ -190,7 +227,7 @@ def test_an_export_that_was_killed_while_replacing_does_not_block_the_next(tmp_p
     ("change", "named"),
     [
         ({"qk_norm": True}, "qk_norm: True"),
-        ({"attention_bias": True}, "attention_output_bias: False with attention_bias: True"),
+        ({"attention_output_bias": True}, "attention_output_bias: True with attention_bias: False"),
         ({"parallel_residual": True}, "parallel_residual: True"),
         ({"norm": "layernorm"}, "norm: 'layernorm'"),
     ],
@@ -231,7 +268,12 @@ def test_the_fields_of_either_version_alone_are_understood(name: str, version: s
 
 REFUSED = [
     (LLAMA, {"hidden_act": "relu"}, "hidden_act: 'relu'"),
-    (LLAMA, {"pretraining_tp": 2}, "pretraining_tp: 2"),
+    (LLAMA, {"rope_interleaved": True}, "rope_interleaved: True (implemented: False)"),
+    (LLAMA, {"hidden_size": "64"}, "hidden_size: '64' (a whole number is needed)"),
+    (LLAMA, {"rms_norm_eps": [1e-5]}, "rms_norm_eps: [1e-05] (a finite number is needed)"),
+    (LLAMA, {"hidden_act": ["silu"]}, "hidden_act: ['silu']"),
+    (LLAMA, {"rope_scaling": "linear"}, "rope_scaling: 'linear' (an object is needed)"),
+    (LLAMA, {"tie_word_embeddings": "no"}, "tie_word_embeddings: 'no' (true or false is needed)"),
     (LLAMA, {"sliding_window": 4096}, "sliding_window: 4096"),
     (
         LLAMA,
@@ -244,8 +286,8 @@ REFUSED = [
     (GPT2, {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx: True"),
     (GPT2, {"add_cross_attention": True}, "add_cross_attention: True"),
     (GPT2, {"activation_function": "silu"}, "activation_function: 'silu'"),
-    (NEOX, {"hidden_act": "gelu_fast"}, "hidden_act: 'gelu_fast'"),
-    (NEOX, {"is_decoder": True}, "is_decoder: True"),
+    (NEOX, {"hidden_act": "quick_gelu"}, "hidden_act: 'quick_gelu'"),
+    (NEOX, {"num_key_value_heads": 2}, "num_key_value_heads: 2"),
 ]
 
 
@@ -271,12 +313,17 @@ def test_all_problems_are_named_at_once():
 
 
 def test_default_configs_of_transformers_are_understood():
-    for kind in (transformers.LlamaConfig, transformers.GPT2Config, transformers.GPTNeoXConfig):
+    for kind in (
+        transformers.LlamaConfig,
+        transformers.GPT2Config,
+        transformers.GPTNeoXConfig,
+        transformers.Qwen2Config,
+    ):
         assert config_from_json(json.loads(kind().to_json_string(use_diff=False)), "defaults").vocab_size
 
 
 def test_another_architecture_is_refused():
-    with pytest.raises(CheckpointError, match=r"model_type 'mamba'.*llama, gpt2, gpt_neox"):
+    with pytest.raises(CheckpointError, match=r"model_type 'mamba'.*llama, gpt2, gpt_neox, qwen2, mistral"):
         config_from_json({"model_type": "mamba"}, "config.json")
 
 
@@ -329,6 +376,74 @@ def test_files_of_the_bare_model_and_old_buffers_are_read(tmp_path: Path):
 
     changed(folder, bare)
     assert torch.equal(HuggingFaceReader(folder).read_whole("embed.weight"), model.embed.weight)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "neox"])
+def test_names_without_their_prefix_mixed_types_and_old_buffers_are_read(kind: str, tmp_path: Path):
+    """As saved from the bare model, in 16 and 32 bits, with the buffers of older versions."""
+    model = random_model(SHAPES[kind]).eval()
+    folder = export(model, tmp_path / "hf")
+
+    def as_older(weights: dict) -> None:
+        for name in list(weights):
+            values = weights.pop(name)
+            bare = name.removeprefix("transformer.").removeprefix("model.").removeprefix("gpt_neox.")
+            weights[bare] = values.bfloat16().float().to(torch.bfloat16 if "mlp" in name else torch.float64)
+        weights["rotary_emb.inv_freq"] = torch.ones(8)
+        weights["layers.0.attention.rotary_emb.inv_freq"] = torch.ones(8)
+        weights["layers.1.attention.bias"] = torch.ones(1, 1, 4, 4, dtype=torch.bool)
+        weights["h.0.attn.masked_bias"] = torch.tensor(-1e4)
+
+    changed(folder, as_older)
+    ours = load_model(open_saved(folder, print), "fp32", torch.device("cpu"))
+    for name, parameter in model.named_parameters():
+        rounded = parameter.bfloat16().float()
+        assert torch.equal(dict(ours.named_parameters())[name], rounded), name
+
+
+def test_a_head_under_the_name_that_transformers_5_has_in_memory_is_read(tmp_path: Path):
+    model = random_model(NEOX)
+    folder = export(model, tmp_path / "hf")
+    changed(folder, lambda w: w.update({"lm_head.weight": w.pop("embed_out.weight")}))
+    assert torch.equal(HuggingFaceReader(folder).read_whole("head.weight"), model.head.weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.uint8])
+def test_quantized_weights_are_refused_by_name_and_type(dtype: torch.dtype, tmp_path: Path):
+    folder = export(random_model(LLAMA), tmp_path / "hf")
+    changed(folder, lambda w: w.update({"model.norm.weight": w["model.norm.weight"].to(dtype)}))
+    with pytest.raises(CheckpointError, match=r"quantized or of a type .*: model\.norm\.weight is [FIU]8"):
+        HuggingFaceReader(folder)
+
+
+def test_a_single_file_is_used_before_an_index_as_in_transformers(tmp_path: Path):
+    one, other = random_model(LLAMA, seed=1), random_model(LLAMA, seed=2)
+    folder = export(one, tmp_path / "hf")
+    for path in export(other, tmp_path / "other", shard_bytes=40_000).glob("model*"):
+        path.rename(folder / path.name)
+    tokens = tokens_for(LLAMA)
+    ours = load_model(open_saved(folder, print), "fp32", torch.device("cpu"))
+    with torch.no_grad():
+        assert deviation(ours(tokens), load_theirs(folder)(tokens).logits) < RELATIVE
+    assert torch.equal(ours.embed.weight, one.embed.weight)
+
+
+def test_an_adapter_is_not_ignored(tmp_path: Path):
+    folder = export(random_model(LLAMA), tmp_path / "hf")
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="has an adapter"):
+        HuggingFaceReader(folder)
+
+
+def test_a_head_that_differs_from_the_embedding_it_is_tied_to_is_named_with_what_to_do(tmp_path: Path):
+    folder = export(random_model(SHAPES["llama-tied"]), tmp_path / "hf")
+    changed(folder, lambda w: w.update({"lm_head.weight": w["model.embed_tokens.weight"] + 1}))
+    with pytest.raises(CheckpointError, match='set "tie_word_embeddings": false'):
+        HuggingFaceReader(folder)
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(fields | {"tie_word_embeddings": False}))
+    assert "head.weight" in HuggingFaceReader(folder).names()
 
 
 def test_pickles_and_folders_without_weights_are_refused(tmp_path: Path):

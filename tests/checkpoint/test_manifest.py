@@ -1,13 +1,12 @@
-"""A manifest comes back as it was written; what is not one, or points where it must not, is refused in words."""
+"""A manifest comes back as it was written."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from dsllm.checkpoint.manifest import read_manifest, tensor_name
-from dsllm.errors import CheckpointError
+from dsllm.checkpoint.manifest import tensor_name
+from dsllm.checkpoint.read_manifest import read_manifest
 from dsllm.slices import WEIGHTS, Box, ParameterSlice, Region, whole
 from tests.helpers.checkpoints import save_slices
 
@@ -26,12 +25,6 @@ def folder(tmp_path: Path) -> Path:
         for r in regions
     ]
     return save_slices(tmp_path, ranks)
-
-
-def edit(folder: Path, change) -> None:
-    raw = json.loads((folder / "manifest.json").read_text())
-    change(raw)
-    (folder / "manifest.json").write_text(json.dumps(raw))
 
 
 def test_what_is_written_is_read(folder: Path):
@@ -55,46 +48,3 @@ def test_tensor_names():
     assert tensor_name("w", Region(whole((4, 3)), 5, 9), (4, 3), WEIGHTS) == "w@5/weights"
     assert tensor_name("w", Region(Box((0, 2), (4, 3)), 1, 4), (4, 3), "m") == "w@0,2:1/m"
     assert tensor_name("s", Region(whole(()), 0, 1), (), WEIGHTS) == "s@0/weights"
-
-
-@pytest.mark.parametrize(
-    ("change", "problem"),
-    [
-        (lambda raw: raw.pop("format_version"), "is not a readable checkpoint manifest"),
-        (
-            lambda raw: raw.update(format_version=3),
-            "has format version 3; this dsllm reads versions 1 and 2: update dsllm",
-        ),
-        (lambda raw: raw.pop("progress"), r"is not a checkpoint manifest of version 2: .*progress"),
-        (lambda raw: raw.update(unknown=1), r"is not a checkpoint manifest of version 2: .*unknown"),
-        (lambda raw: raw["progress"].update(loss=float("nan")), "NaN is not a number in JSON"),
-        (lambda raw: raw["parameters"]["w"]["scalars"].update(step=float("inf")), "Infinity is not a number in JSON"),
-        (
-            lambda raw: raw["parts"][0]["weights"].update(name="../../weights.safetensors"),
-            "String should match pattern",
-        ),
-        (lambda raw: raw["parts"][0]["slices"][0].update(name="v"), "is not a part of any of its parameters"),
-        (lambda raw: raw["parts"][0]["slices"][0].update(stop=9), "is not a part of any of its parameters"),
-        (lambda raw: raw["parts"][0]["slices"][0].update(start=8), "is not a part of any of its parameters"),
-        (lambda raw: raw["parts"][0]["slices"][0]["box"].update(stop=[4, 4]), "is not a part of any of its parameters"),
-        (lambda raw: raw["parts"][0]["slices"][0]["box"].update(stop=[4]), "is not a part of any of its parameters"),
-    ],
-)
-def test_what_is_not_a_manifest_is_refused(folder: Path, change, problem: str):
-    edit(folder, change)
-    with pytest.raises(CheckpointError, match=f"(?s){problem}") as refusal:
-        read_manifest(folder)
-    assert str(folder / "manifest.json") in str(refusal.value)
-
-
-def test_a_newer_format_says_who_wrote_it(folder: Path):
-    edit(folder, lambda raw: raw.update(format_version=9, versions={"dsllm": "7.1"}))
-    with pytest.raises(CheckpointError, match=r"or use the one that wrote it \(dsllm 7\.1\)"):
-        read_manifest(folder)
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"format_version": 2}'])
-def test_any_other_file_is_refused(folder: Path, content: str):
-    (folder / "manifest.json").write_text(content)
-    with pytest.raises(CheckpointError, match="is not a"):
-        read_manifest(folder)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import math
 import random
 from itertools import pairwise
@@ -14,7 +13,7 @@ import torch
 from dsllm.checkpoint.read import CheckpointReader
 from dsllm.errors import CheckpointError
 from dsllm.slices import WEIGHTS, Box, ParameterSlice, Region, whole
-from tests.helpers.checkpoints import RUN, save_slices
+from tests.helpers.checkpoints import RUN, edit_manifest, save_slices
 
 Shape = tuple[int, ...]
 
@@ -128,9 +127,7 @@ def test_unknown_parameters_are_named(tmp_path: Path):
 
 def edit_parts(folder: Path, edit) -> CheckpointReader:
     """The checkpoint after a change to its manifest's list of parts."""
-    raw = json.loads((folder / "manifest.json").read_text())
-    edit(raw["parts"])
-    (folder / "manifest.json").write_text(json.dumps(raw))
+    edit_manifest(folder, lambda raw: edit(raw["parts"]))
     return CheckpointReader(folder)
 
 

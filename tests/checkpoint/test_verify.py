@@ -1,5 +1,7 @@
 """Damage to any file of a checkpoint is found, by the rank that reads it; weights can be verified alone."""
 
+import errno
+import os
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dsllm.checkpoint.read_manifest import UnavailableCheckpointError
 from dsllm.checkpoint.verify import damage_in
 from dsllm.slices import WEIGHTS, ParameterSlice, Region, whole
 from tests.helpers.checkpoints import save_slices
@@ -80,3 +83,43 @@ def test_verifying_weights_reads_four_bytes_per_parameter(tmp_path: Path, monkey
     assert sum(p.stat().st_size for p in opened) == 4 * 35 + headers
     opened.clear()
     assert verify(what="all") is None and len(opened) == 6
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_found(tmp_path: Path):
+    folder = save(tmp_path)
+    for name, sound in (("step-99999999", False), ("step-4", True), ("kept", True)):
+        folder = folder.rename(tmp_path / name)
+        assert (damage_in(folder) is None) == sound
+
+
+@pytest.mark.parametrize("kind", ["fifo", "/dev/zero", "folder", "loop"])
+def test_what_is_no_file_is_damage_and_is_not_opened(tmp_path: Path, kind: str):
+    folder = save(tmp_path)
+    file = folder / "weights-00000.safetensors"
+    file.unlink()
+    if kind == "fifo":
+        os.mkfifo(file)
+    elif kind == "folder":
+        file.mkdir()
+    else:
+        file.symlink_to(file if kind == "loop" else kind)
+    assert str(file) in (damage_in(folder) or "")
+
+
+def test_a_file_that_may_not_be_read_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The errors that a lack of permission and a network file system give, which root in a test does not get."""
+    folder = save(tmp_path)
+    file = folder / "weights-00001.safetensors"
+    for code, damaged in ((errno.EACCES, False), (errno.ESTALE, False), (errno.EIO, True)):
+
+        def failing_open(path, *arguments, code=code, **options):
+            if Path(path) == file:
+                raise OSError(code, os.strerror(code), str(path))
+            return open(path, *arguments, **options)
+
+        monkeypatch.setattr("dsllm.checkpoint.verify.open", failing_open, raising=False)
+        if damaged:
+            assert os.strerror(code) in (damage_in(folder) or "")
+            continue
+        with pytest.raises(UnavailableCheckpointError, match=f"{os.strerror(code)}. The checkpoint may well be sound"):
+            damage_in(folder)

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 from dsllm.checkpoint.find import list_checkpoints
-from dsllm.checkpoint.manifest import read_manifest
+from dsllm.checkpoint.read_manifest import read_manifest
 from dsllm.checkpoint.write import start_checkpoint, write_slices
 from dsllm.config.migrate import CONFIG_VERSION
 from dsllm.errors import CheckpointError
@@ -118,7 +118,7 @@ def test_a_disk_that_refuses_is_named(tmp_path: Path):
 
 def test_the_config_is_saved_with_its_version(tmp_path: Path):
     raw = json.loads((save_slices(tmp_path, [[piece(0, 35)]]) / "manifest.json").read_text())
-    assert raw["format_version"] == 2
+    assert raw["format_version"] == 3
     assert raw["config_version"] == list(CONFIG_VERSION)
     assert raw["config_changed"] == ["run.name", "run.directory", "model.vocab_size"]
     assert dataclasses.asdict(read_manifest(tmp_path / "step-00000004"))["config"] == raw["config"]

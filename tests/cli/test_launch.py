@@ -28,7 +28,9 @@ cd /; exec env -i PATH="$PATH" HOME="$HOME" sh -c "$*"
 
 
 def write_run(folder: Path) -> None:
-    (folder / "my run.yaml").write_text("run: {name: tiny}\n")
+    (folder / "my run.yaml").write_text(
+        "run: {name: tiny}\ntrain: {global_batch_sequences: 48, micro_batch_sequences: 1}\n"  # for 1, 2, 3 and 16 ranks
+    )
     (folder / "hosts").write_text("n1 slots=2\nn2 slots=1\n")
 
 
@@ -242,6 +244,20 @@ def test_killed_itself_it_leaves_nothing_behind(folder, name):
         assert time.monotonic() < deadline
         time.sleep(0.2)
     assert state(folder) == "interrupted"  # the ranks received the signal and saved
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["local", "hosts"])
+def test_a_killed_watch_does_not_hide_that_the_ranks_have_saved(folder, name):
+    """Nobody is left to pass signals on: the ranks notice, save and exit, and only then is the job judged."""
+    job = start(folder, *prepare_launch(folder, name), *ENDLESS)
+    wait_for_steps(folder, job)
+    watches = [p for p in psutil.process_iter() if _belongs(p, folder) and "dsllm.launch.node" in p.cmdline()]
+    assert len(watches) == (1 if name == "local" else 2)
+    for watch in watches:
+        watch.kill()
+    assert end(folder, job) == 75, (folder / "log").read_text()
+    assert state(folder) == "interrupted" and "while they save" in (folder / "log").read_text()
 
 
 @pytest.mark.slow

@@ -52,6 +52,11 @@ def test_no_such_command(words, capsys):
     assert "prepare, train, launch" in out.err or "usage: dsllm" in out.out
 
 
+def test_a_mistyped_command_gets_a_guess(capsys):
+    main(["trian"])
+    assert "Did you mean 'train'?" in capsys.readouterr().err
+
+
 def test_a_user_error_is_one_message_and_no_traceback(capsys, tmp_path):
     assert main(["train", str(tmp_path / "absent.yaml")]) == EXIT_USAGE
     err = capsys.readouterr().err

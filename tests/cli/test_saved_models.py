@@ -190,3 +190,20 @@ def test_an_export_gives_way_only_when_asked_and_only_a_model(saved, tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
     (tmp_path / "hf" / "config.json").unlink()
     assert command("export", saved[1], *words, "--replace") == 1
+
+
+@pytest.mark.parametrize("size", ["nan", "inf", "0", "-1"])
+def test_a_size_of_shards_that_is_none_is_refused(saved, size: str, tmp_path: Path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        command("export", saved[1], "--to", tmp_path / "hf", f"--shard-gb={size}")
+    assert "--shard-gb must be a finite number above 0" in capsys.readouterr().err
+    assert not (tmp_path / "hf").exists()
+
+
+def test_an_export_follows_a_link_to_a_folder(saved, tmp_path: Path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    for more in ([], ["--replace"]):
+        assert command("export", saved[1], "--to", tmp_path / "link", *more) == 0
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "disk" / "config.json").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "link"]

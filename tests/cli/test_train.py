@@ -202,8 +202,7 @@ def test_init_from_another_shape_is_refused(folder):
     train(folder, 1, ["tiny.yaml"])
     wrong = ["tiny.yaml", "run.directory=runs/other", "model.init_from=runs/tiny", "model.mlp_size=64"]
     codes, output = train(folder, 1, wrong)
-    assert codes == [1] and "layers.0.mlp.down.weight: (48, 96) there, (48, 64) here" in output
-    assert "model.mlp_size: 96 there, 64 here" in output
+    assert codes == [1] and "model.mlp_size: 96 there, 64 here" in output
 
 
 @pytest.mark.slow
@@ -314,7 +313,7 @@ def test_corpus_shorter_than_one_sequence(folder):
 @pytest.mark.slow
 def test_other_data_settings_are_refused(folder):
     codes, output = train(folder, 1, ["tiny.yaml", "tokenizer.vocab_size=320"])
-    assert codes == [1] and "was prepared from other settings: tokenizer was" in output
+    assert codes == [1] and "was prepared with other settings:\n  tokenizer." in output
 
 
 def test_shards_that_changed_under_a_run_are_refused(folder):

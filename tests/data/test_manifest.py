@@ -1,17 +1,24 @@
 """Training uses the shards and tokenizer that were prepared; others are refused by name, without reading the corpus."""
 
 import dataclasses
+import hashlib
 import json
 import os
+import random
+import subprocess
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dsllm.config.data import DataConfig, SourceConfig
 from dsllm.config.run import RunConfig, RunSection
 from dsllm.data.manifest import (
+    CHECKSUM_FILE,
+    FILE_NAME,
     check_shards,
     check_tokenizer,
     hash_of,
@@ -20,6 +27,7 @@ from dsllm.data.manifest import (
     wait_for_manifest,
     write_manifest,
 )
+from dsllm.data.verify import check_content, hashed_shards
 from dsllm.errors import DataError
 from tests.helpers.prepared import counting_documents, write_prepared, write_shard
 
@@ -49,20 +57,137 @@ def test_a_directory_that_is_not_prepared_says_what_to_run(tmp_path: Path) -> No
         load_manifest(tmp_path)
 
 
+def change_manifest(directory: Path, change: Callable[[str], str], *, checksum: bool = True) -> None:
+    """Change the text of a manifest, with its checksum or, as damage does, without."""
+    path = directory / FILE_NAME
+    path.write_text(change(path.read_text()))
+    if checksum:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        (directory / CHECKSUM_FILE).write_text(f"{digest}  {FILE_NAME}\n")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda text: text[:50], "not a manifest"),
         (lambda text: "[]", "not a manifest"),
-        (lambda text: text.replace('"format_version": 1', '"format_version": 9'), "format version 9"),
-        (lambda text: text.replace('"vocab_size"', '"vocab"'), "damaged"),
+        (lambda text: "", "not a manifest"),
+        (lambda text: "[" * 100_000, "not a manifest"),
+        (lambda text: text.replace('"format_version": 1', '"format_version": 9'), "format version 9.*update dsllm"),
+        (lambda text: text.replace('"format_version": 1', '"format_version": true'), "format version True"),
+        (lambda text: text.replace('"vocab_size"', '"vocab"'), r"damaged: tokenizer\.vocab"),
+        (
+            lambda text: text.replace('"format_version": 1', '"format_version": 1, "new": 1'),
+            "damaged: new: .*update dsllm",
+        ),
+        (lambda text: text.replace('"vocab_size": 60000', '"vocab_size": 0'), "end_of_text_id 0 of vocab_size 0"),
+        (lambda text: text.replace('"vocab_size": 60000', f'"vocab_size": {10**12}'), "of vocab_size 1000000000000"),
+        (lambda text: text.replace('"end_of_text_id": 0', '"end_of_text_id": -1'), "end_of_text_id -1"),
+        (lambda text: text.replace('"num_tokens": 100', '"num_tokens": -100'), "num_tokens=-100"),
+        (lambda text: text.replace('"num_tokens": 100', f'"num_tokens": {10**15}'), "cannot be"),
+        (lambda text: text.replace('"first_token": 0', '"first_token": -5'), "first_token=-5"),
+        (
+            lambda text: text.replace('"name": "a"', '"name": "a", "train": [], "validation": []}, {"name": "a"'),
+            "sources",
+        ),
     ],
 )
-def test_a_damaged_manifest_is_refused(prepared: Path, change: type, message: str) -> None:
-    path = prepared / "manifest.json"
-    path.write_text(change(path.read_text()))
-    with pytest.raises(DataError, match=message):
+def test_a_damaged_manifest_is_refused(prepared: Path, change: Callable[[str], str], message: str) -> None:
+    change_manifest(prepared, change)
+    with pytest.raises(DataError, match=message) as refusal:
         load_manifest(prepared)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("count", [400, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_no_flipped_bit_of_a_manifest_changes_what_is_read(prepared: Path, count: int) -> None:
+    """Single bits at random places, in the manifest and in its checksum: every one is refused."""
+    source = random.Random(9)
+    for name in (FILE_NAME, CHECKSUM_FILE):
+        path = prepared / name
+        content = path.read_bytes()
+        bits = range(8 * len(content))
+        for bit in source.sample(bits, min(count, len(bits))):
+            damaged = bytearray(content)
+            damaged[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(damaged)
+            with pytest.raises(DataError, match=r"manifest\.json"):
+                load_manifest(prepared)
+        path.write_bytes(content)
+    load_manifest(prepared)
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(5000, marks=pytest.mark.slow)])
+def test_any_wrong_value_is_a_named_error_or_is_read(prepared: Path, count: int) -> None:
+    """Somebody writes values of other types, or removes members, with the right checksum; the checks of a start follow."""
+    source, original = random.Random(10), (prepared / FILE_NAME).read_text()
+    values: list[Any] = [
+        None,
+        True,
+        -1,
+        0,
+        2**63,
+        10**30,
+        1e308,
+        "",
+        "../x",
+        "/dev/zero",
+        "\0",
+        ".",
+        [],
+        {},
+        [[]],
+        {"a": 1},
+    ]
+
+    def change(text: str) -> str:
+        raw = node = json.loads(text)
+        while True:
+            key = source.choice(list(node) if isinstance(node, dict) else range(len(node)))
+            if isinstance(node[key], dict | list) and node[key] and source.random() < 0.8:
+                node = node[key]
+                continue
+            if source.random() < 0.3:
+                del node[key]
+            else:
+                node[key] = source.choice(values)
+            return json.dumps(raw)
+
+    for _ in range(count):
+        (prepared / FILE_NAME).write_text(original)
+        change_manifest(prepared, change)
+        try:
+            manifest = load_manifest(prepared)
+            check_tokenizer(prepared, manifest)
+            check_shards(prepared, manifest)
+            check_content(prepared, hashed_shards(manifest))
+        except DataError:
+            continue
+
+
+@pytest.mark.parametrize("name", [FILE_NAME, CHECKSUM_FILE])
+@pytest.mark.parametrize("kind", ["fifo", "/dev/zero", "folder", "loop"])
+def test_what_is_no_file_is_refused_and_not_opened(prepared: Path, name: str, kind: str) -> None:
+    path = prepared / name
+    path.unlink()
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(path if kind == "loop" else kind)
+    with pytest.raises(DataError, match=r"manifest\.json"):
+        load_manifest(prepared)
+
+
+def test_the_checksum_is_one_that_sha256sum_checks(prepared: Path) -> None:
+    subprocess.run(["sha256sum", "--check", "--quiet", CHECKSUM_FILE], cwd=prepared, check=True)
+
+
+def test_data_of_an_older_version_has_no_checksum(prepared: Path) -> None:
+    manifest = load_manifest(prepared)
+    (prepared / CHECKSUM_FILE).unlink()
+    assert load_manifest(prepared) == manifest
 
 
 def test_a_truncated_shard_is_refused(prepared: Path) -> None:
@@ -107,7 +232,7 @@ def test_each_shard_is_checked_by_one_rank(tmp_path: Path, num_ranks: int) -> No
     assert len(lines) == 5 and all(sum(record.prefix in line for line in lines) == 1 for record in manifest.records())
 
 
-@pytest.mark.parametrize("name", ["../other", "/other", "tokenizer/../../other"])
+@pytest.mark.parametrize("name", ["../other", "/other", "tokenizer/../../other", "", ".", "a\\b"])
 def test_a_tokenizer_outside_the_folder_is_refused(prepared: Path, name: str) -> None:
     manifest = load_manifest(prepared)
     tokenizer = dataclasses.replace(manifest.tokenizer, directory=name)

@@ -233,3 +233,32 @@ def test_we_read_the_golden_files_of_megatron(name: str) -> None:
     starts = shard.document_offsets[:2].tolist()
     assert [shard.read(s, s + 16).tolist() for s in starts] == expected["first_two_docs_first16"]
     assert shard.document_offsets[-1] == shard.num_tokens
+
+
+@pytest.mark.parametrize("path_of", [bin_path, idx_path])
+@pytest.mark.parametrize("kind", ["fifo", "/dev/zero", "folder", "loop"])
+def test_what_is_no_file_is_refused_and_not_opened(tmp_path: Path, path_of: type, kind: str) -> None:
+    written(tmp_path / "s")
+    path = path_of(tmp_path / "s")
+    path.unlink()
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(path if kind == "loop" else kind)
+    with pytest.raises(DataError, match=path.name):
+        Shard(tmp_path / "s")
+
+
+def test_overflowed_offsets_are_named(tmp_path: Path) -> None:
+    """The last offset of a .bin of more than 2 GiB, where it was computed in 32 bits."""
+    prefix = tmp_path / "s"
+    lengths = [2**28, 2**28, 5]
+    with bin_path(prefix).open("wb") as file:
+        file.truncate(4 * sum(lengths))
+    offsets = [0, 2**30, 2**31 - 2**32]
+    content = HEADER.pack(b"MMIDIDX\x00\x00", 1, 4, 3, 4) + struct.pack("<3i", *lengths) + struct.pack("<3q", *offsets)
+    idx_path(prefix).write_bytes(content + struct.pack("<4q", *range(4)))
+    with pytest.raises(DataError, match=r"s\.idx: the last offset says .*overflowed 32 bits.*write the \.idx again"):
+        Shard(prefix)

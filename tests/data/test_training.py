@@ -163,3 +163,36 @@ def test_ids_that_the_tokenizer_does_not_have_are_refused(tmp_path: Path) -> Non
     with pytest.raises(DataError, match="but the tokenizer has 90"):
         for step in range(2):
             training(tmp_path, manifest, data()).step(at_step(step))
+
+
+def test_the_first_sample_of_a_shard_is_found_without_reading_it(tmp_path: Path) -> None:
+    """For every shard and position it is the one that a search through the delivered tokens finds."""
+    manifest = two_sources(tmp_path)
+    batches = training(tmp_path, manifest, data(a=0.7, b=0.3))
+    bounds = {
+        "train-a-00000": (1, 100),
+        "train-a-00001": (101, 211),
+        "train-a-00002": (212, 500),
+        "train-b-00000": (1000, 2000),
+    }
+    windows = [
+        {int(token) for token in (*batch.inputs[0], batch.targets[0][-1])}
+        for step in range(6)
+        for batch in batches.step(at_step(step))
+    ]
+    for path in tmp_path.glob("*.bin"):
+        path.unlink()
+    for prefix, (low, high) in bounds.items():
+        places = [place for place, window in enumerate(windows) if any(low <= token <= high for token in window)]
+        for step in range(7):
+            wanted = next((place for place in places if place < step * G), -1)
+            assert batches.first_sample_in({prefix}, at_step(step), 10**6) == wanted
+    position = Position(0).skipping([(0, 5)])
+    assert (
+        batches.first_sample_in(
+            {"train-a-00000", "train-a-00001", "train-a-00002", "train-b-00000"}, position.after(3), 9
+        )
+        == 0
+    )
+    assert batches.first_sample_in({"absent"}, at_step(3), 10**6) == -1
+    assert batches.first_sample_in({"absent"}, at_step(3), 10) is None

@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 
 from dsllm.byte_units import GIB
-from dsllm.doctor.disks import Folder, FolderFacts, check_disks, marker, try_folder
+from dsllm.doctor.disks import Folder, FolderFacts, check_disks, look_at_marker, marker, try_folder
 from tests.doctor.test_findings import places
+from tests.helpers.flock import UNSUPPORTED, run_with_flock
 
 SMALL = 2**20
 (HERE, THERE) = places("a", "b")
 
 
-def judge(*seen: FolderFacts, unshared=None):
-    return list(check_disks({HERE: seen}, unshared or {}))
+def judge(*seen: FolderFacts, unshared=None, unlocked=None):
+    return list(check_disks({HERE: seen}, unshared or {}, unlocked or {}))
 
 
 def test_a_folder_is_tried_and_left_as_it_was(tmp_path):
@@ -94,3 +95,22 @@ def test_the_marker_is_there_while_it_is_needed(tmp_path):
     assert not list(tmp_path.iterdir())
     with marker(dataclasses.replace(seen, tested="/proc")) as path:
         assert path == ""
+
+
+def test_locks_that_others_see_or_not(tmp_path):
+    """Rank 0's host finds a file system without locks; one that locks for its own host only is found by the others."""
+    seen = try_folder(Folder(role="run", path=str(tmp_path)), SMALL)
+    with marker(seen) as path:
+        assert look_at_marker(path) == "locked"
+        assert look_at_marker(str(tmp_path / "absent")) == "unseen" and not (tmp_path / "absent").exists()
+    (tmp_path / "file").touch()
+    assert look_at_marker(str(tmp_path / "file")) == "unlocked"
+    without = (
+        "from dsllm.doctor.disks import *\n"
+        f"with marker(try_folder(Folder(role='run', path={str(tmp_path)!r}), 1)) as path: print(look_at_marker(path))"
+    )
+    assert run_with_flock(UNSUPPORTED, without, tmp_path) == "unlocked\n"
+    (found,) = judge(unlocked={str(tmp_path): [HERE, THERE]})
+    assert found.level == "advice" and f"{tmp_path}: has no locks" in found.problem and "-o flock" in found.action
+    (found,) = judge(unlocked={str(tmp_path): [THERE]})
+    assert found.level == "advice" and found.where == "rank 1 on b" and "-o localflock" in found.problem

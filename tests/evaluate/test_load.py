@@ -1,6 +1,9 @@
 """A saved model is found by any of its paths and loads with the weights that were saved."""
 
 import dataclasses
+import os
+import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -11,8 +14,10 @@ from dsllm.checkpoint.hugging_face_export import Export, export_hugging_face
 from dsllm.config.load import run_to_dict
 from dsllm.config.migrate import CONFIG_VERSION
 from dsllm.config.run import RunConfig
+from dsllm.data.manifest import load_manifest
 from dsllm.errors import CheckpointError, DataError
 from dsllm.evaluate.load import find_tokenizer, load_model, open_saved, open_tokenizer
+from tests.helpers.checkpoints import edit_manifest
 from tests.helpers.models import CONTEXT, tokens_for
 from tests.helpers.saved_run import MODEL, STEP, prepare_golden, save_run
 
@@ -110,6 +115,35 @@ def test_paths_that_hold_no_model_are_refused(tmp_path: Path):
         open_saved(tmp_path, print)
 
 
+@pytest.mark.parametrize(
+    "absurd",
+    [{"num_layers": 10**8}, {"hidden_size": 2**20}, {"vocab_size": 10**12}, {"num_heads": 0}, {"mlp_size": 2**62}],
+)
+def test_a_config_of_absurd_size_is_refused_at_once(config: RunConfig, tmp_path: Path, absurd: dict[str, int]):
+    """Before anything is allocated or listed for it."""
+    directory, _ = save_run(into(config, tmp_path / "run"))
+    (checkpoint,) = (directory / CHECKPOINTS).iterdir()
+    edit_manifest(checkpoint, lambda raw: raw["model"]["config"].update(absurd))
+    began = time.monotonic()
+    with pytest.raises(CheckpointError, match="config") as refusal:
+        open_saved(directory, print)
+    assert time.monotonic() - began < 1 and "\n" not in str(refusal.value)
+
+
+def test_a_damaged_manifest_is_passed_over(config: RunConfig, tmp_path: Path):
+    directory, model = save_run(into(config, tmp_path / "run"))
+    (checkpoint,) = (directory / CHECKPOINTS).iterdir()
+    newer = checkpoint.with_name("step-00000009")
+    shutil.copytree(checkpoint, newer)
+    edit_manifest(newer, lambda raw: raw["progress"].update(step=9, tokens=1), resealed=False)
+    lines: list[str] = []
+    saved = open_saved(directory, lines.append)
+    assert saved.step == STEP and torch.equal(load_model(saved, "fp32", CPU).embed.weight, model.embed.weight)
+    assert len(lines) == 1 and "does not match the checksum" in lines[0]
+    with pytest.raises(CheckpointError, match="does not match the checksum"):
+        open_saved(newer, print)
+
+
 def test_weights_of_another_model_are_refused(config: RunConfig, tmp_path: Path):
     directory, _ = save_run(into(config, tmp_path / "run"))
     saved = open_saved(directory, print)
@@ -125,7 +159,7 @@ def test_the_tokenizer_is_found_with_the_data_next_to_the_run_or_at_the_given_pa
     saved = open_saved(directory, print)
     prepared = Path(config.data.directory or "")
     assert find_tokenizer(saved) == find_tokenizer(saved, prepared) == prepared / "tokenizer"
-    (directory / "tokenizer").mkdir()
+    shutil.copytree(prepared / "tokenizer", directory / "tokenizer")
     assert find_tokenizer(saved) == directory / "tokenizer"
     with pytest.raises(DataError, match="--data"):
         find_tokenizer(saved, tmp_path)
@@ -140,3 +174,45 @@ def test_the_tokenizer_of_an_export_ends_texts_with_the_same_token(config: RunCo
     theirs = open_tokenizer(find_tokenizer(open_saved(tmp_path / "hf", print)))
     assert (theirs.end_of_text, theirs.end_of_text_id) == (ours.end_of_text, ours.end_of_text_id)
     assert theirs.encode("To be, or not") == ours.encode("To be, or not")
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_the_runs_own_tokenizer_must_be_the_one_it_was_trained_with(config: RunConfig, tmp_path: Path):
+    data = Path(config.data.directory or "")
+    sha256 = load_manifest(data).tokenizer.sha256
+    directory, _ = save_run(into(config, tmp_path / "run"), fields={"tokenizer_sha256": sha256})
+    own = directory / "tokenizer"
+    saved = open_saved(directory, print)
+
+    def restore() -> None:
+        shutil.rmtree(own, ignore_errors=True)
+        shutil.copytree(data / "tokenizer", own)
+
+    restore()
+    assert find_tokenizer(saved) == own
+    for damage in (
+        lambda: flip(next(own.glob("tokenizer*"))),
+        lambda: (own / "more.json").write_text("{}"),
+        lambda: [path.unlink() for path in own.iterdir()],
+        lambda: (own / "link").symlink_to("/etc/passwd"),
+        lambda: (own / "folder").mkdir(),
+        lambda: os.mkfifo(own / "fifo"),
+    ):
+        restore()
+        damage()
+        with pytest.raises(DataError, match="tokenizer"):
+            find_tokenizer(saved)
+        assert find_tokenizer(saved, data) == data / "tokenizer"
+
+
+def test_the_tokenizer_of_prepared_data_is_checked(config: RunConfig, tmp_path: Path):
+    directory, _ = save_run(into(config, tmp_path / "run"))
+    shutil.copytree(config.data.directory or "", data := tmp_path / "data")
+    flip(next((data / "tokenizer").glob("tokenizer*")))
+    with pytest.raises(DataError, match="does not match the shards"):
+        find_tokenizer(open_saved(directory, print), data)

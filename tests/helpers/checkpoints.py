@@ -1,12 +1,14 @@
 """Small checkpoints, written piece by piece as the ranks of a run would."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dsllm.checkpoint.find import checkpoint_name
-from dsllm.checkpoint.manifest import CheckpointManifest, ModelRecord
+from dsllm.checkpoint.manifest import MANIFEST_FILE, CheckpointManifest, ModelRecord
+from dsllm.checkpoint.seal import sealed
 from dsllm.checkpoint.write import merge_parameters, publish_checkpoint, start_checkpoint, write_slices
 from dsllm.config.load import run_to_dict
 from dsllm.config.migrate import CONFIG_VERSION, changed_fields
@@ -47,3 +49,21 @@ def save_slices(
     final = directory / checkpoint_name(step)
     publish_checkpoint(aside, final, dataclasses.replace(manifest, **fields or {}))
     return final
+
+
+def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], object], *, resealed: bool = True) -> None:
+    """Change a checkpoint's manifest.
+
+    Args:
+        resealed: with the checksum of the new content, as somebody would write it who knows the format; False: with the old
+            checksum, as damage and text editors leave it
+    """
+    path = folder / MANIFEST_FILE
+    raw = json.loads(path.read_text())
+    if not resealed:
+        change(raw)
+        path.write_text(json.dumps(raw, separators=(",", ":")))
+        return
+    raw.pop("sha256", None)
+    change(raw)
+    path.write_bytes(sealed(json.dumps(raw).encode()))

@@ -35,6 +35,7 @@ SHAPES: dict[str, ModelConfig] = {
     "llama-scaled": dataclasses.replace(LLAMA, rope_theta=500.0, rope_scaling=SCALING, norm_epsilon=1e-6),
     "llama-head-size": dataclasses.replace(LLAMA, head_size=20, num_kv_heads=1),
     "llama-biases": dataclasses.replace(LLAMA, **BIASES),
+    "qwen2": dataclasses.replace(LLAMA, attention_bias=True, rope_theta=1e6, tie_embeddings=True),
     "gpt2": GPT2,
     "gpt2-exact-gelu-untied": dataclasses.replace(GPT2, mlp="gelu", tie_embeddings=False),
     "neox": NEOX,

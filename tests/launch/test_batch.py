@@ -1,5 +1,7 @@
 """A SLURM job is followed to its end, whichever way it ends. SLURM's commands are small scripts here, for speed."""
 
+import shlex
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from dsllm.launch.follow import StopRequest, Waits
 
 ENDS = (
     *("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"),
-    "PREEMPTED",
+    *("PREEMPTED", "REVOKED", "LAUNCH_FAILED", "RECONFIG_FAIL"),
 )
 """The states of a job that has ended, of `man squeue`."""
 
@@ -66,3 +68,35 @@ def test_without_slurm_its_missing_command_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LaunchError, match="sbatch: no such program here"):
         submit(("sbatch", "job.sbatch"))
+
+
+@pytest.mark.timeout(20)
+def test_a_controller_that_never_answers_again_does_not_hold_a_stop(slurm):
+    """Whoever asks for a stop gets the terminal back, after the time that the ranks have for saving, and a little more."""
+    (slurm / "scontrol").write_text("#!/bin/bash\necho 'Unable to contact slurm controller' >&2; exit 1\n")
+    (slurm / "scancel").write_text("#!/bin/bash\nexit 1\n")
+    (slurm / "scancel").chmod(0o755)
+    stop, written = StopRequest(by=signal.SIGINT), []
+    state = follow_batch("7", slurm / "slurm-7.log", Waits(save=0.3, end=0.3), stop, written.append)
+    assert (state.state, state.exit_code) == ("UNKNOWN", 1) and "does not answer" in state.reason
+
+
+@pytest.mark.timeout(20)
+def test_output_that_cannot_be_read_does_not_end_the_job(slurm):
+    """A folder in its place, for what a network file system does for a moment."""
+    (slurm / "slurm-7.log").mkdir()
+    assert follow(slurm, "RUNNING", "COMPLETED")[0].state == "COMPLETED"
+
+
+@pytest.mark.parametrize(
+    ("printed", "number"),
+    [("7", "7"), ("7;cluster", "7"), ("checking your quota of 100 h ...\nok\n7", "7"), ("ok", None)],
+)
+def test_the_number_of_the_job_is_found_in_what_sbatch_prints(slurm, printed, number):
+    (slurm / "sbatch").write_text(f"#!/bin/bash\nprintf '%s\\n' {shlex.quote(printed)}\n")
+    (slurm / "sbatch").chmod(0o755)
+    if number:
+        assert submit(("sbatch",)) == number
+    else:
+        with pytest.raises(LaunchError, match="printed no job number: 'ok'"):
+            submit(("sbatch",))

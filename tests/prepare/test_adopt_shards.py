@@ -107,3 +107,18 @@ def test_shards_that_megatron_wrote_are_adopted(tmp_path: Path):
     assert text.isprintable() or "\n" in text
     before = Shard(Path(last.prefix)).read(last.first_token - 1, last.first_token)
     assert before.tolist() == [tokenizer.end_of_text_id]
+
+
+@pytest.mark.parametrize("path", ["", "~nobody-of-this-name/a", "a\0b"])
+def test_what_is_not_a_path_is_refused_in_words(path: str, tokenizer_folder: Path, tmp_path: Path):
+    with pytest.raises(DataError, match=r"source 'm': .* is not a path: "):
+        prepared(run(tokenizer_folder, path), tmp_path / "data")
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".idx"])
+def test_a_pipe_is_not_opened(suffix: str, tokenizer_folder: Path, tmp_path: Path):
+    prefix = write(tmp_path / "a", [[1, 0], [2, 0]])
+    os.remove(prefix + suffix)
+    os.mkfifo(prefix + suffix)
+    with pytest.raises(DataError, match=rf"a\{suffix}: .*(a device, a pipe or a socket)"):
+        prepared(run(tokenizer_folder, prefix), tmp_path / "data")

@@ -1,11 +1,16 @@
 """The data card's figures add up, and it does not guess what is unknown."""
 
 import json
+import os
 from pathlib import Path
+
+import pytest
 
 from dsllm.config.data import SourceConfig, TokenizerConfig
 from dsllm.data.shards import ShardWriter, shard_dtype
 from dsllm.data.tokenizer import load_tokenizer
+from dsllm.errors import DataError
+from dsllm.prepare.card import read_card
 from tests.helpers.preparing import GOLDEN, golden_run, prepared, tiny_run, write_jsonl
 
 SPLITS = ("train", "validation")
@@ -50,3 +55,32 @@ def test_bytes_are_unknown_where_one_source_does_not_know_them(tmp_path: Path):
     assert card["splits"]["train"]["bytes"] is None and card["splits"]["train"]["bytes_per_token"] is None
     assert card["splits"]["train"]["documents"] == 1 + golden["train"]["documents"]
     assert json.loads(json.dumps(card)) == card
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (None, "it is missing"),
+        (b"", "is empty"),
+        (b"{", "is not readable JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"\xff", "is not UTF-8"),
+        (b"null", "it is NoneType"),
+        (b"[1]", "it is list"),
+    ],
+)
+def test_a_card_that_cannot_be_read_is_an_error_in_words(content: bytes | None, why: str, tmp_path: Path):
+    if content is not None:
+        (tmp_path / "data_card.json").write_bytes(content)
+    with pytest.raises(DataError, match=rf"data_card\.json: not a data card \(.*{why}.*--force"):
+        read_card(tmp_path)
+
+
+def test_a_folder_or_a_pipe_as_card_is_not_opened(tmp_path: Path):
+    (tmp_path / "data_card.json").mkdir()
+    with pytest.raises(DataError, match="is a folder"):
+        read_card(tmp_path)
+    (tmp_path / "data_card.json").rmdir()
+    os.mkfifo(tmp_path / "data_card.json")
+    with pytest.raises(DataError, match="a device, a pipe"):
+        read_card(tmp_path)

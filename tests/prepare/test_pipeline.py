@@ -5,8 +5,10 @@ import hashlib
 import json
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
+import sys
 import time
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -14,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dsllm.config.data import SourceConfig, TokenizerConfig
+from dsllm.config.data import DataConfig, SourceConfig, TokenizerConfig
 from dsllm.config.run import RunConfig
 from dsllm.data.manifest import check_shards, check_tokenizer, load_manifest
 from dsllm.data.shards import Shard, bin_path
@@ -280,7 +282,7 @@ def test_a_second_preparation_is_refused_and_the_first_one_finishes_unharmed(tmp
 
 def test_a_failure_before_anything_is_finished_leaves_nothing(tmp_path: Path):
     (tmp_path / "empty.txt").touch()
-    with pytest.raises(DataError, match="empty file"):
+    with pytest.raises(DataError, match="1 of its 1 files are empty"):
         prepare(tiny_run([SourceConfig(name="s", paths=(str(tmp_path),))]), tmp_path / "data", lambda line: None)
     assert [path.name for path in tmp_path.iterdir()] == ["empty.txt"]
 
@@ -358,3 +360,97 @@ def test_the_card_lists_what_was_skipped(tmp_path: Path):
         "no field 'text'": [f"{tmp_path / 'a.jsonl'}, line 3: no field 'text' (its fields: body)"]
     }
     assert json.dumps(card)
+
+
+def test_a_link_as_data_directory_stays_a_link(tmp_path: Path):
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "data").symlink_to(tmp_path / "scratch")
+    prepare(golden_run(), tmp_path / "data", lambda line: None)
+    prepare(golden_run(), tmp_path / "fresh", lambda line: None)
+    assert (tmp_path / "data").is_symlink() and contents(tmp_path / "scratch") == contents(tmp_path / "fresh")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "fresh", "scratch"]
+    _, _, lines = prepared(golden_run(), tmp_path / "data")
+    assert "prepared already" in lines[0]
+    (tmp_path / "later").symlink_to("not-there-yet")  # as before the first job of an allocation
+    prepare(golden_run(), tmp_path / "later", lambda line: None)
+    assert contents(tmp_path / "not-there-yet") == contents(tmp_path / "fresh")
+
+
+def test_shards_without_their_manifest_are_replaced_with_force_only(tmp_path: Path):
+    prepare(golden_run(), tmp_path / "data", lambda line: None)
+    whole = contents(tmp_path / "data")
+    (tmp_path / "data" / "manifest.json").unlink()
+    before = contents(tmp_path / "data")
+    with pytest.raises(DataError, match=r"token shards, but no manifest\.json: copy that file too.* --force"):
+        prepare(golden_run(), tmp_path / "data", lambda line: None)
+    assert contents(tmp_path / "data") == before and [path.name for path in tmp_path.iterdir()] == ["data"]
+    prepare(golden_run(), tmp_path / "data", lambda line: None, force=True)
+    assert contents(tmp_path / "data") == whole
+
+
+def test_damaged_prepared_data_is_found_and_replaced_with_force(tmp_path: Path):
+    prepare(golden_run(), tmp_path / "data", lambda line: None)
+    whole = contents(tmp_path / "data")
+    shard = next((tmp_path / "data").glob("train-*.bin"))
+    for damage in (
+        lambda: os.truncate(shard, 10),
+        (tmp_path / "data" / "tokenizer" / "tokenizer.json").unlink,
+    ):
+        damage()
+        with pytest.raises(DataError, match="--force"):
+            prepare(golden_run(), tmp_path / "data", lambda line: None)
+        prepare(golden_run(), tmp_path / "data", lambda line: None, force=True)
+        assert contents(tmp_path / "data") == whole
+
+
+@pytest.mark.parametrize("moment", ["before the old one is moved", "between the two renames"])
+def test_ended_while_it_publishes_the_next_start_completes_it(moment: str, tmp_path: Path):
+    prepare(with_tokenizer(golden_run(), vocab_size=300), tmp_path / "data", lambda line: None)
+    prepare(golden_run(), tmp_path / "new", lambda line: None)
+    whole = contents(tmp_path / "new")
+    (tmp_path / "new").rename(tmp_path / "data.partial")
+    if moment == "between the two renames":
+        (tmp_path / "data").rename(tmp_path / "data.replaced")
+    else:
+        shutil.rmtree(tmp_path / "data")
+    _, _, lines = prepared(golden_run(), tmp_path / "data")
+    assert lines == ["publishing what an earlier attempt had completed"]
+    assert contents(tmp_path / "data") == whole and [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_a_complete_folder_of_other_settings_is_not_published(tmp_path: Path):
+    prepare(golden_run(), tmp_path / "fresh", lambda line: None)
+    prepare(with_tokenizer(golden_run(), vocab_size=300), tmp_path / "data.partial", lambda line: None)
+    prepare(golden_run(), tmp_path / "data", lambda line: None)
+    assert contents(tmp_path / "data") == contents(tmp_path / "fresh")
+
+
+def limited(size: int, config: RunConfig, directory: Path) -> None:
+    """Prepare where no file may be larger; ends with code 3 if the problem is said in words."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    try:
+        prepare(config, directory, lambda line: None)
+    except DataError as error:
+        sys.exit(3 if "cannot be written" in str(error) or "could not be written" in str(error) else 4)
+
+
+@pytest.mark.parametrize(
+    "size", [0, 50, 2_000, pytest.param(9_000, marks=pytest.mark.slow), pytest.param(30_000, marks=pytest.mark.slow)]
+)
+def test_a_limit_on_the_size_of_files_is_said_in_words(size: int, tmp_path: Path):
+    process = multiprocessing.get_context("spawn").Process(target=limited, args=(size, golden_run(), tmp_path / "data"))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 3 and not (tmp_path / "data").exists()
+    assert size > 0 or list(tmp_path.iterdir()) == [], "no lock without room for its line"
+
+
+def test_the_embedded_corpus_is_named(tmp_path: Path):
+    lines: list[str] = []
+
+    def stop(what: str, done: float, total: float | None) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(tiny_run(DataConfig().sources), tmp_path / "data", lines.append, stop)
+    assert lines == ["the corpus is the text that every Python installation has: name your own text in data.sources"]

@@ -68,6 +68,26 @@ def test_a_link_to_nowhere_is_a_bad_input(tmp_path: Path):
     assert sum(reading.counts["s0"].kept.values()) == 2
 
 
+def test_files_without_content_are_remarks_and_no_inputs(tmp_path: Path):
+    """A job that had no rows for a part leaves an empty file, and an empty file named _SUCCESS."""
+    (tmp_path / "parts").mkdir()
+    write_jsonl(tmp_path / "parts" / "part-0.jsonl", TEXTS[:2])
+    for name in ("_SUCCESS", "part-1.jsonl", "part-2.parquet", *(f"part-{n}.txt" for n in range(3, 10))):
+        (tmp_path / "parts" / name).touch()
+    reading, _ = read(tmp_path, tmp_path / "parts", validation_share=0)
+    count = reading.counts["s0"]
+    assert (count.read, count.num_files, count.kept["train"]) == (2, 10, 2)
+    assert dict(count.remarks) == {"empty file, passed over": 9} and dict(count.ignored_files) == {"_SUCCESS": 1}
+    examples = count.remark_examples["empty file, passed over"]
+    assert len(examples) == 5 and examples[0] == (f"{tmp_path}/parts/part-1.jsonl")
+
+
+def test_a_source_of_empty_files_only_is_an_error(tmp_path: Path):
+    (tmp_path / "a.txt").touch()
+    with pytest.raises(DataError, match=r"yields no document: 0 read, of .*; 1 of its 1 files are empty"):
+        read(tmp_path, tmp_path / "a.txt")
+
+
 @pytest.mark.parametrize("content", [b"\n\n", b'{"text": ""}\n'])
 def test_a_source_without_a_document_is_an_error(content: bytes, tmp_path: Path):
     (tmp_path / "a.jsonl").write_bytes(content)

@@ -1,8 +1,11 @@
 """Every format gives the same documents, and each input that cannot be read is reported with its place."""
 
+import bz2
 import gzip
 import hashlib
 import json
+import lzma
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,14 +14,14 @@ import pytest
 import zstandard
 
 from dsllm.config.data import SourceConfig
-from dsllm.errors import DataError
-from dsllm.prepare.document import BadInput, Document
-from dsllm.prepare.source_files import Position, find_files, read_documents
+from dsllm.prepare.document import BadInput, Document, Item, Remark
+from dsllm.prepare.source_files import EMPTY, read_documents
+from dsllm.prepare.text_lines import Position
 
 TEXTS = ["one\ntwo", "é 你 😀", "  indented\r\n", "x" * 5000]
 
 
-def read(path: Path, **fields: object) -> list[Document | BadInput]:
+def read(path: Path, **fields: object) -> list[Item]:
     return list(read_documents(path, SourceConfig(name="s", **fields), Position()))
 
 
@@ -42,7 +45,7 @@ def write_table(path: Path, column: pa.Array, name: str = "text") -> Path:
     return path
 
 
-def only(items: list[Document | BadInput]) -> BadInput:
+def only(items: list[Item]) -> BadInput:
     (item,) = items
     assert isinstance(item, BadInput)
     return item
@@ -62,10 +65,28 @@ def test_every_format_gives_the_same_documents(tmp_path: Path):
         write_table(tmp_path / "a.parquet", pa.array(TEXTS)),
         write_table(tmp_path / "large.parquet", pa.array(TEXTS, pa.large_string())),
         write_table(tmp_path / "dictionary.parquet", pa.array(TEXTS).dictionary_encode()),
+        write_table(tmp_path / "view.parquet", pa.array(TEXTS, pa.string_view())),
+        write_table(tmp_path / "binary.parquet", pa.array([text.encode() for text in TEXTS])),
+        write_table(tmp_path / "upper.PARQUET", pa.array([text.encode() for text in TEXTS], pa.large_binary())),
+        write(tmp_path / "upper.JSONL", lines),
+        write(tmp_path / "b.ndjson", lines),
+        write(tmp_path / "lines.json", lines),
+        write(tmp_path / "array.json", json.dumps([json.loads(line) for line in lines.splitlines()]).encode()),
+        write(
+            tmp_path / "pretty.json",
+            b"\n".join(json.dumps(json.loads(x), indent=2).encode() for x in lines.splitlines()),
+        ),
+        write(tmp_path / "a.jsonl.xz", lzma.compress(lines)),
+        write(tmp_path / "a.jsonl.bz2", bz2.compress(lines)),
+        write(tmp_path / "a.json.zstd", zstandard.compress(lines)),
+        write(tmp_path / "a.jsonl.lz4", pa.compress(lines, "lz4", asbytes=True)),
+        write(tmp_path / "really-parquet.jsonl", (tmp_path / "a.parquet").read_bytes()),
     ):
         assert texts_in(path) == TEXTS, path.name
     for text in TEXTS:
-        assert texts_in(write(tmp_path / "a.txt", text.encode())) == [text]
+        for name in ("a.txt", "a.TXT", "notes.md"):
+            assert texts_in(write(tmp_path / name, text.encode())) == [text]
+        assert texts_in(write(tmp_path / "a.txt.gz", gzip.compress(text.encode()))) == [text]
 
 
 def test_the_text_field_can_have_another_name(tmp_path: Path):
@@ -84,11 +105,6 @@ def test_a_text_file_can_hold_many_documents(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.txt", b"", "empty file"),
-        ("a.jsonl", b"", "empty file"),
-        ("a.jsonl.gz", b"", "empty file"),
-        ("a.jsonl.gz", gzip.compress(b""), "empty file"),
-        ("a.parquet", b"", "empty file"),
         ("a.txt", b"caf\xe9", "not UTF-8"),
         ("a.jsonl", b'{"text": "caf\xe9"}\n', "not UTF-8"),
         ("a.jsonl", b'{"text": 1}\n', "field 'text' is not a string"),
@@ -98,8 +114,10 @@ def test_a_text_file_can_hold_many_documents(tmp_path: Path):
         ("a.jsonl", b"text: x\n", "not valid JSON"),
         ("a.jsonl", b"[" * 100_000 + b"\n", "not valid JSON"),
         ("a.jsonl", b'{"text": "cut off he', "the file ends in the middle of a line"),
-        ("a.jsonl.gz", b"no gzip", "cannot be read to its end: truncated or damaged"),
-        ("a.jsonl.zst", b"no zstd", "cannot be read to its end: truncated or damaged"),
+        ("a.jsonl", b'[{"text": "x"},\n', "not valid JSON"),
+        ("a.jsonl.gz", b"\x1f no gzip", "cannot be read to its end: truncated or damaged"),
+        ("a.jsonl.zst", b"\xb5 no zstd", "cannot be read to its end: truncated or damaged"),
+        ("a.txt.xz", b"\xfd7zX", "cannot be read to its end: truncated or damaged"),
         ("a.parquet", b"no parquet", "cannot be read to its end: truncated or damaged"),
     ],
 )
@@ -160,63 +178,83 @@ def test_position_ends_at_the_file_s_size(tmp_path: Path):
     assert position.file_bytes == path.stat().st_size
 
 
-def names(source_paths: list[Path | str]) -> list[str]:
-    return [path.name for path in find_files(SourceConfig(name="s", paths=tuple(map(str, source_paths))))[0]]
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", b""),
+        ("a.jsonl", b""),
+        ("a.jsonl.gz", b""),
+        ("a.txt.gz", gzip.compress(b"")),
+        ("a.parquet", b""),
+        ("a.json", b"[]"),
+    ],
+)
+def test_an_empty_file_is_passed_over_with_a_remark(name: str, content: bytes, tmp_path: Path):
+    path = write(tmp_path / name, content)
+    assert read(path) == [Remark(str(path), EMPTY)]
 
 
-def test_folders_are_searched_in_order_and_others_files_counted(tmp_path: Path):
-    for name in ("b/2.txt", "b/1.jsonl", "a.txt", ".git/x.txt", ".hidden.txt", "b/notes.md", "c/data.csv"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("x")
-    found, ignored = find_files(SourceConfig(name="s", paths=(str(tmp_path),)))
-    assert [path.relative_to(tmp_path).as_posix() for path in found] == ["a.txt", "b/1.jsonl", "b/2.txt"]
-    assert dict(ignored) == {".md": 1, ".csv": 1}
+def test_a_parquet_part_without_rows_is_passed_over(tmp_path: Path):
+    path = write_table(tmp_path / "a.parquet", pa.array([], pa.string()))
+    assert read(path) == [Remark(str(path), EMPTY)]
 
 
-def test_a_folder_is_read_once_whatever_links_lead_to_it(tmp_path: Path):
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "b.txt").write_text("x")
-    (tmp_path / "b" / "up").symlink_to(tmp_path)
-    (tmp_path / "a").symlink_to(tmp_path / "b")
-    assert names([tmp_path]) == ["b.txt"]
+def test_what_is_no_file_is_not_opened(tmp_path: Path):
+    os.mkfifo(tmp_path / "a.txt")  # opening it would wait for a writer
+    assert only(read(tmp_path / "a.txt")).reason == "not a file"
+    (tmp_path / "b.txt").symlink_to("/dev/zero")
+    assert only(read(tmp_path / "b.txt")).reason == "not a file"
+    assert only(read(tmp_path / "vanished.jsonl")).reason == "cannot be opened"
 
 
-def test_an_error_counts_the_other_files_of_its_own_path_only(tmp_path: Path):
-    for name in ("first/a.txt", "first/b.md", "second/c.csv"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("x")
-    with pytest.raises(DataError, match=r"second has no file .*, but 1 \.csv: convert"):
-        names([tmp_path / "first", tmp_path / "second"])
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json.gz", "a.parquet"])
+def test_a_pointer_of_git_lfs_is_not_taken_for_the_file(name: str, tmp_path: Path):
+    (*_, item) = read(write(tmp_path / name, b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"))
+    assert item.reason == (
+        "a Git LFS pointer instead of the file"
+        if name != "a.parquet"
+        else "cannot be read to its end: truncated or damaged"
+    )
 
 
-def test_globs_match_files_and_each_file_counts_once(tmp_path: Path):
-    for name in ("b.txt", "a.txt", "c[1].txt"):
-        (tmp_path / name).write_text("x")
-    (tmp_path / "d.md").write_text("x")
-    (tmp_path / "d").mkdir()
-    (tmp_path / "d" / "e.txt").write_text("x")
-    assert names([tmp_path / "[ab].txt"]) == ["a.txt", "b.txt"]
-    assert names([tmp_path / "c[1].txt"]) == ["c[1].txt"]
-    assert names([tmp_path / "a.txt", tmp_path / "*.txt"]) == ["a.txt", "b.txt", "c[1].txt"]
-    assert names([tmp_path / "**"]) == ["a.txt", "b.txt", "c[1].txt", "e.txt"]
-    assert names([tmp_path / "?"]) == ["e.txt"]
+@pytest.mark.parametrize("ends", [b"\r", b"\r\n", b"\n"])
+def test_every_form_of_line_end(ends: bytes, tmp_path: Path):
+    path = write(tmp_path / "a.txt", ends.join([b"one", b"two", b"", b"three", b""]))
+    assert texts_in(path, text_documents="lines") == ["one", "two", "three"]
+    assert texts_in(path, text_documents="paragraphs") == ["one\r\ntwo" if ends == b"\r\n" else "one\ntwo", "three"]
+    assert texts_in(path) == [path.read_bytes().decode()]
+    lines = write(tmp_path / "a.jsonl", json_lines(["a", "b"]).replace(b"\n", ends))
+    assert texts_in(lines) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
-    ("path", "problem"),
-    [
-        ("none.txt", "no such file or folder"),
-        ("none/*.txt", "matches nothing"),
-        ("empty", "has no file of a type that dsllm reads"),
-        ("table.csv", ".parquet), but 1 .csv: convert them"),
-    ],
+    "encoding", ["latin-1", "cp1252", "UTF-16", "utf-16-be", "utf-32", "utf8", "utf-8-sig", "cp037"]
 )
-def test_paths_that_give_nothing_are_errors(path: str, problem: str, tmp_path: Path):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "notes.md").write_text("x")
-    (tmp_path / "table.csv").write_text("x")
-    with pytest.raises(DataError) as caught:
-        names([tmp_path / path])
+def test_a_source_can_have_another_encoding(encoding: str, tmp_path: Path):
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in ("café", "b\nb")]
+    path = write(tmp_path / "a.txt", "café one\ntwo\n\nthree".encode(encoding))
+    assert texts_in(path, encoding=encoding) == ["café one\ntwo\n\nthree"]
+    assert texts_in(path, encoding=encoding, text_documents="lines") == ["café one", "two", "three"]
+    assert texts_in(path, encoding=encoding, text_documents="paragraphs") == ["café one\ntwo", "three"]
+    content = "\n".join(lines).encode(encoding)
+    assert texts_in(write(tmp_path / "a.jsonl", content), encoding=encoding) == ["café", "b\nb"]
+    assert texts_in(write(tmp_path / "a.jsonl.gz", gzip.compress(content)), encoding=encoding) == ["café", "b\nb"]
+    array = f"[{','.join(lines)}]".encode(encoding)
+    assert texts_in(write(tmp_path / "a.json", array), encoding=encoding) == ["café", "b\nb"]
+
+
+def test_another_encoding_is_named_in_what_is_refused(tmp_path: Path):
+    item = only(read(write(tmp_path / "a.txt", "text".encode("utf-16"))))
+    assert item.reason == "not UTF-8" and "set encoding: utf-16" in item.detail
+    item = only(read(write(tmp_path / "a.txt", b"caf\xe9")))
+    assert item.reason == "not UTF-8" and "byte 3 is 0xe9: set encoding" in item.detail
+    assert only(read(write(tmp_path / "a.txt", b"a\x81"), encoding="cp1252")).reason == "not cp1252"
     assert (
-        problem in str(caught.value) and "source 's'" in str(caught.value) and path.split("/")[0] in str(caught.value)
+        only(read(write(tmp_path / "a.txt", b"a\0b"), encoding="utf-16", text_documents="lines")).reason == "not utf-16"
     )
+
+
+def test_a_name_with_bytes_that_are_not_utf_8_can_be_printed(tmp_path: Path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9\n.jsonl"))
+    write(path, b"{")
+    assert str(only(read(path))) == f"{tmp_path}/caf\\udce9\\n.jsonl, line 1: the file ends in the middle of a line"

@@ -3,6 +3,9 @@
 import hashlib
 from pathlib import Path
 
+import pytest
+
+from dsllm.errors import DataError
 from dsllm.prepare.units import Unit, UnitCutter, spool_path, spooled_documents
 
 DOCUMENTS = [b"one", b"", b"\x00\xff" * 50, "zwölf\n".encode(), b"five"]
@@ -38,3 +41,22 @@ def test_the_checksum_depends_on_the_documents_and_their_order_only(tmp_path: Pa
     assert checksum(DOCUMENTS) == checksum(DOCUMENTS, "another")
     others = [DOCUMENTS[::-1], DOCUMENTS[:-1], [*DOCUMENTS[:-1], b"six"], [b"".join(DOCUMENTS)]]
     assert len({checksum(documents) for documents in [DOCUMENTS, *others]}) == 5
+
+
+def test_a_spool_file_that_has_changed_is_refused(tmp_path: Path):
+    """Every truncation, and every length with any of its bits flipped."""
+    (unit,) = cut(tmp_path, DOCUMENTS, 10**6)
+    whole = unit.spool.read_bytes()
+    ends = {8 * n + sum(map(len, DOCUMENTS[:n])) for n in range(len(DOCUMENTS) + 1)}
+    for length in set(range(len(whole))) - ends:
+        unit.spool.write_bytes(whole[:length])
+        with pytest.raises(DataError, match=r"train-s-00000\.spool: changed while it waited"):
+            list(spooled_documents(unit.spool))
+    for bit in range(64):
+        content = bytearray(whole)
+        content[bit // 8] ^= 1 << bit % 8
+        unit.spool.write_bytes(content)
+        try:
+            assert list(spooled_documents(unit.spool)) != DOCUMENTS
+        except DataError:
+            continue

@@ -3,7 +3,9 @@
 import dataclasses
 import hashlib
 import multiprocessing
+import multiprocessing.process
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,3 +84,82 @@ def test_a_killed_worker_is_an_error_in_words(tmp_path: Path):
 
     with pytest.raises(DataError, match=r"a worker process died.*lower data\.num_workers"):
         list(write_shards.write_shards(units_until_a_worker_is_killed(), destination, num_workers=2))
+
+
+def damaged(content: bytes, rng: random.Random) -> bytes:
+    place = rng.randrange(len(content))
+    match rng.randrange(6):
+        case 0:
+            return content[:place]
+        case 1:
+            return content[:place] + bytes([content[place] ^ 1 << rng.randrange(8)]) + content[place + 1 :]
+        case 2:
+            return content[:place] + rng.randbytes(8) + content[place + 8 :]
+        case 3:
+            return rng.choice(
+                [b"", b"null", b"[1]", b"{}", b"[" * 100_000, b'{"record": 1}', b'{"record": {}}', b"1e999"]
+            )
+        case 4:
+            return re.sub(rb"[0-9]+", lambda match: str(int(match[0]) + (match.start() >= place)).encode(), content)
+        case _:
+            return content + b"x"
+
+
+def test_a_damaged_record_or_shard_is_written_again(tmp_path: Path):
+    """Tries 200 damages of the record, of the .bin and of the .idx."""
+    (unit, *_), destination = units_and_destination(tmp_path)
+    text = unit.spool.read_bytes()
+    record = write_shards.write_shard(unit, destination)
+    whole = {
+        path: path.read_bytes() for path in (destination.records / f"{unit.name}.json", *tmp_path.glob("train-*.*x"))
+    }
+    whole |= {path: path.read_bytes() for path in tmp_path.glob("train-*.bin")}
+    assert len(whole) == 3
+    rng = random.Random(11)
+    for _ in range(200):
+        path = rng.choice(list(whole))
+        content = (
+            damaged(whole[path], rng) if path.suffix != ".idx" else damaged(whole[path][:34], rng) + whole[path][34:]
+        )
+        path.write_bytes(content)
+        found = write_shards.finished_record(unit, destination)
+        assert found is None or content == whole[path]
+        path.write_bytes(whole[path])
+    assert write_shards.finished_record(unit, destination) == record
+    for path in whole:
+        path.unlink()
+        assert write_shards.finished_record(unit, destination) is None
+        path.mkdir()
+        assert write_shards.finished_record(unit, destination) is None
+        path.rmdir()
+        path.write_bytes(whole[path])
+    unit.spool.write_bytes(text)
+    assert write_shards.write_shard(unit, destination) == record
+
+
+def test_a_spool_file_that_has_changed_gives_no_shard(tmp_path: Path):
+    """Tries 100 damages: each is an error in words, and no shard is there afterwards."""
+    (unit, *_), destination = units_and_destination(tmp_path)
+    whole, rng = unit.spool.read_bytes(), random.Random(11)
+    for _ in range(100):
+        content = damaged(whole, rng)
+        unit.spool.write_bytes(content)
+        if content == whole:
+            continue
+        with pytest.raises(DataError, match=r"\.spool: changed while it waited to be tokenised"):
+            write_shards.write_shard(unit, destination)
+        assert not list(tmp_path.glob("train-*.bin*")) and not list(destination.records.iterdir())
+
+
+def test_interrupted_it_does_not_wait_for_its_workers(tmp_path: Path):
+    units, destination = units_and_destination(tmp_path)
+    workers: list[multiprocessing.process.BaseProcess] = []
+
+    def interrupted() -> Iterator[Unit]:
+        yield units[0]
+        workers.extend(multiprocessing.active_children())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(write_shards.write_shards(interrupted(), destination, num_workers=2))
+    assert workers and not any(worker.is_alive() for worker in workers)

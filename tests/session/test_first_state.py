@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from dsllm.config.model import ModelConfig
 from dsllm.config.run import RunConfig
@@ -84,7 +85,8 @@ def test_a_long_list_is_cut(tmp_path):
     directory, _ = save_run(run_of(tmp_path / "run"))
     (text,) = run_ranks(1, refusal, run_of(tmp_path / "new", init_from=str(directory), hidden_size=64))
     # width and head size; embedding, head, final norm; in each of 2 layers 7 matrices and 2 norms
-    assert text.count("\n- ") == 9 and text.endswith(f"\n- and {2 + 3 + 2 * 9 - 8} more")
+    assert text.count("\n- ") == 9 and f"\n- and {2 + 3 + 2 * 9 - 8} more\n" in text
+    assert yaml.safe_load(text.partition("or write\n")[2])["model"]["hidden_size"] == 32  # the section to paste
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):

@@ -35,6 +35,8 @@ def folder(tmp_path_factory) -> Path:
     shutil.copytree(folder / "data" / "tiny", folder / "data" / "changed")
     with (folder / "data" / "changed" / "manifest.json").open("a") as file:
         file.write("\n")
+    shutil.copytree(folder / "data" / "changed", folder / "data" / "altered")
+    (folder / "data" / "changed" / "manifest.json.sha256").unlink()
     shutil.copytree(folder / "data" / "tiny", folder / "data" / "swapped")
     for file in (folder / "data" / "swapped").glob("train-golden-*.bin"):
         file.write_bytes(bytes(file.stat().st_size))  # ids stay valid, and are others
@@ -61,13 +63,16 @@ REFUSED: dict[str, tuple[list[str], int, str]] = {
     "no fp16 here": (["train.precision=fp16"], 2, "has no fp16"),
     "steps to profile that are over": (["--profile", "2:3"], 1, "takes the steps 5 to 24"),
     "data that differs": (["data.directory=data/changed"], 1, "data/changed: is not the data that"),
+    "a data manifest that was altered": (
+        ["data.directory=data/altered"], 1, "its SHA-256 is not the one in manifest.json.sha256",
+    ),
     "shards that differ": (["data.directory=data/swapped"], 1, "the loaders deliver other samples for step 4"),
     "damaged checkpoints only": (["run.directory=runs/damaged"], 1, "none of the 1 checkpoints verifies"),
     "a status of a newer dsllm": (["run.directory=runs/newer"], 1, "has format version 99"),
     "init_from nowhere": ([FORK[0], "model.init_from=runs/nowhere"], 1, "runs/nowhere: no such folder"),
     "init_from another rope_theta": ([*FORK, "model.rope_theta=500000"], 1, "model.rope_theta: 10000.0 there"),
     "init_from another norm_epsilon": ([*FORK, "model.norm_epsilon=1e-6"], 1, "model.norm_epsilon: 1e-05 there"),
-    "init_from another shape": ([*FORK, "model.mlp_size=64"], 1, "layers.0.mlp.up.weight: (96, 48) there"),
+    "init_from another shape": ([*FORK, "model.mlp_size=64"], 1, "model.mlp_size: 96 there, 64 here"),
     "no disk to offload to": (["deepspeed=nvme.json", "model.num_layers=2"], 2, "no/such/disk: no such folder"),
 }  # fmt: skip
 

@@ -30,7 +30,7 @@ from dsllm.session.resume import (
     saved_run,
 )
 from dsllm.slices import WEIGHTS, ParameterSlice, Region, whole
-from tests.helpers.checkpoints import RUN, save_slices
+from tests.helpers.checkpoints import RUN, edit_manifest, save_slices
 from tests.helpers.ranks import run_ranks
 from tests.helpers.training_data import G, data, training, two_sources
 
@@ -143,7 +143,7 @@ def test_progress_of_a_checkpoint_names_the_checkpoint(tmp_path):
     saved = save(tmp_path, 4, progress={"step": 4, "tokens": 12})
     batch = RUN.train.global_batch_sequences
     assert progress_of(CheckpointReader(saved), RUN) == Progress(step=4, tokens=12, position=Position(4 * batch))
-    saved = save(tmp_path, 5, progress={"step": "five"})
+    saved = save(tmp_path, 5, progress={"step": 5, "tokens": "many"})
     with pytest.raises(CheckpointError, match=f"^{saved}: "):
         progress_of(CheckpointReader(saved), RUN)
 
@@ -199,3 +199,30 @@ def test_the_last_steps_samples_must_be_delivered_again(tmp_path, world_size):
         assert all(
             text.startswith("the loaders deliver other samples for step 3 than those trained on") for text in found
         )
+
+
+def find_newer(world: World, directories: list[Path]) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        find_resumable(directories[world.rank], world, lambda line: None)
+    return f"{type(caught.value).__name__}: {caught.value}"
+
+
+def test_a_checkpoint_of_a_newer_dsllm_is_refused_on_all_ranks_and_not_passed_over(tmp_path: Path):
+    """Also by a rank that sees it as damaged: its steps would be lost if the older one were used."""
+    for name in ("one", "two"):
+        save(tmp_path / name, 4)
+        edit_manifest(save(tmp_path / name, 8), lambda raw: raw.update(format_version=4))
+    (tmp_path / "two" / CHECKPOINTS / "step-00000008" / "manifest.json").write_text("{")
+    folders = [tmp_path / "one", tmp_path / "two"]
+    one, two = run_ranks(2, find_newer, folders)
+    assert one == two and one.startswith("UnavailableCheckpointError: ") and "has format version 4" in one
+    assert all(len(list_checkpoints(folder / CHECKPOINTS)) == 2 for folder in folders)
+
+
+def test_progress_with_one_more_counter_resumes_where_it_means_nothing(tmp_path: Path):
+    """As a later minor version may save it."""
+    saved = save(tmp_path, 4, progress={"step": 4, "tokens": 12, "rewinds": 0})
+    assert progress_of(CheckpointReader(saved), RUN).tokens == 12
+    saved = save(tmp_path, 5, progress={"step": 5, "tokens": 12, "rewinds": 2})
+    with pytest.raises(CheckpointError, match=r"a newer dsllm saved it.*rewinds: 2.*update dsllm"):
+        progress_of(CheckpointReader(saved), RUN)

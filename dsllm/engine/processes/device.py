@@ -18,22 +18,25 @@ from dsllm.config.train import Precision
 from dsllm.engine.processes.cores import Cores, cores_of_rank
 from dsllm.errors import ConfigError, LaunchError
 
-GPU_PEAK_TFLOPS = {  # dense bf16, from the makers' data sheets
-    "V100": 125.0,  # fp16
-    "A100": 312.0,
-    "A10": 125.0,
-    "A10G": 70.0,
-    "L4": 121.0,
-    "L40": 181.0,
-    "L40S": 362.0,
-    "H100": 989.0,  # SXM
-    "H100 NVL": 835.0,
-    "H100 PCIe": 756.0,
-    "H200": 989.0,
-    "B200": 2250.0,
-    "RTX 3090": 71.0,
-    "RTX 4090": 165.2,
+GPU_PEAK_TFLOPS = {  # dense bf16, by the name of NVIDIA's driver; where a data sheet counts sparsity, half of its number
+    "V100-SXM2": 125.0,  # fp16; NVIDIA's "Tesla V100" data sheet, also for PCIe
+    "V100-PCIE": 112.0,
+    "A100": 312.0,  # SXM4 and PCIe; https://www.nvidia.com/en-us/data-center/a100/
+    "A10": 125.0,  # https://www.nvidia.com/en-us/data-center/products/a10-gpu/
+    "A10G": 70.0,  # https://d1.awsstatic.com/product-marketing/ec2/NVIDIA_AWS_A10G_DataSheet_FINAL_02_17_2022.pdf
+    "L4": 121.0,  # https://resources.nvidia.com/en-us-l4/l4-datasheet
+    "L40": 181.0,  # 181.05; https://www.nvidia.com/en-us/data-center/l40/
+    "L40S": 362.0,  # https://resources.nvidia.com/en-us-l40s/l40s-datasheet-28413
+    "H100": 989.0,  # SXM, 1,979 with sparsity; https://resources.nvidia.com/en-us-tensor-core/nvidia-tensor-core-gpu-datasheet
+    "H100 NVL": 835.0,  # https://www.nvidia.com/en-us/data-center/h100/
+    "H100 PCIe": 756.0,  # 1,513 with sparsity, in the H100's data sheet
+    "H200": 989.0,  # SXM; https://www.nvidia.com/en-us/data-center/h200/
+    "B200": 2250.0,  # https://nvdam.widen.net/s/wwnsxrhm2w/blackwell-datasheet-3384703
+    "RTX 3090": 71.0,  # https://www.nvidia.com/content/PDF/nvidia-ampere-ga-102-gpu-architecture-whitepaper-v2.pdf
+    "RTX 4090": 165.2,  # https://images.nvidia.com/aem-dam/Solutions/geforce/ada/nvidia-ada-gpu-architecture.pdf
 }
+_OTHER_CHIPS = r"Laptop|Ti|SUPER|D|MIG"
+"""Words behind a model's number that make it another chip, or a part of one."""
 GEMM_SIZES = {"cpu": 1024, "cuda": 8192}
 """Rows and columns of the square matrices that a device's speed is measured with."""
 GEMM_FLOPS = {device: 2 * size**3 for device, size in GEMM_SIZES.items()}
@@ -42,18 +45,38 @@ GEMM_FLOPS = {device: 2 * size**3 for device, size in GEMM_SIZES.items()}
 def choose_device(local_rank: int) -> torch.device:
     """This rank's GPU, or the CPU where there is none.
 
+    A rank that sees one GPU has it from its launcher (srun --gpus-per-task=1, --gpu-bind): whether another rank has it too
+    is found when the ranks meet.
+
     Raises:
         LaunchError: more ranks on this host than GPUs.
     """
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    if local_rank >= torch.cuda.device_count():
+    number = gpu_number(local_rank, torch.cuda.device_count())
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
+
+
+def gpu_number(local_rank: int, num_visible: int) -> int:
+    """Which of the GPUs that a rank sees is its own.
+
+    Raises:
+        LaunchError: more ranks on this host than GPUs.
+    """
+    if num_visible == 1:
+        return 0
+    if local_rank >= num_visible:
         raise LaunchError(
-            f"local rank {local_rank}, but torch sees {torch.cuda.device_count()} GPUs here "
+            f"local rank {local_rank}, but torch sees {num_visible} GPUs here "
             f"(CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}): at most one rank per GPU"
         )
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
+    return local_rank
+
+
+def gpu_identity(device: torch.device) -> str | None:
+    """The name of a GPU that no other one has, on any host; None on a CPU."""
+    return None if device.type == "cpu" else f"GPU-{torch.cuda.get_device_properties(device).uuid}"
 
 
 def check_compiler(device: torch.device) -> None:
@@ -128,11 +151,13 @@ def peak_flops(device: torch.device, precision: Precision, given_tflops: float |
 
 def data_sheet_tflops(name: str) -> float | None:
     """Peak of a GPU by the name that its driver gives; None where it is not in the table."""
-    if "Laptop" in name:  # the same model number on a slower chip
+    if re.search(rf"\b({_OTHER_CHIPS})\b", name):
         return None
     # whole words: an L40 is no L4. Of "H100" and "H100 PCIe" the longer one is the GPU's
-    known = [key for key in GPU_PEAK_TFLOPS if re.search(rf"\b{key}\b", name)]
-    return GPU_PEAK_TFLOPS[max(known, key=len)] if known else None
+    known = max((key for key in GPU_PEAK_TFLOPS if re.search(rf"\b{key}\b", name)), key=len, default="")
+    if "NVL" in name and "NVL" not in known:  # a slower chip than the one without
+        return None
+    return GPU_PEAK_TFLOPS.get(known)
 
 
 def gemm_seconds(device: torch.device, dtype: torch.dtype, repeats: int) -> list[float]:

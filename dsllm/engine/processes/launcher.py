@@ -5,7 +5,12 @@ from pathlib import Path
 
 import psutil
 
-PROGRAMS = {"deepspeed", "ds", "torchrun", "mpirun", "mpiexec", "orterun", "orted", "prted", "prterun", "srun"}
+PROGRAMS = {
+    *("deepspeed", "ds", "torchrun", "srun"),
+    *("mpirun", "mpiexec", "orterun", "orted", "prted", "prterun"),  # Open MPI
+    *("mpiexec.hydra", "hydra_pmi_proxy", "hydra_bstrap_proxy", "mpiexec.gforker"),  # MPICH, Intel MPI
+    *("mpirun_rsh", "mpispawn"),  # MVAPICH
+}
 """Launchers by their program's name."""
 
 MARKS = ("deepspeed.launcher", "torch.distributed.run", "dsllm.launch.node", "slurmstepd")

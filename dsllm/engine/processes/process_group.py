@@ -13,8 +13,9 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from dsllm.engine.deepspeed_library import deepspeed
-from dsllm.engine.processes.ranks import Ranks
-from dsllm.engine.processes.rendezvous import is_local, meet
+from dsllm.engine.processes.device import gpu_identity
+from dsllm.engine.processes.ranks import Ranks, is_loopback
+from dsllm.engine.processes.rendezvous import meet
 from dsllm.errors import LaunchError
 from dsllm.mesh import AXES, Axis, Mesh
 
@@ -113,17 +114,11 @@ def process_group(
     """
     mesh = mesh or Mesh(data=ranks.world_size)
     assert mesh.world_size == ranks.world_size, f"a mesh of {mesh.world_size} ranks in a world of {ranks.world_size}"
-    os.environ |= {  # DeepSpeed looks for its rank only here
-        "RANK": str(ranks.rank),
-        "LOCAL_RANK": str(ranks.local_rank),
-        "WORLD_SIZE": str(ranks.world_size),
-        "MASTER_ADDR": ranks.master_address,
-        "MASTER_PORT": str(ranks.master_port),
-    }
-    if is_local(ranks) and "lo" in (name for _, name in socket.if_nameindex()):
+    os.environ |= variables_for_deepspeed(ranks, device, os.environ)
+    if is_loopback(ranks.master_address) and "lo" in (name for _, name in socket.if_nameindex()):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gloo would listen on the host's address
     backend = "gloo" if device.type == "cpu" else "nccl"
-    store = meet(ranks, mesh, timeout, why_stop)
+    store = meet(ranks, mesh, timeout, gpu_identity(device), why_stop)
     try:
         dist.init_process_group(
             backend,
@@ -142,12 +137,46 @@ def process_group(
     groups = _make_groups(mesh, ranks.rank, timeout)
     world = World(ranks=ranks, device=device, mesh=mesh, timeout=timeout, groups=groups)
     try:
-        yield world
+        with _default_timeout(timeout):
+            yield world
         # no rank closes its sockets while another one still talks; a rank that is lost here changes nothing any more
         with contextlib.suppress(RuntimeError):
             world.barrier()
     finally:
         dist.destroy_process_group()  # without this a rank can crash at interpreter exit after a successful run
+
+
+@contextlib.contextmanager
+def _default_timeout(timeout: timedelta) -> Iterator[None]:
+    """Bound the groups that DeepSpeed makes, too: a rank that is lost while one is made would be waited for half an hour."""
+    names = ("default_pg_timeout", "default_pg_nccl_timeout")
+    before = {name: getattr(distributed_c10d, name) for name in names}
+    for name in names:
+        setattr(distributed_c10d, name, timeout)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(distributed_c10d, name, value)
+
+
+def variables_for_deepspeed(ranks: Ranks, device: torch.device, environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment variables in which DeepSpeed looks for its rank and its GPU.
+
+    Args:
+        environment: as the launcher has set it
+    """
+    # DeepSpeed takes the local rank for the number of its GPU: 0 where the launcher shows each rank only its own
+    local_rank = str(ranks.local_rank if device.index is None else device.index)
+    open_mpi = "OMPI_COMM_WORLD_LOCAL_RANK"
+    return {
+        "RANK": str(ranks.rank),
+        "LOCAL_RANK": local_rank,
+        "WORLD_SIZE": str(ranks.world_size),
+        "MASTER_ADDR": ranks.master_address,
+        "MASTER_PORT": str(ranks.master_port),
+        **({open_mpi: local_rank} if open_mpi in environment else {}),  # it insists that both are the same
+    }
 
 
 def _make_groups(mesh: Mesh, rank: int, timeout: timedelta) -> dict[Axis, dist.ProcessGroup]:

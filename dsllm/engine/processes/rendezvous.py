@@ -1,8 +1,6 @@
 """Rendezvous: every rank joins exactly once, with the same world size and mesh; names the rank that does not."""
 
-import contextlib
 import errno
-import ipaddress
 import os
 import socket
 import time
@@ -11,7 +9,7 @@ from datetime import timedelta
 
 from torch.distributed import PrefixStore, Store, TCPStore, rendezvous  # type: ignore[attr-defined]
 
-from dsllm.engine.processes.ranks import Ranks
+from dsllm.engine.processes.ranks import Ranks, is_loopback
 from dsllm.errors import Interrupted, LaunchError
 from dsllm.mesh import Mesh
 
@@ -23,21 +21,25 @@ _STOP_SECONDS = 30.0
 _STOP, _OUTCOME = "stop", "outcome"
 
 
-def meet(ranks: Ranks, mesh: Mesh, timeout: timedelta, why_stop: Callable[[], str] = lambda: "") -> Store:
+def meet(
+    ranks: Ranks, mesh: Mesh, timeout: timedelta, gpu: str | None = None, why_stop: Callable[[], str] = lambda: ""
+) -> Store:
     """Wait for all ranks; returns the store through which they talk.
 
     Args:
+        gpu: this rank's GPU by a name that no other GPU has. None (default): it computes on the CPU.
         why_stop: why this rank was asked to stop; empty: it was not
 
     Raises:
-        LaunchError: rank 0 cannot be reached, ranks are missing, a number is taken twice, or world sizes or meshes differ.
+        LaunchError: rank 0 cannot be reached, ranks are missing, a number or a GPU is taken twice, or world sizes or meshes
+            differ.
         Interrupted: a rank was asked to stop before all had met.
     """
     store = _store(ranks, timeout, why_stop)
     try:
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store outlives an attempt
         roll = PrefixStore(f"dsllm/{attempt}", store)
-        _join(roll, ranks, mesh)
+        _join(roll, ranks, mesh, gpu)
         _wait_for_all(roll, ranks, timeout, why_stop)
     except RuntimeError as error:
         raise LaunchError(
@@ -47,26 +49,19 @@ def meet(ranks: Ranks, mesh: Mesh, timeout: timedelta, why_stop: Callable[[], st
     return store
 
 
-def is_local(ranks: Ranks) -> bool:
-    """Whether all ranks are surely on this machine: no other host can reach a loopback address."""
-    return _is_loopback(ranks.master_address)
-
-
-def _is_loopback(address: str) -> bool:
-    if address == "localhost":
-        return True
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(address).is_loopback
-    return False
-
-
-def _join(roll: Store, ranks: Ranks, mesh: Mesh) -> None:
+def _join(roll: Store, ranks: Ranks, mesh: Mesh, gpu: str | None) -> None:
     own = f"process {os.getpid()} on {socket.gethostname()}"
     other = roll.compare_set(f"rank {ranks.rank}", "", own).decode()
     if other != own:
         raise LaunchError(
             f"rank {ranks.rank} of {ranks.world_size} joined twice: {other}, and this is {own} (started by "
             f"{ranks.launcher}): give each process a RANK of its own"
+        )
+    holder = f"rank {ranks.rank}, {own}"
+    if gpu is not None and (other := roll.compare_set(f"gpu {gpu}", "", holder).decode()) != holder:
+        raise LaunchError(
+            f"rank {ranks.rank} has the GPU {gpu}, which {other}, uses too (CUDA_VISIBLE_DEVICES="
+            f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}, started by {ranks.launcher}): at most one rank per GPU"
         )
     size = roll.compare_set("world size", "", str(ranks.world_size)).decode()
     if size != str(ranks.world_size):
@@ -106,6 +101,10 @@ def _store(ranks: Ranks, timeout: timedelta, why_stop: Callable[[], str]) -> Sto
             if ranks.rank == 0
             else f"did not answer within {seconds:g} s: is rank 0 running, and is the port open between the hosts?"
         )
+        if ranks.rank > 0 and ranks.local_size < ranks.world_size and is_loopback(ranks.master_address):
+            advice += (
+                f" {ranks.master_address} means every host itself: set MASTER_ADDR to the address of rank 0's host"
+            )
         raise LaunchError(
             f"rank {ranks.rank} of {ranks.world_size} cannot open the store of rank 0 at {where} (started by "
             f"{ranks.launcher}): {advice} ({cause})"
@@ -115,7 +114,7 @@ def _store(ranks: Ranks, timeout: timedelta, why_stop: Callable[[], str]) -> Sto
 def _open_store(ranks: Ranks, timeout: timedelta) -> Store:
     """The store of rank 0. It listens on the loopback alone where all ranks are on this machine: it has no password."""
     address, port = ranks.master_address, ranks.master_port
-    if not is_local(ranks):
+    if not is_loopback(ranks.master_address):
         return TCPStore(address, port, is_master=True, timeout=timeout, wait_for_workers=False)
     families = [family for family, *_ in socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)]
     family = socket.AF_INET if socket.AF_INET in families else socket.AF_INET6

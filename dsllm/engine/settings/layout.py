@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dsllm.config.train import Precision
+from dsllm.errors import LaunchError
 from dsllm.mesh import Mesh
+
+_MOST_SHOWN = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,5 +51,15 @@ def ranks_by_node(local: Sequence[tuple[int, int]]) -> tuple[int, ...]:
 
     Args:
         local: local rank and local size as every rank reports them, in the order of the ranks.
+    Raises:
+        LaunchError: the reports do not fit together, for example because a variable of the launcher is wrong on one host.
     """
-    return tuple(size for local_rank, size in local if local_rank == 0)
+    hosts = tuple(size for local_rank, size in local if local_rank == 0)
+    expected = sorted((rank, size) for size in hosts for rank in range(size))
+    if sorted(local) != expected:
+        shown = ", ".join(f"{local_rank} of {size}" for local_rank, size in local[:_MOST_SHOWN])
+        raise LaunchError(
+            f"the {len(local)} ranks do not divide into hosts: as local ranks they report {shown}"
+            f"{', ...' if len(local) > _MOST_SHOWN else ''}. Give each process the LOCAL_RANK and LOCAL_WORLD_SIZE of its host"
+        )
+    return hosts

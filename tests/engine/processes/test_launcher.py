@@ -24,10 +24,12 @@ open(sys.argv[1], "w").write("gone" if launcher.has_gone() else "there")
 MIDDLE = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1], sys.argv[2]])"
 
 
-@pytest.mark.parametrize("killed", ["runner", "middle"])
-def test_the_end_of_any_launcher_above_is_seen(tmp_path, killed):
+@pytest.mark.parametrize(
+    ("program", "killed"), [("deepspeed", "runner"), ("deepspeed", "middle"), ("mpiexec.hydra", "runner")]
+)
+def test_the_end_of_any_launcher_above_is_seen(tmp_path, program, killed):
     """As under deepspeed: a runner starts a launcher, the launcher starts the rank."""
-    runner, noticed = tmp_path / "deepspeed", tmp_path / "noticed"
+    runner, noticed = tmp_path / program, tmp_path / "noticed"
     middle = [sys.executable, "-c", MIDDLE, RANK, str(noticed), "deepspeed.launcher.launch"]
     runner.write_text(f"import subprocess\nsubprocess.run({middle!r})\n")
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}

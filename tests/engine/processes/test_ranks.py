@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from dsllm.engine.processes.ranks import discover_ranks
+from dsllm.engine.processes.ranks import discover_ranks, is_loopback, own_address
 from dsllm.errors import LaunchError
 
 TORCHRUN = {
@@ -62,10 +62,30 @@ def test_half_an_environment_is_refused():
         discover_ranks({"RANK": "0", "WORLD_SIZE": "2"})
 
 
+@pytest.mark.parametrize(
+    ("addresses", "own"),
+    [
+        (["127.0.0.1", "10.0.0.7"], "10.0.0.7"),
+        (["127.0.0.1"], None),
+        (["127.0.0.1", "10.0.0.7", "192.168.0.7"], None),  # only the user knows which network the hosts share
+    ],
+)
+@pytest.mark.parametrize("host", ["localhost", "no-such-host.invalid"])
+def test_a_name_that_means_this_machine_itself_is_no_address_for_others(addresses, own, host):
+    """Debian gives a host's own name the address 127.0.1.1."""
+    assert own_address(host, addresses) == own
+    assert own_address("10.1.1.1", addresses) == "10.1.1.1"
+
+
+def test_loopback_addresses():
+    assert all(map(is_loopback, ["127.0.0.1", "127.0.1.1", "localhost", "::1"]))
+    assert not any(map(is_loopback, ["10.0.0.1", "node1", "fe80::1"]))
+
+
 def test_a_missing_hostfile_of_the_launcher_is_found(tmp_path):
     """The runner's own process is the parent here, as it is of every rank that it starts on its own machine."""
     runner = tmp_path / "deepspeed"
-    child = "from dsllm.engine.processes.ranks import discover_ranks; discover_ranks()"
+    child = "from dsllm.engine.processes.ranks import discover_ranks, is_loopback, own_address; discover_ranks()"
     runner.write_text(
         f"import subprocess, sys\nsys.exit(subprocess.run([sys.executable, '-c', {child!r}]).returncode)\n"
     )

@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 
@@ -11,7 +12,7 @@ import pytest
 
 from dsllm.engine.processes.process_group import World
 from dsllm.engine.processes.ranks import Ranks
-from dsllm.engine.processes.rendezvous import is_local, meet
+from dsllm.engine.processes.rendezvous import meet
 from dsllm.errors import Interrupted, LaunchError
 from dsllm.mesh import Mesh
 from dsllm.processes import free_port
@@ -25,7 +26,7 @@ def ranks_of(world_size: int, port: int) -> list[Ranks]:
     ]
 
 
-def try_to_meet(ranks: Ranks, seconds: float, answers) -> None:
+def try_to_meet(ranks: Ranks, seconds: float, answers, gpu: str | None = None) -> None:
     os.environ |= {
         "RANK": str(ranks.rank),
         "WORLD_SIZE": str(ranks.world_size),
@@ -34,17 +35,21 @@ def try_to_meet(ranks: Ranks, seconds: float, answers) -> None:
     }
     began, text, store = time.monotonic(), "met", None
     try:
-        store = meet(ranks, Mesh(data=ranks.world_size), timedelta(seconds=seconds))
+        store = meet(ranks, Mesh(data=ranks.world_size), timedelta(seconds=seconds), gpu)
     except LaunchError as error:
         text = str(error)
     answers.put((text, time.monotonic() - began))
     time.sleep(1.0 if store is not None and ranks.rank == 0 else 0.0)  # the others still look at its store
 
 
-def outcomes(processes: list[Ranks], seconds: float) -> list[tuple[str, float]]:
+def outcomes(processes: list[Ranks], seconds: float, gpus: Sequence[str | None] = ()) -> list[tuple[str, float]]:
     """What each process heard, and after how long."""
     answers = context.Queue()
-    running = [context.Process(target=try_to_meet, args=(ranks, seconds, answers)) for ranks in processes]
+    gpus = gpus or [None] * len(processes)
+    running = [
+        context.Process(target=try_to_meet, args=(ranks, seconds, answers, gpu))
+        for ranks, gpu in zip(processes, gpus, strict=True)
+    ]
     for process in running:
         process.start()
     heard = [answers.get(timeout=60) for _ in running]
@@ -62,6 +67,14 @@ def test_two_processes_with_one_number():
     texts = sorted(text for text, _ in outcomes([first, second, second], 20))
     assert texts[0] == "met" and texts[1] == "met"
     assert "rank 1 of 2 joined twice" in texts[2] and texts[2].count("process ") >= 2
+
+
+def test_two_ranks_with_one_gpu():
+    """CUDA_VISIBLE_DEVICES=0 for two ranks; with GPUs of their own the same ranks meet."""
+    ranks = ranks_of(2, free_port())
+    texts = [text for text, _ in outcomes(ranks, 20, ["GPU-1", "GPU-1"])]
+    assert any("has the GPU GPU-1, which rank" in text and "at most one rank per GPU" in text for text in texts), texts
+    assert [text for text, _ in outcomes(ranks_of(2, free_port()), 20, ["GPU-1", "GPU-2"])] == ["met"] * 2
 
 
 @pytest.mark.slow
@@ -113,21 +126,6 @@ def test_the_ranks_of_one_machine_listen_on_the_loopback_alone(world_size):
     assert {address for addresses in found for address in addresses} <= {"127.0.0.1"}
 
 
-@pytest.mark.parametrize(
-    ("address", "local"),
-    [
-        ("127.0.0.1", True),
-        ("127.0.1.1", True),
-        ("::1", True),
-        ("localhost", True),
-        ("10.0.0.1", False),
-        ("node1", False),
-    ],
-)
-def test_what_is_surely_on_this_machine(address, local):
-    assert is_local(replace(ranks_of(1, 1)[0], master_address=address)) is local
-
-
 def test_a_port_that_dsllm_chose_and_another_process_took_is_chosen_again():
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -141,7 +139,7 @@ def test_a_port_that_dsllm_chose_and_another_process_took_is_chosen_again():
 def stop_while_meeting(ranks: Ranks, reason: str, answers) -> None:
     began = time.monotonic()
     try:
-        meet(ranks, Mesh(data=ranks.world_size), timedelta(seconds=60), lambda: reason)
+        meet(ranks, Mesh(data=ranks.world_size), timedelta(seconds=60), why_stop=lambda: reason)
     except Interrupted as error:
         answers.put((ranks.rank, str(error), time.monotonic() - began))
 

@@ -3,6 +3,7 @@
 import pytest
 
 from dsllm.engine.settings.layout import Layout, ranks_by_node
+from dsllm.errors import LaunchError
 from dsllm.mesh import Mesh
 
 
@@ -35,6 +36,27 @@ def test_every_rank_finds_the_same_hosts_from_what_all_ranks_report():
     reported = [(0, 4), (1, 4), (2, 4), (3, 4), (0, 2), (1, 2)]
     assert ranks_by_node(reported) == (4, 2)
     assert ranks_by_node([(0, 1)]) == (1,)
+
+
+@pytest.mark.parametrize(
+    "reported",
+    [
+        [(0, 4), (1, 4), (2, 4), (3, 4), (0, 4), (1, 4)],  # six ranks, but hosts of four
+        [(0, 2), (1, 2), (0, 2), (0, 2)],
+        [(1, 2), (1, 2)],
+        [(0, 16)] * 16,
+        [(0, 2), (1, 3), (0, 2), (1, 1)],
+    ],
+    ids=str,
+)
+def test_reports_that_do_not_fit_together_are_refused(reported):
+    with pytest.raises(LaunchError, match=f"the {len(reported)} ranks do not divide into hosts"):
+        ranks_by_node(reported)
+
+
+def test_ranks_that_are_dealt_out_over_the_hosts():
+    """As srun --distribution=cyclic numbers them."""
+    assert ranks_by_node([(0, 2), (0, 1), (1, 2)]) == (2, 1)
 
 
 def test_hosts_that_are_not_known_yet():

@@ -1,0 +1,62 @@
+"""Training uses prepared data as it is, prepares what is not there, and says in few words what differs."""
+
+import dataclasses
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from dsllm.cli.prepared_data import PreparationInterrupted, prepared_data
+from dsllm.config.data import DataConfig
+from dsllm.config.run import RunConfig
+from dsllm.data.manifest import hash_of, settings_of, write_manifest
+from dsllm.engine.processes.ranks import discover_ranks
+from dsllm.errors import DataError
+from tests.helpers.preparing import golden_run, with_tokenizer
+
+
+def golden_in(folder: Path) -> RunConfig:
+    config = golden_run()
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, directory=str(folder / "data")))
+
+
+def test_data_is_prepared_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    first = prepared_data(golden_in(tmp_path), discover_ranks({}))
+    assert f"{tmp_path}/data is not prepared yet: preparing it now" in capsys.readouterr().out
+    assert prepared_data(golden_in(tmp_path), discover_ranks({})) == first
+    assert capsys.readouterr().out == ""
+
+
+def test_changed_settings_are_listed_one_per_line(tmp_path: Path):
+    prepared_data(golden_in(tmp_path), discover_ranks({}))
+    with pytest.raises(DataError) as caught:
+        prepared_data(with_tokenizer(golden_in(tmp_path), vocab_size=321), discover_ranks({}))
+    assert "\n  tokenizer.vocab_size: was 320, now 321\n" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_a_signal_while_it_prepares_is_code_75_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def end_job(text: str) -> None:
+        if text.startswith("tokenizer: training"):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("dsllm.cli.prepared_data.Terminal", lambda speaks: end_job)
+    with pytest.raises(PreparationInterrupted, match="start the same command again to continue") as caught:
+        prepared_data(golden_in(tmp_path), discover_ranks({}))
+    assert caught.value.exit_code == 75
+    assert list(tmp_path.iterdir()) == [], "there was nothing to continue from"
+
+
+def test_a_run_without_sources_says_which_corpus_it_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config = golden_in(tmp_path)
+    manifest = prepared_data(config, discover_ranks({}))
+    assert "the corpus is" not in capsys.readouterr().out
+    default = dataclasses.replace(config, data=dataclasses.replace(config.data, sources=DataConfig().sources))
+    settings = settings_of(default)  # as if the embedded corpus, which takes seconds, had been prepared
+    changed = dataclasses.replace(manifest, settings=settings, settings_sha256=hash_of(settings))
+    write_manifest(tmp_path / "data", changed)
+    for rank in range(2):
+        prepared_data(default, dataclasses.replace(discover_ranks({}), rank=rank, world_size=2))
+    line = "the corpus is the text that every Python installation has: name your own text in data.sources\n"
+    assert capsys.readouterr().out == line, "said once, by rank 0"
