@@ -17,7 +17,7 @@ from dsllm.data.validation import ValidationBatches
 from dsllm.data.verify import check_held_out
 from dsllm.engine.processes.device import compute_dtype
 from dsllm.errors import ConfigError
-from dsllm.evaluate import load
+from dsllm.evaluate import load, model_tokenizer
 from dsllm.evaluate.generate import Sampling, generate
 from dsllm.evaluate.perplexity import HeldOutLoss, validation_loss
 from dsllm.model.initial import fill_initial
@@ -138,7 +138,7 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
         DataError: there is none.
     """
     folder = Path(path) / "tokenizer"
-    return load.open_tokenizer(folder if folder.is_dir() else Path(path))
+    return model_tokenizer.open_tokenizer(folder if folder.is_dir() else Path(path))
 
 
 def with_vocabulary(run: RunConfig) -> RunConfig:

@@ -44,6 +44,8 @@ class Export:
     context_length: int
     """Longest sequence it is made for, in tokens."""
     end_of_text_id: int
+    begin_of_text_id: int | None = None
+    """What documents begin with; None (default): their text, so that a prompt follows an end-of-text."""
     dtype: Dtype = "float32"
     shard_bytes: int = 5 * 10**9
     """Largest weight file. Writing takes as much memory, and that of the largest parameter."""
@@ -85,7 +87,7 @@ def _is_exported(name: str) -> bool:
 def _write_files(reader: WeightReader, export: Export, folder: Path) -> None:
     _write_weights(reader, export, folder)
     _write_json(folder / CONFIG_FILE, _config_json(export))
-    ends = {"bos_token_id": export.end_of_text_id, "eos_token_id": export.end_of_text_id}
+    ends = {"bos_token_id": _first_id(export), "eos_token_id": export.end_of_text_id}
     _write_json(folder / "generation_config.json", ends)
     if export.tokenizer is None:
         return
@@ -98,7 +100,13 @@ def _write_files(reader: WeightReader, export: Export, folder: Path) -> None:
 
 
 def _config_json(export: Export) -> dict[str, object]:
-    return config_to_json(export.config, export.context_length, export.dtype, export.end_of_text_id)
+    fields = config_to_json(export.config, export.context_length, export.dtype, export.end_of_text_id)
+    return {**fields, "bos_token_id": _first_id(export)}
+
+
+def _first_id(export: Export) -> int:
+    """What generation starts from."""
+    return export.end_of_text_id if export.begin_of_text_id is None else export.begin_of_text_id
 
 
 def _write_weights(reader: WeightReader, export: Export, folder: Path) -> None:

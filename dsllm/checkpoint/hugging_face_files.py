@@ -84,21 +84,24 @@ def check_size(folder: Path, config: ModelConfig, files: Mapping[str, Path]) -> 
         )
 
 
-def open_safetensors(path: Path) -> Any:
+def open_safetensors(path: Path, framework: str = "pt") -> Any:
     """A weight file, opened so that its tensors can be read one by one.
+
+    Args:
+        framework: the kind of tensors that it gives; "np" loads no torch
 
     Raises:
         CheckpointError: it cannot be read.
     """
     try:
         check_regular(path)  # opening a pipe would wait for ever
-        return safe_open(path, framework="pt")
+        return safe_open(path, framework)
     except (OSError, SafetensorError, UntrustedFileError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
 
 
 def _names_in(path: Path) -> list[str]:
-    with open_safetensors(path) as file:
+    with open_safetensors(path, "np") as file:
         return list(file.keys())
 
 

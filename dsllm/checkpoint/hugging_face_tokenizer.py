@@ -4,11 +4,13 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
 from dsllm.errors import CheckpointError
+from dsllm.untrusted_files import read_json
 
 INFO_FILE, JSON_FILE, SENTENCEPIECE_FILE = "tokenizer_info.json", "tokenizer.json", "tokenizer.model"
 SPACE = "\u2581"
@@ -23,7 +25,9 @@ UNIGRAM, BPE = 1, 2
 def write_tokenizer(source: Path, folder: Path, context_length: int) -> None:
     """Write a prepared tokenizer's files into the folder of an exported model.
 
-    A tokenizer.json is copied. A SentencePiece model is converted to a tokenizer.json that gives the same ids, because
+    A tokenizer.json is written without what would make its ids differ from those of training: tokens that its post-processor
+    adds, truncation, padding, BPE dropout. A text begins with the begin-of-text token if documents did in training. A
+    SentencePiece model is converted to a tokenizer.json that gives the same ids, because
     transformers' own conversion does not; its tokenizer.model is copied too, for llama.cpp. (If two ways to cut a very long
     text have the same score up to fp32 rounding, a converted unigram model may choose the other one.)
 
@@ -34,28 +38,78 @@ def write_tokenizer(source: Path, folder: Path, context_length: int) -> None:
         CheckpointError: there is no such tokenizer, or it cannot be written exactly.
     """
     try:
-        end_of_text = json.loads((source / INFO_FILE).read_text(encoding="utf-8"))["end_of_text"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        info = read_json(source / INFO_FILE)
+        end_of_text, begin_of_text = info["end_of_text"], info.get("begin_of_text")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{source}: not a prepared tokenizer ({error}): export without a tokenizer") from error
     unknown = None
     if (source / JSON_FILE).is_file():
-        shutil.copyfile(source / JSON_FILE, folder / JSON_FILE)
+        tokenizer = _as_in_training(source / JSON_FILE, end_of_text)
     elif (source / SENTENCEPIECE_FILE).is_file():
         tokenizer, unknown = _convert(source / SENTENCEPIECE_FILE)
-        tokenizer.save(str(folder / JSON_FILE))
         shutil.copyfile(source / SENTENCEPIECE_FILE, folder / SENTENCEPIECE_FILE)
     else:
         raise CheckpointError(f"{source}: contains neither {JSON_FILE} nor {SENTENCEPIECE_FILE}")
+    _put_in_front(tokenizer, begin_of_text)
+    tokenizer.save(str(folder / JSON_FILE))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": end_of_text,
+        "bos_token": begin_of_text or end_of_text,
         "eos_token": end_of_text,
         "unk_token": unknown,
         "model_max_length": context_length,
+        "add_bos_token": begin_of_text is not None,
+        "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
     }
     given = {name: value for name, value in settings.items() if value is not None}
     (folder / "tokenizer_config.json").write_text(json.dumps(given, indent=2) + "\n", encoding="utf-8")
+
+
+def _as_in_training(path: Path, end_of_text: str) -> Tokenizer:
+    """A tokenizer.json that encodes as in training."""
+    try:
+        content = read_json(path)
+        content |= {
+            "truncation": None,
+            "padding": None,
+            "post_processor": _without_tokens(content.get("post_processor")),
+        }
+        if "dropout" in content["model"]:
+            content["model"]["dropout"] = None
+        tokenizer = Tokenizer.from_str(json.dumps(content))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic in Rust is not an Exception
+        raise CheckpointError(f"{path}: cannot be read: {error}: export without a tokenizer") from error
+    added = tokenizer.get_added_tokens_decoder()
+    index = tokenizer.token_to_id(end_of_text)
+    if index is not None and not (index in added and added[index].special):
+        tokenizer.add_special_tokens([AddedToken(end_of_text, special=True, normalized=False)])
+    return tokenizer
+
+
+def _without_tokens(processor: Any) -> Any:
+    """A post-processor without the parts that add tokens: byte-level ones only move offsets."""
+    if not isinstance(processor, dict):
+        return None
+    if processor.get("type") == "Sequence":
+        parts = [part for part in map(_without_tokens, processor.get("processors", [])) if part is not None]
+        return {**processor, "processors": parts} if parts else None
+    return processor if processor.get("type") == "ByteLevel" else None
+
+
+def _put_in_front(tokenizer: Tokenizer, begin_of_text: str | None) -> None:
+    """Let a text begin with a token."""
+    if begin_of_text is None:
+        return
+    index = tokenizer.token_to_id(begin_of_text)
+    tokenizer.add_special_tokens([AddedToken(begin_of_text, special=True, normalized=False)])
+    template = processors.TemplateProcessing(
+        single=[begin_of_text, "$A"], pair=[begin_of_text, "$A", "$B:1"], special_tokens=[(begin_of_text, index)]
+    )
+    there = tokenizer.post_processor
+    tokenizer.post_processor = template if there is None else processors.Sequence([there, template])
 
 
 def _convert(path: Path) -> tuple[Tokenizer, str]:

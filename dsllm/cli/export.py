@@ -54,17 +54,20 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _run(options: argparse.Namespace, report: Report) -> int:
     from dsllm.checkpoint.hugging_face_export import Export, export_hugging_face
-    from dsllm.evaluate.load import find_tokenizer, open_saved, open_tokenizer
+    from dsllm.evaluate.load import open_saved
+    from dsllm.evaluate.model_tokenizer import find_tokenizer, open_tokenizer
 
     saved = open_saved(options.model, print)
     if saved.is_hugging_face:
         raise CheckpointError(f"{saved.folder}: is a Hugging Face folder already")
     tokenizer = options.tokenizer or find_tokenizer(saved, options.data)
+    opened = open_tokenizer(tokenizer)
     dtype: Dtype = options.dtype or OF_PRECISION.get(saved.precision or "", "float32")
     export = Export(
         config=saved.config,
         context_length=saved.context_length,
-        end_of_text_id=open_tokenizer(tokenizer).end_of_text_id,
+        end_of_text_id=opened.end_of_text_id,
+        begin_of_text_id=opened.begin_of_text_id,
         dtype=dtype,
         shard_bytes=int(options.shard_gb * 1e9),
         tokenizer=None if options.without_tokenizer else tokenizer,

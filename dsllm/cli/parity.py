@@ -7,9 +7,8 @@ import time
 from pathlib import Path
 
 from dsllm.cli.output import Report, add_json_option, check_writable, json_report, write_text
+from dsllm.cli.terminal import EXIT_CTRL_C
 from dsllm.errors import EXIT_FAILED, EXIT_USAGE
-
-EXIT_CTRL_C = 130
 
 
 def main(arguments: list[str]) -> int:

@@ -89,7 +89,7 @@ def _summary(card: dict[str, Any]) -> list[str]:
 
 
 class PatientConsole(Console):
-    """A console whose reader may leave (`dsllm prepare | head`): the work goes on in silence."""
+    """A console whose reader may leave (`dsllm prepare | head`): the work continues in silence."""
 
     def on_broken_pipe(self) -> None:
         """Send what follows nowhere, where rich would end the process."""

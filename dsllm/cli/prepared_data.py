@@ -16,6 +16,7 @@ from dsllm.data.manifest import (
 )
 from dsllm.engine.processes.ranks import Ranks
 from dsllm.errors import EXIT_INTERRUPTED, ConfigError, DataError
+from dsllm.prepare.document import shown
 from dsllm.prepare.interrupt import interrupted_by_signals
 from dsllm.prepare.settings import EMBEDDED_CORPUS, other_settings, reads_default_corpus
 
@@ -30,8 +31,20 @@ class PreparationInterrupted(DataError):
 
 
 def is_prepared(config: RunConfig) -> bool:
-    """Whether there is prepared data; it may turn out to be the wrong one."""
-    return (Path(config.data.directory or "") / FILE_NAME).is_file()
+    """Whether there is prepared data; it may turn out to be the wrong one.
+
+    Raises:
+        DataError: the folder cannot be searched.
+    """
+    path = Path(config.data.directory or "") / FILE_NAME
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"data.directory {shown(config.data.directory)}: cannot be looked into: {reason}") from error
+    return True
 
 
 def prepared_data(config: RunConfig, ranks: Ranks) -> Manifest:

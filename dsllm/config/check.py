@@ -129,6 +129,10 @@ def _check_tokenizer(tokenizer: TokenizerConfig) -> Iterator[Problem]:
         )
     if not tokenizer.end_of_text:
         yield "tokenizer.end_of_text", "must not be empty: every document ends with it"
+    if tokenizer.begin_of_text == "":
+        yield "tokenizer.begin_of_text", "must not be empty: leave it out if documents begin with their text"
+    if tokenizer.begin_of_text == tokenizer.end_of_text:
+        yield "tokenizer.begin_of_text", "must not be the end_of_text, which is there between any two documents already"
     yield from _positive("tokenizer", tokenizer, "train_megabytes")
 
 

@@ -86,8 +86,12 @@ class TokenizerConfig:
     vocab_size: int = 32000
     """Number of tokens to train, the end-of-text token included; not used by pretrained."""
     path: str | None = None
-    """pretrained: a tokenizer.json, a folder with it or with vocab.json and merges.txt, or a SentencePiece .model."""
+    """pretrained: a tokenizer.json, a folder with it or with vocab.json and merges.txt, or a SentencePiece model."""
     end_of_text: str = "<|endoftext|>"
-    """The token that ends every document."""
+    """The token that ends every document. If a pretrained tokenizer does not have the default, the eos_token that its
+    tokenizer_config.json names is used."""
+    begin_of_text: str | None = None
+    """The token that begins every document, to continue the training of a model that knows one (Llama's). None (default):
+    documents begin with their text."""
     train_megabytes: float = 50.0
     """Text to train from (10^6 bytes of UTF-8), taken evenly over the training documents."""

@@ -26,8 +26,8 @@ Tree = dict[str, Any]
 Migration = Callable[[Tree], Tree]
 
 CONFIG_VERSION: ConfigVersion = (1, 2)
-"""1.1 added `parallel`, `train.optimizer.kind` and `data.prefetch`. 1.2 added `data.verify` and
-`data.verify_megabytes_per_second`."""
+"""1.1 added `parallel`, `train.optimizer.kind` and `data.prefetch`. 1.2 added `data.sources.encoding`, `data.verify`,
+`data.verify_megabytes_per_second` and `tokenizer.begin_of_text`."""
 
 MIGRATIONS: tuple[tuple[ConfigVersion, Migration], ...] = ()
 """In order: a version, and a pure function that turns a config of the version before into one of this version. It must

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from dsllm import files
+from dsllm.config.data import TokenizerConfig
 from dsllm.config.fields import FORBID_UNKNOWN_KEYS
 from dsllm.config.run import RunConfig
 from dsllm.data.shards import Shard
@@ -118,13 +119,21 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
             del source["encoding"]
     settings = {
         "sources": sources,
-        "tokenizer": dataclasses.asdict(config.tokenizer),
+        "tokenizer": tokenizer_settings(config.tokenizer),
         "validation_share": config.data.validation_share,
         "deduplicate": config.data.deduplicate,
         "shard_megabytes": config.data.shard_megabytes,
     }
     plain: dict[str, Any] = json.loads(json.dumps(settings))  # turns tuples into lists, as reading the file back does
     return plain
+
+
+def tokenizer_settings(config: TokenizerConfig) -> dict[str, Any]:
+    """The tokenizer's settings; without begin_of_text where it is not used, as before it existed."""
+    settings = dataclasses.asdict(config)
+    if config.begin_of_text is None:
+        del settings["begin_of_text"]
+    return settings
 
 
 def hash_of(settings: dict[str, Any]) -> str:

@@ -44,10 +44,15 @@ class ValidationBatches:
     """Targets that count per window after the first, at most T. None (default): T."""
     document_mask: bool = False
     """Number the documents of each window, so that attention stays within them."""
+    first_context_id: int | None = None
+    """The context of each source's first token. None (default): an end-of-text token."""
+    trim: bool = False
+    """Leave out rows and columns in which nothing counts, so that micro-batches differ in shape. On one rank only."""
 
     def __post_init__(self) -> None:
         self._stride = self.stride or self.sequence_length
         assert 0 < self._stride <= self.sequence_length, f"stride {self._stride} of {self.sequence_length}"
+        assert self.data_size == 1 or not self.trim, "ranks need micro-batches of the same shape"
         self._streams = open_streams(self.directory, [(s.name, s.validation) for s in self.manifest.sources])
         # Windows are numbered over all streams; a number becomes a stream and a place when the window is read.
         self._starts = [0, *accumulate(self._num_windows(stream) for stream in self._streams)]
@@ -69,16 +74,21 @@ class ValidationBatches:
     def _micro_batch(self, first: int) -> MicroBatch:
         """The windows numbered from `first` on; rows after the last window are end-of-text tokens of weight 0."""
         end_of_text_id = self.manifest.tokenizer.end_of_text_id
-        windows = np.full((self.micro_batch_sequences, self.sequence_length + 1), end_of_text_id, dtype=np.int64)
-        weights = np.zeros((self.micro_batch_sequences, self.sequence_length), dtype=np.float32)
-        for row, number in enumerate(range(first, min(first + self.micro_batch_sequences, self._num_used))):
-            stream, window = self._window(number)
-            start, counted, stop = self._span(stream, window)
+        numbers = range(first, min(first + self.micro_batch_sequences, self._num_used))
+        rows, width = self.micro_batch_sequences, self.sequence_length
+        spans = [(stream, *self._span(stream, window)) for stream, window in map(self._window, numbers)]
+        if self.trim:
+            rows, width = len(numbers), max(stop - start for _, start, _, stop in spans)
+        windows = np.full((rows, width + 1), end_of_text_id, dtype=np.int64)
+        weights = np.zeros((rows, width), dtype=np.float32)
+        for row, (stream, start, counted, stop) in enumerate(spans):
             if start == 0:  # the end-of-text that is there already is the context of the first token
                 windows[row, 1 : stop + 1] = stream.read(0, stop)
             else:
                 windows[row, : stop - start + 1] = stream.read(start - 1, stop)
             stream.check_ids(windows[row], self.manifest.tokenizer.vocab_size)
+            if start == 0 and self.first_context_id is not None:
+                windows[row, 0] = self.first_context_id
             weights[row, counted - start : stop - start] = 1
         inputs, targets = inputs_and_targets(windows)
         return MicroBatch(

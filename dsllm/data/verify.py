@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsllm import files
 from dsllm.data.manifest import Manifest
 from dsllm.data.shards import bin_path
 from dsllm.errors import DataError
 from dsllm.untrusted_files import UntrustedFileError, check_regular
 
 MEGABYTE = 10**6
+_PART_BYTES = 2**23
+"""Read at once. Between two parts the thread needs the interpreter's lock, so they are large."""
+_NICE = 10
+"""Of the thread on Linux. Lower still, it would keep that lock for longer where the cores are busy."""
 REPAIR = (
     "put back a copy of the file, or write it again by `dsllm prepare CONFIG --force`: unchanged sources give the same "
     "shards, and a run on them continues"
@@ -113,7 +116,7 @@ def difference(directory: Path, shard: HashedShard, pace: Callable[[int], None])
     except UntrustedFileError as error:
         return f"{path}: {error}"
     with path.open("rb", buffering=0) as file:
-        while part := file.read(files.READ_BYTES):
+        while part := file.read(_PART_BYTES):
             digest.update(part)  # without the interpreter's lock, so that training goes on
             pace(len(part))
     if digest.hexdigest() == shard.sha256:
@@ -184,7 +187,7 @@ class BackgroundVerification:
 
     def _run(self) -> None:
         if hasattr(os, "setpriority"):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # of this thread alone, on Linux
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)  # on Linux, of this thread alone
         self._next_read = time.monotonic()
         for shard in self.shards:
             try:

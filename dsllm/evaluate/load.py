@@ -1,7 +1,6 @@
 """Opens a trained model from disk without DeepSpeed or process groups: a run, a checkpoint or a Hugging Face folder."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from dsllm.checkpoint.find import find_checkpoint
+from dsllm.checkpoint.find import find_checkpoint, list_checkpoints
 from dsllm.checkpoint.hugging_face import HuggingFaceReader
 from dsllm.checkpoint.hugging_face_files import is_hugging_face_folder
 from dsllm.checkpoint.read import CheckpointReader
@@ -17,10 +16,7 @@ from dsllm.checkpoint.read_manifest import not_the_parameters_of
 from dsllm.config.model import ModelConfig
 from dsllm.config.run import RunConfig
 from dsllm.config.train import PRECISIONS, Precision
-from dsllm.data.manifest import FILE_NAME as DATA_MANIFEST
-from dsllm.data.manifest import check_tokenizer, load_manifest
-from dsllm.data.tokenizer import Tokenizer, load_tokenizer
-from dsllm.data.tokenizer_folder import check_same
+from dsllm.data.manifest import load_manifest
 from dsllm.engine.processes.device import compute_dtype, parameter_dtype
 from dsllm.errors import CheckpointError, DataError
 from dsllm.model.transformer import Transformer
@@ -75,7 +71,9 @@ def open_saved(path: Path, report: Callable[[str], None]) -> SavedModel:
         CheckpointError: it is none of these, or it cannot be used.
     """
     if not path.is_dir():
-        raise CheckpointError(f"{path}: no such folder")
+        raise CheckpointError(f"{path}: no such folder{_those_there(path)}")
+    if _is_prepared_data(path):
+        raise CheckpointError(f"{path}: is prepared data, not a model: give a run directory, a checkpoint or an export")
     if is_hugging_face_folder(path):
         reader = HuggingFaceReader(path)
         config = reader.model_config
@@ -99,6 +97,24 @@ def open_saved(path: Path, report: Callable[[str], None]) -> SavedModel:
         sequence_length=_value(data, "sequence_length", int),
         document_mask=_value(data, "document_mask", bool) or False,
     )
+
+
+def _those_there(path: Path) -> str:
+    """The checkpoints next to one that is missing, to choose from."""
+    try:
+        there = list_checkpoints(path.parent) if path.name.startswith("step-") else []
+    except OSError:
+        return ""
+    names = ", ".join(folder.name for folder in there[:10])
+    return f"; there are {names} (older ones are removed by checkpoint.keep_last)" if names else ""
+
+
+def _is_prepared_data(path: Path) -> bool:
+    try:
+        load_manifest(path)
+    except DataError:
+        return False
+    return True
 
 
 def _run(checkpoint: CheckpointReader, report: Callable[[str], None]) -> RunConfig | None:
@@ -139,49 +155,20 @@ def load_model(saved: SavedModel, precision: Precision, device: torch.device) ->
     return model.eval()
 
 
-def find_tokenizer(saved: SavedModel, data: Path | None = None) -> Path:
-    """Folder of the tokenizer that a model was trained with.
-
-    That of the prepared data, if given; otherwise the one in the Hugging Face folder, in the run directory, or in the data
-    that the run was trained on.
+def check_finite(saved: SavedModel, model: Transformer) -> None:
+    """Refuse weights from which no number can follow.
 
     Raises:
-        DataError: there is none, or it is not the one that the model was trained with.
+        CheckpointError: a parameter contains NaN or infinity; names the first.
     """
-    if data is None and saved.is_hugging_face:
-        return saved.folder
-    in_run = saved.run_directory / "tokenizer" if saved.run_directory else None
-    if data is None and in_run is not None and in_run.is_dir():
-        check_same(in_run, saved.tokenizer_sha256)
-        return in_run
-    prepared = data or saved.data_directory or Path()
-    if (prepared / DATA_MANIFEST).is_file():
-        manifest = load_manifest(prepared)
-        check_tokenizer(prepared, manifest)
-        return prepared / manifest.tokenizer.directory
-    raise DataError(f"{prepared}: no prepared data, so no tokenizer: give its folder with --data")
-
-
-def open_tokenizer(path: Path, end_of_text: str | None = None) -> Tokenizer:
-    """The tokenizer in a prepared folder, in a file, or in a Hugging Face folder.
-
-    Args:
-        end_of_text: the token that ends a text; None (default): the one that the folder names
-
-    Raises:
-        DataError: there is none.
-    """
-    settings = path / "tokenizer_config.json"
-    if end_of_text is not None:
-        return load_tokenizer(path, end_of_text)
-    if not settings.is_file():
-        return load_tokenizer(path)
-    try:
-        token = json.loads(settings.read_text(encoding="utf-8")).get("eos_token")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{settings}: cannot be read: {error}") from error
-    token = token.get("content") if isinstance(token, dict) else token
-    return load_tokenizer(path, token) if token else load_tokenizer(path)
+    bad = [name for name, parameter in model.named_parameters() if not bool(torch.isfinite(parameter).all())]
+    if bad:
+        more = f" and {len(bad) - 1} more parameters" if len(bad) > 1 else ""
+        dtype = next(model.parameters()).dtype
+        raise CheckpointError(
+            f"{saved.folder}: its weights are not finite in {dtype}: {bad[0]}{more} contain NaN or infinity: "
+            "use an older checkpoint, or another --precision if they were finite when they were saved"
+        )
 
 
 def _check_parameters(reader: CheckpointReader | HuggingFaceReader, config: ModelConfig, context_length: int) -> None:

@@ -44,6 +44,17 @@ class HeldOutLoss:
         return self.loss * self.num_tokens / math.log(2) / self.text_bytes if self.text_bytes else None
 
 
+def joined(parts: Sequence[HeldOutLoss]) -> HeldOutLoss:
+    """The loss over several texts, each token counted once."""
+    num_tokens = sum(part.num_tokens for part in parts)
+    sizes = [part.text_bytes for part in parts]
+    return HeldOutLoss(
+        loss=math.fsum(part.loss * part.num_tokens for part in parts) / num_tokens,
+        num_tokens=num_tokens,
+        text_bytes=None if None in sizes else sum(size for size in sizes if size is not None),
+    )
+
+
 @torch.no_grad()
 def validation_loss(
     model: Callable[..., ModelOutput],

@@ -47,6 +47,8 @@ def make_card(
             "vocab_size": tokenizer.vocab_size,
             "end_of_text": tokenizer.end_of_text,
             "end_of_text_id": tokenizer.end_of_text_id,
+            "begin_of_text": tokenizer.begin_of_text,
+            "begin_of_text_id": tokenizer.begin_of_text_id,
             "sha256": manifest.tokenizer.sha256,
             "train_bytes_per_token": splits["train"]["bytes_per_token"],
             "held_out_bytes_per_token": splits["validation"]["bytes_per_token"],

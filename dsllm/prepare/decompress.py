@@ -1,4 +1,4 @@
-"""Decompresses a stream as it is read: gzip, bzip2 and xz with any number of members, zstd and lz4 with any of frames."""
+"""Decompresses a stream as it is read: gzip, bzip2, xz with any number of members; zstd, lz4 with any number of frames."""
 
 import bz2
 import io

@@ -5,7 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,8 @@ from dsllm.config.run import RunConfig
 from dsllm.data import manifest as manifests
 from dsllm.data.manifest import Manifest, ShardRecord, SourceRecord, TokenizerRecord
 from dsllm.data.shards import shard_dtype
-from dsllm.data.tokenizer import Tokenizer, load_tokenizer
+from dsllm.data.tokenizer import Tokenizer
+from dsllm.data.tokenizer_files import load_pretrained, load_tokenizer
 from dsllm.errors import DataError
 from dsllm.prepare.adopt_shards import adopt_shards
 from dsllm.prepare.baselines import measure_baselines
@@ -125,7 +126,10 @@ class _Preparation:
         with self._timed("total"):
             adopted: dict[str, SourceRecord] = {}
             if self.config.tokenizer.kind == "pretrained":
-                tokenizer = load_tokenizer(self.config.tokenizer.path or "", self.config.tokenizer.end_of_text)
+                wanted = self.config.tokenizer
+                tokenizer = load_pretrained(wanted.path or "", wanted.end_of_text, wanted.begin_of_text)
+                for note in tokenizer.notes:
+                    self.report(f"tokenizer: {note}")
                 adopted = self._adopt(tokenizer)
                 destination = self._save(tokenizer)
                 with self._timed("reading_and_writing"):
@@ -187,7 +191,7 @@ class _Preparation:
     def _train_or_load(self, sample: TrainingSample) -> tuple[Tokenizer, Destination]:
         """Train a tokenizer from the sample, or load the one that an interrupted preparation trained from it."""
         inputs = {
-            "config": asdict(self.config.tokenizer),
+            "config": manifests.tokenizer_settings(self.config.tokenizer),
             "sample_sha256": sample.sha256(),
             "libraries": {name: metadata.version(name) for name in ("tokenizers", "sentencepiece")},
         }

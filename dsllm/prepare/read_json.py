@@ -167,7 +167,7 @@ class _Values:
                 if not (is_cut and self._read_more()):
                     raise
                 continue
-            if end < len(self._text) or not self._read_more():  # a number may go on in what has not been read
+            if end < len(self._text) or not self._read_more():  # a number may continue in what has not been read
                 self._at = end
                 return value
 

@@ -55,9 +55,10 @@ class OpenFile:
         try:
             for line in self._lines():
                 number += 1
-                position.file_bytes = (
-                    self.raw.tell() if self.stream is not self.raw else position.file_bytes + len(line or b"")
-                )
+                if self.stream is self.raw:
+                    position.file_bytes += len(line or b"")  # asking the file takes longer than reading a line
+                else:
+                    position.file_bytes = self.raw.tell()
                 yield number, BadInput(f"{self.path}, line {number}", TOO_LONG) if line is None else line
         except UnicodeError as error:
             yield number + 1, BadInput(f"{self.path}, after line {number}", f"not {self.encoding}", first_line(error))
@@ -111,7 +112,7 @@ def _bounded(stream: IO[AnyStr]) -> Iterator[AnyStr | None]:
 
 
 def _is_cut(line: str | bytes) -> bool:
-    """Whether a line goes on after the most bytes that are read at once."""
+    """Whether a line continues after the most bytes that are read at once."""
     return len(line) == MOST_BYTES and line[-1] not in ("\n", ord("\n"))
 
 

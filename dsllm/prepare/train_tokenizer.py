@@ -33,13 +33,14 @@ def _train_byte_bpe(texts: Iterable[str], config: TokenizerConfig, report: Calla
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=config.vocab_size,
         min_frequency=2,  # a pair that occurs once is no evidence
-        special_tokens=[config.end_of_text],
+        special_tokens=[token for token in (config.end_of_text, config.begin_of_text) if token is not None],
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     parts = (part for text in texts for part in cut(text))
     tokenizer.train_from_iterator(parts, trainer)
     trained = JsonTokenizer(tokenizer.to_str(pretty=True), config.end_of_text, "the trained tokenizer")
+    trained.with_begin_of_text(config.begin_of_text)
     if trained.vocab_size < config.vocab_size:
         report(
             f"tokenizer: {trained.vocab_size} tokens instead of tokenizer.vocab_size {config.vocab_size}: "
@@ -67,7 +68,8 @@ def _train_sentencepiece(texts: Iterable[str], config: TokenizerConfig) -> Token
             unk_id=0,
             eos_id=1,
             eos_piece=config.end_of_text,
-            bos_id=-1,
+            bos_id=-1 if config.begin_of_text is None else 2,
+            bos_piece=config.begin_of_text or "<s>",  # the default, which stands for nothing without an id
             pad_id=-1,
             max_sentence_length=_SENTENCE_BYTES,
             num_threads=8,  # fixed, because the scores' last bits depend on it
@@ -81,7 +83,8 @@ def _train_sentencepiece(texts: Iterable[str], config: TokenizerConfig) -> Token
             f"tokenizer.vocab_size {config.vocab_size} does not fit the training text: {advice}. "
             f"SentencePiece: {reason}"
         ) from error
-    return SentencePieceTokenizer(model.getvalue(), config.end_of_text, "the trained tokenizer")
+    trained = SentencePieceTokenizer(model.getvalue(), config.end_of_text, "the trained tokenizer")
+    return trained.with_begin_of_text(config.begin_of_text)
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:

@@ -17,7 +17,8 @@ import numpy as np
 
 from dsllm import files
 from dsllm.data.shards import Shard, ShardWriter, bin_path, idx_path, shard_dtype
-from dsllm.data.tokenizer import Tokenizer, load_tokenizer
+from dsllm.data.tokenizer import Tokenizer
+from dsllm.data.tokenizer_files import load_tokenizer
 from dsllm.errors import DataError
 from dsllm.prepare.units import Unit, changed, spooled_documents, unit_name
 from dsllm.processes import end_with_parent
@@ -132,7 +133,7 @@ def write_shard(unit: Unit, destination: Destination) -> UnitRecord:
     with ShardWriter(destination.shards / unit.name, shard_dtype(tokenizer.vocab_size)) as writer:
         documents = hashlib.sha256()
         for text, ids in _encoded(unit, tokenizer, documents.update):
-            writer.add_document([*ids, tokenizer.end_of_text_id])
+            writer.add_document(tokenizer.document(ids))
             counts += np.bincount(np.frombuffer(text.encode(), dtype=np.uint8), minlength=256)
             if unit.split == "validation":
                 num_not_round_trip += tokenizer.decode(ids) != text
@@ -185,25 +186,36 @@ def _record_text(record: UnitRecord) -> str:
 def encode_documents(tokenizer: Tokenizer, texts: Sequence[str], limit: int = BATCH_CHARACTERS) -> list[list[int]]:
     """The token ids of each text; one of more than `limit` characters is encoded in parts, to save memory."""
     parts = [list(cut(text, limit)) for text in texts]
-    encoded = iter(tokenizer.encode_batch([part for text in parts for part in text]))
-    return [[i for _ in text for i in next(encoded)] for text in parts]
+    firsts = tokenizer.encode_batch([text[0] for text in parts])
+    rests = iter(tokenizer.encode_rests([part for text in parts for part in text[1:]]))
+    return [[*first, *(i for _ in text[1:] for i in next(rests))] for text, first in zip(parts, firsts, strict=True)]
 
 
 def cut(text: str, limit: int = BATCH_CHARACTERS) -> Iterator[str]:
     """Cut a text into parts of at most `limit` characters, at a line end if possible.
 
     A line end between visible characters is best: GPT-2's word pattern ends a word there anyway, so that the cut does
-    not change the tokens.
+    not change the tokens. In a line that is longer than a part, so is the place before a space.
     """
     start = 0
     while len(text) - start > limit:
         end = text.rfind("\n", start, start + limit) + 1
         while end > start and (text[end : end + 1].isspace() or text[end - 2 : end - 1].isspace()):
             end = text.rfind("\n", start, end - 1) + 1
-        end = end if end > start else start + limit
+        end = end if end > start else _before_a_space(text, start, start + limit)
         yield text[start:end]
         start = end
     yield text[start:]
+
+
+def _before_a_space(text: str, start: int, stop: int) -> int:
+    """The last place up to `stop` with a visible character, a space and a visible character; `stop` if there is none."""
+    end = text.rfind(" ", start + 1, stop)
+    for _ in range(1000):  # of a text of spaces only, look at these
+        if end < 0 or not (text[end - 1].isspace() or text[end + 1 : end + 2].isspace()):
+            break
+        end = text.rfind(" ", start + 1, end)
+    return end if end > start else stop
 
 
 def _encoded(unit: Unit, tokenizer: Tokenizer, update: Callable[[bytes], None]) -> Iterator[tuple[str, list[int]]]:

@@ -141,6 +141,22 @@ def progress_of(reader: CheckpointReader, config: RunConfig) -> Progress:
     return read_progress(reader.manifest.progress, config.train.global_batch_sequences, str(reader.folder))
 
 
+def check_counts(progress: Progress, config: RunConfig, where: Path) -> None:
+    """Refuse counters that contradict each other: a manifest of format 1 or 2 has no checksum that would find damage.
+
+    Raises:
+        CheckpointError: they do.
+    """
+    position = progress.position
+    skipped = sum(stop - first for first, stop in position.skipped if stop <= position.next_sample)
+    samples, tokens = progress.step * config.train.global_batch_sequences, progress.step * config.tokens_per_step
+    if position.next_sample - skipped != samples or progress.tokens != tokens:
+        raise CheckpointError(
+            f"{where}: is damaged: {progress.step} steps read {samples} samples and {tokens} tokens, but it has counted "
+            f"{position.next_sample - skipped} and {progress.tokens}: move it away to continue from an older checkpoint"
+        )
+
+
 def check_data(progress: Progress, data_sha256: str, config: RunConfig, where: Path) -> None:
     """Refuse prepared data that is not what the run was trained on.
 

@@ -13,6 +13,7 @@ from dsllm.session.first_state import first_state
 from dsllm.session.progress import Progress
 from dsllm.session.resume import (
     Report,
+    check_counts,
     check_data,
     check_same_run,
     check_unsaved_run,
@@ -46,6 +47,7 @@ def find_start(config: RunConfig, world: World, report: Report) -> Start:
         return Start(state=state, loss_scaler={}, progress=Progress(data_sha256=data_sha256))
     check_same_run(saved_run(reader), config, reader.folder, report)
     progress = progress_of(reader, config)
+    check_counts(progress, config, reader.folder)
     check_data(progress, data_sha256, config, reader.folder)
     report(f"resuming {reader.folder}: step {progress.step:,}, {progress.tokens:,} tokens")
     scaler = reader.manifest.engine["loss_scaler"]

@@ -19,9 +19,9 @@ from dsllm.session.progress import Progress
 from dsllm.untrusted_files import UntrustedFileError, read_json
 
 FORMAT_VERSION = 1
-ROUND_SECONDS = 20.0
-"""How long a rank reads before it meets the others again, well below every time-out."""
-LAST_SECONDS = 60.0
+ROUND_SECONDS = 5.0
+"""How long a rank reads before it meets the others again: below every time-out, and soon enough after a signal."""
+LAST_SECONDS = 20.0
 """How long the end of a run waits for shards that are not verified yet."""
 MOST_SAMPLES = 200_000
 """Samples that are looked at to find the first one from a damaged shard: about two seconds."""
@@ -43,6 +43,8 @@ class Verification:
     """Numbers of the shards that are as recorded; the same on all ranks."""
     damaged: dict[int, str] = field(default_factory=dict)
     """What is wrong with others."""
+    between_rounds: Callable[[], None] = lambda: None
+    """Called by all ranks together every few seconds before the first step; may raise on all of them."""
     _held_out: bool = field(init=False, default=False)
     """Whether the loss is not yet to be measured on the held-out text."""
     _unread: set[str] = field(init=False, default_factory=set)
@@ -71,7 +73,7 @@ class Verification:
             size = sum(shard.num_bytes for shard in now) / MEGABYTE
             self.report(f"verifying {len(now)} token shards ({size:,.0f} MB) before the first step")
             with self._background(now) as self._thread:
-                self._wait(len(self._thread), None)
+                self._wait(len(self._thread), None, self.between_rounds)
             self._agree("before the first step of this attempt", progress, record=False)
 
     @contextmanager
@@ -153,7 +155,7 @@ class Verification:
         folder = self.batches.directory
         return BackgroundVerification(folder, shards[self.world.rank :: self.world.size], rate)
 
-    def _wait(self, num_shards: int, seconds: float | None) -> None:
+    def _wait(self, num_shards: int, seconds: float | None, between_rounds: Callable[[], None] = lambda: None) -> None:
         """Wait for the first shards of every rank's share, in rounds, so that no rank waits for another beyond its time-out."""
         deadline = None if seconds is None else time.monotonic() + seconds
         while True:
@@ -164,6 +166,7 @@ class Verification:
             missing, damaged = self.world.sum([not over, self.found_damage])
             if not missing or damaged:
                 return
+            between_rounds()
 
     def _gather(self) -> None:
         own = (list(self._thread.verified), dict(self._thread.problems), dict(self._thread.unread))
@@ -196,7 +199,12 @@ class Verification:
 
 
 def open_verification(
-    directory: Path, batches: TrainingBatches, progress: Progress, world: World, report: Callable[[str], None]
+    directory: Path,
+    batches: TrainingBatches,
+    progress: Progress,
+    world: World,
+    report: Callable[[str], None],
+    between_rounds: Callable[[], None] = lambda: None,
 ) -> Verification:
     """What earlier attempts of a run have verified, after what has to be verified before the first step. Writes nothing.
 
@@ -205,6 +213,7 @@ def open_verification(
     Args:
         directory: the run's
         progress: how far the run is
+        between_rounds: called by all ranks together every few seconds while shards are verified; may raise on all of them
 
     Raises:
         DataError: on all ranks: a shard is not what was prepared.
@@ -218,7 +227,7 @@ def open_verification(
         )
     verification = Verification(
         directory=directory, batches=batches, shards=shards, data_sha256=sha256, world=world, report=report,
-        verified=verified, damaged=damaged,
+        verified=verified, damaged=damaged, between_rounds=between_rounds,
     )  # fmt: skip
     verification.before_the_first_step(progress)
     return verification

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dsllm.cli.prepared_data import PreparationInterrupted, prepared_data
+from dsllm.cli.prepared_data import PreparationInterrupted, is_prepared, prepared_data
 from dsllm.config.data import DataConfig
 from dsllm.config.run import RunConfig
 from dsllm.data.manifest import hash_of, settings_of, write_manifest
@@ -60,3 +60,18 @@ def test_a_run_without_sources_says_which_corpus_it_reads(tmp_path: Path, capsys
         prepared_data(default, dataclasses.replace(discover_ranks({}), rank=rank, world_size=2))
     line = "the corpus is the text that every Python installation has: name your own text in data.sources\n"
     assert capsys.readouterr().out == line, "said once, by rank 0"
+
+
+def test_a_data_directory_that_cannot_be_looked_into_is_named(tmp_path: Path):
+    (tmp_path / "circle").symlink_to("circle")
+    for name, reason in (
+        (str(tmp_path / "circle"), "Too many levels"),
+        ("x" * 300, "File name too long"),
+        ("a\0b", "null byte"),
+    ):
+        config = golden_run(directory=name)
+        with pytest.raises(DataError, match=f"data.directory .*: cannot be looked into: .*{reason}"):
+            is_prepared(config)
+    (tmp_path / "file").touch()
+    for name in ("none", "file", "file/x"):
+        assert not is_prepared(golden_run(directory=str(tmp_path / name)))

@@ -9,7 +9,8 @@ import pytest
 import tokenizers
 
 from dsllm.config.data import TokenizerConfig
-from dsllm.data.tokenizer import Tokenizer, load_tokenizer
+from dsllm.data.tokenizer import Tokenizer
+from dsllm.data.tokenizer_files import load_tokenizer
 from dsllm.errors import DataError
 from dsllm.files import sha256_of_folder
 from dsllm.prepare.train_tokenizer import train_tokenizer

@@ -14,7 +14,8 @@ from dsllm.checkpoint.find import CHECKPOINTS
 from dsllm.checkpoint.hugging_face_export import Export, export_hugging_face
 from dsllm.config.model import ModelConfig
 from dsllm.errors import CheckpointError, DsllmError
-from dsllm.evaluate.load import find_tokenizer, load_model, open_saved
+from dsllm.evaluate.load import load_model, open_saved
+from dsllm.evaluate.model_tokenizer import find_tokenizer
 from dsllm.files import sha256_of_folder
 from tests.helpers.checkpoints import RUN, edit_manifest
 from tests.helpers.saved_run import STEP, save_run

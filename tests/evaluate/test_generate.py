@@ -5,7 +5,9 @@ from collections import Counter
 import pytest
 import torch
 
-from dsllm.evaluate.generate import Sampling, choose_token, generate
+from dsllm.cli import generate as generate_command
+from dsllm.errors import CheckpointError
+from dsllm.evaluate.generate import SEEDS, Sampling, choose_token, generate
 from tests.helpers.models import CONTEXT, GPT2, LLAMA, NEOX, random_model
 
 PROMPT = [5, 17, 99]
@@ -81,3 +83,40 @@ def test_limits_keep_the_likeliest(sampling: Sampling, tokens: set[int]):
 def test_a_low_temperature_sharpens():
     # probabilities to the power of 2, renormalised: 0.25 : 0.09 : 0.0225 : 0.0025
     assert draws(Sampling(temperature=0.5))[1] / 4000 == pytest.approx(0.25 / 0.365, abs=0.032)
+
+
+def test_a_temperature_too_small_for_fp32_is_greedy():
+    logits = torch.tensor([50.0, 51.0, -3e4, 51.0 - 1e-3])
+    generator = torch.Generator().manual_seed(0)
+    for temperature in (1e-6, 1e-7, 1e-40, 5e-324):
+        assert choose_token(logits, Sampling(temperature=temperature), generator) == 1
+
+
+def test_more_tokens_than_there_are_may_be_kept():
+    assert draws(Sampling(top_k=10**30), 500) == draws(Sampling(), 500)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_are_an_error(value: float, temperature: float):
+    logits = torch.tensor([0.0, value, 1.0])
+    with pytest.raises(CheckpointError, match="logits are not finite"):
+        choose_token(logits, Sampling(temperature=temperature), torch.Generator())
+    assert choose_token(torch.tensor([0.0, -torch.inf, 1.0]), Sampling(temperature=0.0), torch.Generator()) == 2
+
+
+def test_it_ends_at_any_of_several_ends():
+    model = random_model(LLAMA).eval()
+    tokens = list(generate(model, PROMPT, 20, GREEDY))
+    first = min(tokens.index(tokens[4]), tokens.index(tokens[7]))
+    assert list(generate(model, PROMPT, 20, GREEDY, [199, tokens[7], tokens[4]])) == tokens[:first]
+    assert list(generate(model, PROMPT, 20, GREEDY, [])) == tokens
+
+
+def test_the_command_takes_the_seeds_that_torch_takes():
+    assert generate_command.SEEDS == SEEDS
+    for seed in (SEEDS[0], SEEDS[-1]):
+        torch.Generator().manual_seed(seed)
+    for seed in (SEEDS[0] - 1, SEEDS[-1] + 1):
+        with pytest.raises((RuntimeError, ValueError, OverflowError)):
+            torch.Generator().manual_seed(seed)

@@ -8,7 +8,7 @@ import pytest
 from dsllm.config.data import SourceConfig, TokenizerConfig
 from dsllm.data.manifest import check_shards
 from dsllm.data.shards import Shard, ShardWriter, shard_dtype
-from dsllm.data.tokenizer import load_tokenizer
+from dsllm.data.tokenizer_files import load_tokenizer
 from dsllm.errors import DataError
 from dsllm.prepare.train_tokenizer import train_tokenizer
 from tests.helpers.preparing import GOLDEN, prepared, tiny_run, write_jsonl

@@ -8,7 +8,7 @@ import pytest
 
 from dsllm.config.data import SourceConfig, TokenizerConfig
 from dsllm.data.shards import ShardWriter, shard_dtype
-from dsllm.data.tokenizer import load_tokenizer
+from dsllm.data.tokenizer_files import load_tokenizer
 from dsllm.errors import DataError
 from dsllm.prepare.card import read_card
 from tests.helpers.preparing import GOLDEN, golden_run, prepared, tiny_run, write_jsonl

@@ -20,7 +20,7 @@ from dsllm.config.data import DataConfig, SourceConfig, TokenizerConfig
 from dsllm.config.run import RunConfig
 from dsllm.data.manifest import check_shards, check_tokenizer, load_manifest
 from dsllm.data.shards import Shard, bin_path
-from dsllm.data.tokenizer import load_tokenizer
+from dsllm.data.tokenizer_files import load_tokenizer
 from dsllm.errors import DataError
 from dsllm.files import sha256_of_file
 from dsllm.prepare.pipeline import prepare

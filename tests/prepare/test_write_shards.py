@@ -6,17 +6,21 @@ import multiprocessing
 import multiprocessing.process
 import random
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tokenizers import pre_tokenizers
 
 from dsllm.config.data import TokenizerConfig
+from dsllm.data.tokenizer import JsonTokenizer, SentencePieceTokenizer, Tokenizer
 from dsllm.errors import DataError
 from dsllm.prepare import write_shards
 from dsllm.prepare.train_tokenizer import train_tokenizer
 from dsllm.prepare.units import Unit, UnitCutter
 from tests.helpers.preparing import GOLDEN
+from tests.helpers.tokenizer_files import END, byte_level, changed, part, prefixed, sentencepiece_model
 
 
 @pytest.mark.parametrize("alphabet", ["ab\n ", "ab\n\n", "ab", "\n", "a \n\té"])
@@ -36,6 +40,47 @@ def test_a_text_cut_at_line_ends_has_the_tokens_of_the_whole():
         [],
         tokenizer.encode("short"),
     ]
+
+
+def long_line_tokenizers() -> dict[str, Tokenizer]:
+    """Tokenizers that treat the start of a text in all the ways there are."""
+    metaspace = part(pre_tokenizers.Metaspace(prepend_scheme="first", split=False))
+    prefix_space = part(pre_tokenizers.ByteLevel(add_prefix_space=True))
+    return {
+        "byte-level": JsonTokenizer(changed(byte_level()), END, "a"),
+        "prefix-space": JsonTokenizer(changed(byte_level(), pre_tokenizer=prefix_space), END, "a"),
+        "llama-2": JsonTokenizer(changed(prefixed()), END, "a"),
+        "metaspace": JsonTokenizer(changed(prefixed(), normalizer=None, pre_tokenizer=metaspace), END, "a"),
+        "sentencepiece": SentencePieceTokenizer(sentencepiece_model("bpe"), END, "a"),
+        "no-prefix": SentencePieceTokenizer(sentencepiece_model("bpe", add_dummy_prefix=False), END, "a"),
+        "unigram": SentencePieceTokenizer(sentencepiece_model("unigram"), END, "a"),
+    }
+
+
+@pytest.mark.parametrize("kind", long_line_tokenizers())
+def test_a_long_line_that_is_cut_has_the_tokens_of_the_whole(kind: str):
+    """Without a space in front of each part, which a tokenizer would put in front of a text."""
+    tokenizer = long_line_tokenizers()[kind]
+    words = [word for word in GOLDEN.read_text()[:30_000].split() if word.isascii() and word.isalpha()]
+    for text in (" ".join(words), "\n".join(words)):
+        assert write_shards.encode_documents(tokenizer, [text, "a b"], limit=1000) == [
+            tokenizer.encode(text),
+            tokenizer.encode("a b"),
+        ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", long_line_tokenizers())
+@pytest.mark.parametrize("unit", ["word ", "a", "\u2581"])
+def test_a_megabyte_in_one_line_takes_time_in_proportion(kind: str, unit: str):
+    tokenizer = long_line_tokenizers()[kind]
+    seconds = []
+    for size in (250_000, 1_000_000):
+        start = time.monotonic()
+        (ids,) = write_shards.encode_documents(tokenizer, [unit * (size // len(unit))], limit=100_000)
+        seconds.append(time.monotonic() - start)
+        assert len(ids) > 1000
+    assert seconds[1] < 4 * 3 * seconds[0] + 1  # three times in proportion: the machine may be busy
 
 
 def test_documents_are_batched_in_order_and_within_bounds():

@@ -19,6 +19,7 @@ from dsllm.errors import CheckpointError, DataError, RunError
 from dsllm.run_directory import CHECKPOINTS, RUN_FILE
 from dsllm.session.progress import Progress
 from dsllm.session.resume import (
+    check_counts,
     check_data,
     check_delivery,
     check_same_run,
@@ -226,3 +227,19 @@ def test_progress_with_one_more_counter_resumes_where_it_means_nothing(tmp_path:
     saved = save(tmp_path, 5, progress={"step": 5, "tokens": 12, "rewinds": 2})
     with pytest.raises(CheckpointError, match=r"a newer dsllm saved it.*rewinds: 2.*update dsllm"):
         progress_of(CheckpointReader(saved), RUN)
+
+
+def test_counters_that_contradict_each_other_are_refused():
+    batch, tokens = RUN.train.global_batch_sequences, RUN.tokens_per_step
+    sound = Progress(step=4, position=Position(4 * batch), tokens=4 * tokens)
+    check_counts(sound, RUN, Path("x"))
+    check_counts(dataclasses.replace(sound, position=Position(4 * batch + 8, ((16, 24),))), RUN, Path("x"))
+    check_counts(Progress(), RUN, Path("x"))
+    for change in (
+        {"step": 5},
+        {"tokens": 1},
+        {"position": Position(2)},
+        {"position": Position(4 * batch, ((16, 24),))},
+    ):
+        with pytest.raises(CheckpointError, match=r"^x: is damaged: .*move it away"):
+            check_counts(dataclasses.replace(sound, **change), RUN, Path("x"))

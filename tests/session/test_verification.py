@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from dsllm.data.manifest import Manifest
 from dsllm.engine.processes.process_group import World
 from dsllm.errors import DataError
 from dsllm.run_directory import DATA_VERIFIED_FILE, read_metrics, read_status
+from dsllm.session import verification
 from dsllm.session.progress import Progress
 from dsllm.session.verification import Verification, open_verification
 from tests.helpers.jobs import train
@@ -53,12 +55,12 @@ def progress_at(step: int) -> Progress:
 def verify_all(world: World, folder: Path, manifest: Manifest) -> tuple[set[int], set[int], list[str]]:
     """What is verified at the end of a run, how much of it by this rank, and what it says."""
     lines: list[str] = []
-    verification = opened(world, folder, manifest, lines)
-    with verification.running() as running:
+    opening = opened(world, folder, manifest, lines)
+    with opening.running() as running:
         running.check_held_out(progress_at(1))
         running.before_save(progress_at(2), last=True)
         assert not running.found_damage
-    return verification.verified, set(verification._thread.verified), lines
+    return opening.verified, set(opening._thread.verified), lines
 
 
 @pytest.mark.parametrize("world_size", [1, 4])
@@ -94,16 +96,14 @@ def test_a_record_that_says_nothing_is_ignored(tmp_path: Path, content: str):
 
 def find_damage(world: World, folder: Path, manifest: Manifest, verify: str, moment: str) -> str:
     """What the ranks are told where a shard is damaged."""
-    with pytest.raises(DataError) as refusal:
-        verification = opened(world, folder, manifest, [], verify)
-        with verification.running() as running:
-            if moment == "held out":
-                running.check_held_out(progress_at(1))
-            elif moment == "step":
-                running._thread.wait(len(running._thread), 10)  # as a step would
-                assert sum(world.gather(running.found_damage)) == 1
-                running.refuse(progress_at(3))
-            running.before_save(progress_at(4), last=True)
+    with pytest.raises(DataError) as refusal, opened(world, folder, manifest, [], verify).running() as running:
+        if moment == "held out":
+            running.check_held_out(progress_at(1))
+        elif moment == "step":
+            running._thread.wait(len(running._thread), 10)  # as a step would
+            assert sum(world.gather(running.found_damage)) == 1
+            running.refuse(progress_at(3))
+        running.before_save(progress_at(4), last=True)
     return str(refusal.value)
 
 
@@ -134,11 +134,10 @@ def test_damage_found_by_one_rank_ends_all(tmp_path: Path, prefix: str, verify: 
 
 
 def verify_nothing(world: World, folder: Path, manifest: Manifest) -> bool:
-    verification = opened(world, folder, manifest, [], "off")
-    with verification.running() as running:
+    with opened(world, folder, manifest, [], "off").running() as running:
         running.check_held_out(progress_at(1))
         running.before_save(progress_at(2), last=True)
-    return not verification.verified and not (folder / "run" / DATA_VERIFIED_FILE).exists()
+    return not running.verified and not (folder / "run" / DATA_VERIFIED_FILE).exists()
 
 
 def test_off_reads_nothing(tmp_path: Path):
@@ -195,3 +194,32 @@ def test_verification_changes_no_number_and_a_repaired_run_is_the_same(job: Path
     shutil.copytree(job, whole)
     codes, output = train(whole, 2, ["tiny.yaml", "train.schedule.shape=constant"])
     assert codes == [0, 0] and losses(whole)[10:] == losses(folder)[10:], output
+
+
+def stop_between_rounds(world: World, folder: Path, manifest: Manifest) -> str:
+    """Verify a large shard before the first step, while every rank is asked to stop."""
+
+    def stop() -> None:
+        raise DataError("asked to stop")
+
+    config = dataclasses.replace(data(), directory=str(folder / "data"), verify="start")
+    batches = training(folder / "data", manifest, config, world.data_rank, world.data_size)
+    with pytest.raises(DataError) as caught:
+        open_verification(folder / "run", batches, progress_at(0), world, print, stop)
+    return str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_long_verification_before_the_first_step_can_be_stopped(tmp_path: Path):
+    manifest = write_prepared(tmp_path / "data", {"a": [[[1] * 12_000_000]]})
+    began = time.monotonic()
+    assert run_ranks(2, stop_at_once, tmp_path, manifest) == ["asked to stop"] * 2
+    assert time.monotonic() - began < 60
+
+
+def stop_at_once(world: World, folder: Path, manifest: Manifest) -> str:
+    usual, verification.ROUND_SECONDS = verification.ROUND_SECONDS, 0.01
+    try:
+        return stop_between_rounds(world, folder, manifest)
+    finally:
+        verification.ROUND_SECONDS = usual

@@ -1,6 +1,7 @@
 """A run directory stands alone: what the run is, what it was trained on, and a row for every step."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from dsllm.run_directory import (
     read_status,
 )
 from dsllm.session.resume import saved_run
+from dsllm.train.records import _copy_card
 from tests.helpers.jobs import train
 from tests.helpers.tiny_job import NUM_STEPS, TOKENS_PER_STEP, budget
 
@@ -85,3 +87,32 @@ def test_a_directory_that_cannot_be_written_is_an_error_in_words_on_all_ranks(fo
     assert output.count("error: run.directory runs/tiny: cannot be written: ") == 2 and name in output
     status = read_status(run)
     assert status["state"] == "failed" and "cannot be written" in status["reason"]
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "/dev/zero", "folder", "half", "a list", "huge", "not UTF-8"])
+def test_a_data_card_that_is_no_card_is_not_copied(tmp_path: Path, kind: str):
+    """A foreign data folder might link to what nobody should publish with a run."""
+    card, target, lines = tmp_path / "data_card.json", tmp_path / "run.json", []
+    (tmp_path / "secret").write_text('{"key": 1}')
+    if kind in ("link", "/dev/zero"):
+        card.symlink_to(tmp_path / "secret" if kind == "link" else kind)
+    elif kind == "fifo":
+        os.mkfifo(card)
+    elif kind == "folder":
+        card.mkdir()
+    else:
+        card.write_bytes({"half": b'{"sour', "a list": b"[1]", "huge": b"{}", "not UTF-8": b'{"\xff": 1}'}[kind])
+        os.truncate(card, 2**40 if kind == "huge" else card.stat().st_size)
+    _copy_card(card, target, lines.append)
+    assert not target.exists() and len(lines) == 1 and str(card) in lines[0]
+
+
+def test_a_data_card_is_copied_over_a_link(tmp_path: Path):
+    card, target, lines = tmp_path / "data_card.json", tmp_path / "run.json", []
+    _copy_card(card, target, lines.append)
+    assert not target.exists() and lines == [], "data need not have one"
+    card.write_text('{"a": 1}')
+    (tmp_path / "mine").write_text("mine")
+    target.symlink_to(tmp_path / "mine")
+    _copy_card(card, target, lines.append)
+    assert target.read_text() == '{"a": 1}' and (tmp_path / "mine").read_text() == "mine" and lines == []
