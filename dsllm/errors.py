@@ -6,6 +6,7 @@ from typing import Any
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_FORCED = 130  # a second Ctrl-C: ended at once, nothing saved
 EXIT_INTERRUPTED = 75  # "saved, start me again" (EX_TEMPFAIL of sysexits.h)
 
 
@@ -49,6 +50,10 @@ class OutputError(DsllmError):
 
 class MissingExtra(DsllmError):
     """An optional library is not installed."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The process was asked to stop before the first step; the message is the reason. No error: nothing catches it."""
 
 
 def require(module: str, extra: str | None = None) -> Any:

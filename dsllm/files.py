@@ -1,10 +1,12 @@
 """Writes files so that they are either complete or absent, computes checksums, and takes locks."""
 
+import contextlib
 import errno
 import fcntl
 import hashlib
 import os
 import socket
+import stat
 import time
 from pathlib import Path
 from typing import IO
@@ -47,11 +49,46 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """
     aside = partial(path)
     try:
+        if aside.is_symlink() or (aside.exists() and not aside.is_file()):
+            aside.unlink()  # a link would be followed, and a pipe would wait for a reader
         aside.write_bytes(content.encode() if isinstance(content, str) else content)
         publish(path)
     except OSError:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
         raise
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """Open a regular file for reading; a pipe or a device in its place is refused at once.
+
+    Raises:
+        OSError: there is no such file, it is something else, or it cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def write_in_place(path: Path, content: str) -> None:
+    """Overwrite a small file that is there already: on a full disk its own blocks still have room, a new file has none.
+
+    A kill at this moment can leave half of the content, so use it only where `write_atomically` has failed.
+
+    Raises:
+        OSError: there is no such regular file, or the disk refuses this too.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "wb", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        left = content.encode()
+        while left:
+            left = left[file.write(left) :]
+        file.truncate()
+        os.fsync(descriptor)
 
 
 def publish_directory(aside: Path, final: Path) -> None:
@@ -113,6 +150,7 @@ def hold_lock(file: IO[str]) -> None:
         if error.errno in _NO_LOCKS:
             raise LocksUnsupportedError(f"{file.name}: {error.strerror}") from None
         raise
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-    file.flush()
+    holder = f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    with contextlib.suppress(OSError):  # on a full disk the lock is held all the same, only nobody reads by whom
+        os.ftruncate(file.fileno(), 0)
+        os.write(file.fileno(), holder.encode())

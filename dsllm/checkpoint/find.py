@@ -1,5 +1,8 @@
 """Finds the checkpoints of a run: which there are, the newest sound one, and which are no longer needed."""
 
+import contextlib
+import itertools
+import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Sequence
@@ -10,6 +13,9 @@ from dsllm.checkpoint.manifest import MANIFEST_FILE
 from dsllm.checkpoint.verify import damage_in
 from dsllm.errors import CheckpointError
 from dsllm.run_directory import CHECKPOINTS
+from dsllm.untrusted_files import UntrustedFileError, check_regular, inside, read_json
+
+MOST_MANIFEST_BYTES = 2**30
 
 Report = Callable[[str], None]
 """Shows a line to the user."""
@@ -28,11 +34,36 @@ def step_of(folder: Path) -> int:
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
-    """Published checkpoints in a folder, newest (most steps) first."""
+    """Published checkpoints in a folder, newest (most steps) first; damaged ones too, but no folder of other things."""
     if not directory.is_dir():
         return []
-    found = [p for p in directory.iterdir() if re.fullmatch(r"step-\d+", p.name) and p.is_dir()]
+    found = [p for p in directory.iterdir() if re.fullmatch(r"step-\d+", p.name) and p.is_dir() and not _is_stray(p)]
     return sorted(found, key=step_of, reverse=True)
+
+
+def _is_stray(folder: Path) -> bool:
+    """Whether a folder has a checkpoint's name and other things in it; one that cannot be listed may be a checkpoint."""
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except OSError:
+        return False
+    return bool(names) and not any(name == MANIFEST_FILE or name.endswith(".safetensors") for name in names)
+
+
+def looks_sound(folder: Path) -> bool:
+    """Whether a checkpoint has the manifest of its step, and all files in their sizes. Reads the manifest alone."""
+    try:
+        manifest = read_json(folder / MANIFEST_FILE, MOST_MANIFEST_BYTES)
+        parts = [part[kind] for part in manifest.get("parts", []) for kind in ("weights", "optimizer") if part[kind]]
+        files = [*parts, *manifest.get("files", [])]  # format 1 has them in a list of their own
+        sizes = {file["name"]: file["num_bytes"] for file in files}
+        return (
+            bool(sizes)
+            and manifest["progress"]["step"] == step_of(folder)
+            and all(check_regular(inside(folder, name)) == size for name, size in sizes.items())
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # ValueError: not JSON, or a name without a step
+        return False
 
 
 def candidates(path: Path) -> list[Path]:
@@ -90,40 +121,110 @@ def find_checkpoint(path: Path, report: Report) -> Path:
 
 
 def obsolete(
-    checkpoints: Sequence[Path], published: Path, damaged: Collection[Path], keep_last: int, keep_every_steps: int
+    checkpoints: Sequence[Path],
+    published: Path,
+    damaged: Collection[Path],
+    keep_last: int,
+    keep_every_steps: int,
+    sound: Callable[[Path], bool] = lambda folder: True,
 ) -> list[Path]:
     """The checkpoints that are no longer needed once `published` exists.
 
-    Of the sound ones only those of earlier steps, except the newest `keep_last - 1` and the multiples of
+    Of earlier steps only, what is older than the newest `keep_last - 1` sound ones, except the multiples of
     `keep_every_steps`; and the damaged ones, by name: they neither count nor stay.
+
+    Args:
+        sound: whether a checkpoint counts as one that is kept; asked until enough are found
     """
     earlier = [folder for folder in checkpoints if step_of(folder) < step_of(published) and folder not in damaged]
     earlier.sort(key=step_of, reverse=True)
-    too_old = earlier[max(keep_last - 1, 0) :]
-    found = [folder for folder in too_old if not (keep_every_steps and step_of(folder) % keep_every_steps == 0)]
+    place, num_kept = 0, 1
+    while place < len(earlier) and num_kept < keep_last:
+        num_kept += sound(earlier[place])
+        place += 1
+    found = [folder for folder in earlier[place:] if not (keep_every_steps and step_of(folder) % keep_every_steps == 0)]
     return found + [folder for folder in checkpoints if folder in damaged and folder != published]
 
 
 def remove_checkpoints(folders: Sequence[Path]) -> list[str]:
-    """Remove checkpoints; returns what went wrong, because a failure here must not end a run that is saved."""
+    """Remove checkpoints; returns what went wrong, because a failure here must not end a run that is saved.
+
+    Of a link only the link is removed. A folder that is no checkpoint, or that of another step than its name says, stays.
+    """
     problems = []
     for folder in folders:
+        reason = _not_ours(folder)
+        if reason:
+            problems.append(f"{folder}: is not removed: {reason}")
+            continue
         try:
-            shutil.rmtree(hide(folder))
+            if folder.is_symlink():
+                folder.unlink()
+            else:
+                shutil.rmtree(hide(folder))
         except OSError as error:
             problems.append(f"{folder}: could not be removed: {error.strerror or error}")
     return problems
 
 
+def _not_ours(folder: Path) -> str:
+    """Why a folder may be something else than a checkpoint that this run has saved; empty: it is one."""
+    if folder.is_symlink():
+        return ""
+    if _is_stray(folder):
+        return "it is no checkpoint"
+    try:
+        step = read_json(folder / MANIFEST_FILE, MOST_MANIFEST_BYTES)["progress"]["step"]
+    except (OSError, UntrustedFileError, KeyError, TypeError):
+        return ""  # damaged, or gone already
+    return "" if step == step_of(folder) else f"it is a copy of step {step}"
+
+
+def put_aside(folder: Path) -> str:
+    """Rename what is in the way of a checkpoint that is about to be published; returns a line for the user.
+
+    A damaged checkpoint of the same step is hidden as a leftover, without a word; anything else stays under another name.
+    """
+    if folder.is_dir() and not folder.is_symlink() and not _not_ours(folder):
+        hide(folder)
+        return ""
+    aside = folder.rename(_free_name(folder, "replaced"))
+    return f"{folder}: was in the way of a checkpoint and is now {aside.name}"
+
+
 def hide(folder: Path) -> Path:
     """Rename a checkpoint that is about to be removed, so that half of it is never taken for a checkpoint."""
     hidden = folder.with_name(f".{folder.name}.removing")
-    shutil.rmtree(hidden, ignore_errors=True)  # left by a kill
-    return folder.rename(hidden)
+    _remove(hidden)  # left by a kill
+    return folder.rename(_free_name(folder.with_name(f".{folder.name}"), "removing"))
 
 
 def remove_leftovers(directory: Path) -> None:
     """Remove what saves and removals that were killed have left. Nothing may be saving into the folder."""
-    for pattern in (".step-*.partial", ".step-*.removing"):
+    for pattern in (".step-*.partial*", ".step-*.removing*"):
         for leftover in directory.glob(pattern):
-            shutil.rmtree(leftover, ignore_errors=True)
+            _remove(leftover)
+
+
+def new_folder(path: Path, ending: str) -> Path:
+    """Make the folder PATH.ENDING, or one with a number after it if something that cannot be removed is there."""
+    made = _free_name(path, ending)
+    made.mkdir(parents=True)
+    return made
+
+
+def _free_name(path: Path, ending: str) -> Path:
+    """PATH.ENDING, or with the first number after it that is free."""
+    names = itertools.chain(
+        [f"{path.name}.{ending}"], (f"{path.name}.{ending}-{number}" for number in itertools.count(2))
+    )
+    return next(path.with_name(name) for name in names if not os.path.lexists(path.with_name(name)))
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder with its content, a file or a link, as far as that is possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dsllm.byte_units import GIB
-from dsllm.checkpoint.find import checkpoint_name, hide, remove_leftovers
+from dsllm.checkpoint.find import checkpoint_name, new_folder, put_aside, remove_leftovers
 from dsllm.checkpoint.manifest import (
     CheckpointManifest,
     FileRecord,
@@ -30,17 +30,10 @@ from dsllm.slices import WEIGHTS, ParameterSlice, whole
 FP32_BYTES = 4
 
 
-def folder_aside(directory: Path, step: int) -> Path:
-    """Folder in which the checkpoint is written before it is published."""
-    return directory / f".{checkpoint_name(step)}.partial"
-
-
 def start_checkpoint(directory: Path, step: int) -> Path:
     """Make the empty folder that `write_slices` fills, and remove what a killed attempt left behind. Rank 0."""
-    aside = folder_aside(directory, step)
     remove_leftovers(directory)
-    aside.mkdir(parents=True)
-    return aside
+    return new_folder(directory / f".{checkpoint_name(step)}", "partial")
 
 
 def write_slices(
@@ -68,21 +61,27 @@ def write_slices(
     }
 
 
-def publish_checkpoint(aside: Path, final: Path, manifest: CheckpointManifest) -> None:
+def publish_checkpoint(aside: Path, final: Path, manifest: CheckpointManifest) -> list[str]:
     """Write the manifest and rename the folder into place: from here on the checkpoint exists. Rank 0.
+
+    Returns lines for the user about what was in the way.
 
     Raises:
         CheckpointError: the slices do not cover every parameter exactly once, or the disk refuses.
     """
     check_complete(manifest)
+    warning = ""
     try:
         write_manifest(aside, manifest)
-        old = hide(final) if final.exists() else None  # a damaged checkpoint of the same step
+        if os.path.lexists(final):
+            warning = put_aside(final)
         publish_directory(aside, final)
     except OSError as error:
         raise CheckpointError(f"{final}: cannot be published: {error.strerror or error}") from error
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
+    if warning:
+        return [warning]
+    remove_leftovers(final.parent)  # a damaged checkpoint of the same step
+    return []
 
 
 def discard_checkpoint(aside: Path) -> None:

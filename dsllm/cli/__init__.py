@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -104,6 +105,8 @@ def leave(code: int) -> NoReturn:
     active exception").
     """
     if "torch" in sys.modules:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # the command is over: a late signal must not change its exit code
         atexit._run_exitfuncs()
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError):  # the reader of the pipe has gone

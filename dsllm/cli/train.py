@@ -15,15 +15,33 @@ if TYPE_CHECKING:
     from dsllm.engine.build import Engine
     from dsllm.engine.processes.ranks import Ranks
     from dsllm.session.open import Session
+    from dsllm.train.interrupt import Stop
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`dsllm train [RUN.yaml] [key=value ...] [--dry-run | --profile [FIRST:LAST]]`; exit code 0: trained, 75: interrupted.
+    """`dsllm train [RUN.yaml] [key=value ...] [--dry-run | --profile [FIRST:LAST]]`; exit code 0: trained, 75: stopped.
 
     Raises:
         DsllmError: the run, its data, this machine or the ranks of the job do not fit together; or the run failed.
     """
     options = _parse(arguments)
+    if options.dry_run:
+        return _run(options, None)
+    from dsllm.cli.terminal import Terminal
+    from dsllm.train.interrupt import stop_signals
+
+    # from here on: what is imported below takes seconds
+    with stop_signals(Terminal(speaks=os.environ.get("RANK", "0") == "0")) as stop:
+        return _run(options, stop)
+
+
+def _run(options: argparse.Namespace, stop: "Stop | None") -> int:
+    """The command proper.
+
+    Args:
+        stop: None: a dry run
+    """
+    from dsllm.cli.terminal import Terminal
     from dsllm.engine.processes.ranks import discover_ranks
     from dsllm.engine.settings.json_file import read_deepspeed_json
     from dsllm.session.run_file import load_run
@@ -35,42 +53,72 @@ def main(arguments: Sequence[str]) -> int:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch and DeepSpeed look for a GPU
     given = read_deepspeed_json(config.deepspeed, yaml_folder=Path(words.file).parent if words.file else None)
     with json_report(options.json, writes=ranks.rank == 0) as write_json:
-        if options.dry_run:
+        if stop is None:
             from dsllm.cli.dry_run import show
 
             write_json(show(config, given, options.world_size or ranks.world_size, options.brief))
             return 0
-        code = _train(config, given, ranks, options.profile)
+        stop.report = Terminal(speaks=ranks.rank == 0)
+        code = _train_or_stop(config, given, ranks, stop, options.profile)
         if ranks.rank == 0:
             write_json(_result(config, code))
     return code
 
 
-def _train(config: "RunConfig", given: Mapping[str, Any], ranks: "Ranks", profile_steps: str | None) -> int:
+def _train_or_stop(
+    config: "RunConfig", given: Mapping[str, Any], ranks: "Ranks", stop: "Stop", profile_steps: str | None
+) -> int:
+    """Train; the exit code, also of a run that was stopped before its first step."""
+    from dsllm.errors import EXIT_INTERRUPTED, Interrupted
+
+    try:
+        return _train(config, given, ranks, stop, profile_steps)
+    except Interrupted as error:
+        stop.raise_at_once(False)
+        from dsllm.cli.terminal import Terminal
+        from dsllm.run_directory import state_interrupted
+
+        if ranks.rank == 0:
+            state_interrupted(Path(config.run.directory), str(error))
+        Terminal(speaks=ranks.rank == 0)(
+            f"{error}: stopped before the first step, nothing was saved; the same command starts again"
+        )
+        return EXIT_INTERRUPTED
+
+
+def _train(
+    config: "RunConfig", given: Mapping[str, Any], ranks: "Ranks", stop: "Stop", profile_steps: str | None
+) -> int:
     """Prepare the data if need be, open the run's session, and train; the exit code."""
-    from dsllm.cli.prepared_data import prepared_data, with_vocabulary
+    alone = ranks.world_size == 1  # other ranks must be agreed with
+    stop.raise_at_once(alone)
+    from dsllm.cli.prepared_data import is_prepared, prepared_data, with_vocabulary
     from dsllm.cli.terminal import Terminal
     from dsllm.config.advice import advice_on
     from dsllm.engine.settings.final_config import gradient_accumulation
     from dsllm.mesh import make_mesh
-    from dsllm.session.open import FinishedRun, open_session
+    from dsllm.session.open import Caller, FinishedRun, open_session
     from dsllm.train.loop import train
     from dsllm.train.profile import check_profile_steps
 
     # before data is prepared, which may take hours
     gradient_accumulation(config, make_mesh(config.parallel, ranks.world_size).data)
+    if not is_prepared(config):
+        stop.raise_at_once(True)  # preparing may take hours, and the ranks have not met: there is nobody to agree with
     manifest = prepared_data(config, ranks)
+    stop.raise_at_once(alone)
     config, report = with_vocabulary(config, manifest), Terminal(speaks=ranks.rank == 0)
     for advice in advice_on(config):
         report(f"warning: {advice}")
     check = check_profile_steps(profile_steps, config.num_steps)
-    with open_session(config, given, manifest, ranks, report, check) as session:
+    caller = Caller(report=report, preflight=check, why_stop=stop.why)
+    with open_session(config, given, manifest, ranks, caller) as session:
         if isinstance(session, FinishedRun):
             report(
                 f"{session.directory} is finished: {session.progress.tokens:,} tokens. Raise train.total_tokens to continue"
             )
             return 0
-        return train(session, _validation(session), profile_steps)
+        return train(session, _validation(session), stop, profile_steps)
 
 
 def _validation(session: "Session") -> Callable[["Engine"], Mapping[str, float]]:
@@ -108,9 +156,9 @@ def _validation(session: "Session") -> Callable[["Engine"], Mapping[str, float]]
 
 def _result(config: "RunConfig", code: int) -> dict[str, Any]:
     """What --json gets: the exit code, and what status.json says."""
-    from dsllm.run_directory import read_status
+    from dsllm.run_directory import status_or_nothing
 
-    status = read_status(Path(config.run.directory))
+    status = status_or_nothing(Path(config.run.directory), lambda text: None)
     kept = ("state", "step", "tokens", "attempt")
     return {"exit_code": code, "run_directory": config.run.directory} | {k: status[k] for k in kept if k in status}
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TypeVar, cast
 
 from dsllm.engine.processes.process_group import World
-from dsllm.errors import CheckpointError, DsllmError
+from dsllm.errors import CheckpointError, DsllmError, Interrupted
 
 T = TypeVar("T")
 
@@ -47,3 +47,17 @@ def on_every_rank(world: World, check: Callable[[], None]) -> None:
     failures = [f for f in world.gather(failure) if f is not None]
     if failures:
         raise type(failures[0])("\n".join(dict.fromkeys(str(f) for f in failures)))
+
+
+def stop_together(world: World, why: Callable[[], str]) -> None:
+    """Leave on all ranks if one was asked to stop; a collective call, for the time before the first step.
+
+    Args:
+        why: this rank's reason to stop; empty: it has none
+
+    Raises:
+        Interrupted: a rank has a reason.
+    """
+    reasons = world.gather(why())
+    if any(reasons):
+        raise Interrupted(reasons[world.rank] or "another rank was asked to stop")

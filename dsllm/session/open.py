@@ -19,7 +19,7 @@ from dsllm.engine.processes.process_group import World, lost_ranks_named, proces
 from dsllm.engine.processes.ranks import Ranks
 from dsllm.engine.state import load_loss_scaler_state
 from dsllm.errors import CheckpointError, ConfigError
-from dsllm.session.agreement import on_every_rank
+from dsllm.session.agreement import on_every_rank, stop_together
 from dsllm.session.assembly import ready_engine
 from dsllm.session.directory import HeldDirectory, free_directory_state, held_directory
 from dsllm.session.machine import RunOnMachine, run_on_machine
@@ -29,8 +29,17 @@ from dsllm.session.resume import Report, check_delivery, clean_up
 from dsllm.session.start import Start, find_start
 from dsllm.session.verification import Verification, open_verification
 
-Preflight = Callable[[Progress], None]
-"""A caller's own checks: raises before anything is written if this attempt cannot work."""
+
+@dataclass(frozen=True, kw_only=True)
+class Caller:
+    """What a session asks of the command that opens it."""
+
+    report: Report
+    """Prints a line on rank 0; silent on the other ranks."""
+    preflight: Callable[[Progress], None] = lambda progress: None
+    """Its own checks: raises before anything is written if this attempt cannot work."""
+    why_stop: Callable[[], str] = lambda: ""
+    """Why this rank was asked to stop (empty: it was not); asked while the run opens, and agreed on by all ranks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +83,7 @@ class FinishedRun:
 
 @contextlib.contextmanager
 def open_session(
-    config: RunConfig,
-    given: Mapping[str, Any],
-    manifest: Manifest,
-    ranks: Ranks,
-    report: Report,
-    preflight: Preflight = lambda progress: None,
+    config: RunConfig, given: Mapping[str, Any], manifest: Manifest, ranks: Ranks, caller: Caller
 ) -> Iterator[Session | FinishedRun]:
     """Open a run on this rank; a collective call.
 
@@ -90,20 +94,24 @@ def open_session(
 
     Raises:
         DsllmError: the run is refused; the directory is as it was.
+        Interrupted: a rank was asked to stop; nothing is saved.
     """
+    report, why_stop = caller.report, caller.why_stop
     cores = set_up_process(ranks.local_size, ranks.local_rank, config.train.bind_cores)
     run = run_on_machine(config, given, ranks)
     directory, timeout = Path(config.run.directory), timedelta(minutes=config.train.timeout_minutes)
-    with process_group(ranks, run.device, run.layout.mesh, timeout) as world, lost_ranks_named(world):
+    with process_group(ranks, run.device, run.layout.mesh, timeout, why_stop) as world, lost_ranks_named(world):
+        stop_together(world, why_stop)
         final = run.final_config(world)
-        state = free_directory_state(directory, world)
+        state = free_directory_state(directory, world, report)
         data = Path(config.data.directory or "")
         on_every_rank(world, lambda: check_shards(data, manifest, world.rank, world.size))
         start = find_start(config, run.layout.precision, world, report)
         if start.precision != run.layout.precision:  # the run began on another device
             run, final = in_saved_precision(run, start, world, report)
         config, precision = run.config, run.layout.precision
-        preflight(start.progress)
+        caller.preflight(start.progress)
+        stop_together(world, why_stop)
         if start.progress.step >= config.num_steps:
             yield _finished(directory, start.progress, state, world, report)
             return
@@ -112,10 +120,11 @@ def open_session(
         check_delivery(start.progress, batches, world)
         verification = open_verification(directory, batches, start.progress, world, report)
         with (
-            held_directory(directory, world, report) as held,
+            held_directory(directory, world, report, step=start.progress.step, tokens=start.progress.tokens) as held,
             swap_files(final, ranks),
             lost_ranks_named(world),  # inside, so that status.json gets its message too
         ):
+            stop_together(world, why_stop)
             clean_up(directory, world)
             engine = ready_engine(config, final, precision, world, start.state)
             load_loss_scaler_state(engine, start.loss_scaler)
@@ -177,5 +186,6 @@ def _finished(directory: Path, progress: Progress, state: str, world: World, rep
     """The finished run, after its status says so."""
     if state != "finished":  # it was killed before it could write so
         with held_directory(directory, world, report) as held:
+            clean_up(directory, world)  # it may have been killed while it removed an older checkpoint
             held.write_status("finished", step=progress.step, tokens=progress.tokens)
     return FinishedRun(directory=directory, progress=progress)

@@ -19,8 +19,11 @@ from dsllm.errors import CheckpointError, DataError, RunError
 from dsllm.run_directory import CHECKPOINTS, RUN_FILE
 from dsllm.session.agreement import on_rank_0
 from dsllm.session.progress import Progress, read_progress
+from dsllm.untrusted_files import UntrustedFileError, check_regular
 
 Report = Callable[[str], None]
+MOST_RUN_BYTES = 2**18
+"""A run file of thousands of sources is smaller."""
 
 
 def find_resumable(directory: Path, world: World, report: Report) -> tuple[CheckpointReader | None, list[Path]]:
@@ -69,9 +72,20 @@ def _shared_damage(world: World, what: What) -> Damage:
 
 
 def clean_up(directory: Path, world: World) -> None:
-    """Remove what a killed attempt left among the checkpoints. Only while the directory is held."""
-    if world.rank == 0:
-        remove_leftovers(directory / CHECKPOINTS)
+    """Make the folder of the checkpoints, and remove what a killed attempt left in it; a collective call.
+
+    Only while the directory is held.
+
+    Raises:
+        CheckpointError: on all ranks: there can be no such folder, so no save would succeed.
+    """
+    folder = directory / CHECKPOINTS
+
+    def clean() -> None:
+        folder.mkdir(exist_ok=True)
+        remove_leftovers(folder)
+
+    on_rank_0(world, clean, "the run's checkpoints could not be saved")
 
 
 def check_same_run(saved: RunConfig, config: RunConfig, where: Path, report: Report) -> None:
@@ -94,14 +108,19 @@ def check_unsaved_run(directory: Path, config: RunConfig, report: Report) -> Non
     Raises:
         RunError: it does.
     """
-    saved = directory / RUN_FILE
+    saved, advice = directory / RUN_FILE, "set another run.directory"
     if not saved.is_file():
         return
-    name = read_yaml(saved)[0].get("run", {}).get("name")
+    try:
+        if check_regular(saved) > MOST_RUN_BYTES:
+            raise UntrustedFileError(f"is larger than {MOST_RUN_BYTES:,} bytes")
+        tree = read_yaml(saved)[0]
+    except (OSError, UntrustedFileError, RecursionError) as error:
+        raise RunError(f"{saved}: cannot be read, so nobody knows which run this is: {error}; {advice}") from error
+    section = tree.get("run") if isinstance(tree, dict) else None
+    name = section.get("name") if isinstance(section, dict) else None
     if name != config.run.name:
-        raise RunError(
-            f"{directory}: belongs to the run '{name}', not to '{config.run.name}': set another run.directory"
-        )
+        raise RunError(f"{directory}: belongs to the run '{name}', not to '{config.run.name}': {advice}")
     report(f"{directory} has no checkpoint yet: starting over")
 
 

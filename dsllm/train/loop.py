@@ -1,7 +1,9 @@
 """The training loop: everything that happens in a run, in the order in which it happens."""
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from dsllm.batches import MicroBatch
@@ -15,10 +17,11 @@ from dsllm.engine.optimizers import set_learning_rate
 from dsllm.engine.step import Instruments, StepResult, take_step
 from dsllm.errors import RunError
 from dsllm.objectives import Objective, TokenLoss
+from dsllm.session.agreement import stop_together
 from dsllm.session.open import Session
 from dsllm.session.progress import Progress
 from dsllm.train.conclusion import conclude
-from dsllm.train.interrupt import stop_signals
+from dsllm.train.interrupt import Stop
 from dsllm.train.records import Records, open_records
 from dsllm.train.saver import Saver
 from dsllm.train.schedule import learning_rate_at
@@ -30,30 +33,35 @@ Validate = Callable[[Engine], Mapping[str, float]]
 """Measures the held-out loss; a collective call. Its numbers are added to the step's row."""
 
 
-def train(session: Session, validate: Validate, profile_steps: str | None = None) -> int:
+def train(session: Session, validate: Validate, stop: Stop, profile_steps: str | None = None) -> int:
     """Train an open session until it is finished or interrupted; returns the process's exit code.
 
     Args:
+        stop: whether this process was asked to stop
         profile_steps: FIRST:LAST, the steps to profile; empty: some after a warm-up; None (default): none
 
     Raises:
         RunError: the gradients stay non-finite.
         CheckpointError: the state cannot be saved.
         DataError: a shard cannot be read.
+        Interrupted: a rank was asked to stop before the first step.
     """
     with open_records(session, profile_steps) as records:
-        progress, stopped_by = run_steps(session, validate, records, TokenLoss())
+        stop.begin_steps(partial(session.directory.write_status, "failed", reason="ended at once by a second SIGINT"))
+        stop_together(session.world, stop.why)
+        progress, stopped_by = run_steps(session, validate, records, TokenLoss(), stop)
     return conclude(session, progress, stopped_by)
 
 
-def run_steps(session: Session, validate: Validate, records: Records, objective: Objective) -> tuple[Progress, str]:
+def run_steps(
+    session: Session, validate: Validate, records: Records, objective: Objective, stop: Stop
+) -> tuple[Progress, str]:
     """Run optimizer steps until the token budget is spent or a signal comes; the progress, and the signal if any."""
     config, engine, progress = session.config, session.engine, session.progress
     batch_sequences, saved_at = config.train.global_batch_sequences, time.monotonic()
     saver = Saver(session.directory.path, session.record, session.report, session.damaged)
     pin = engine.world.device.type == "cuda"
     with (
-        stop_signals() as stop,
         Prefetch(session.batches, enabled=config.data.prefetch, pin=pin) as ahead,
         session.verification.running() as verification,
     ):
@@ -75,7 +83,7 @@ def run_steps(session: Session, validate: Validate, records: Records, objective:
                 engine,
                 batches,
                 objective,
-                seed=config.run.seed + progress.step,
+                seed=step_seed(config.run.seed, progress.step),
                 # one number for the last two, because more numbers might be added up in another order
                 also_sum=(*fingerprint.halves(own), stop.requested(), late + 2 * verification.found_damage),
                 instruments=Instruments(timer=records.timer, layers=layers),
@@ -96,6 +104,7 @@ def run_steps(session: Session, validate: Validate, records: Records, objective:
             if _hopeless(engine, progress, result, config):
                 raise RunError(_diagnosis(engine, batches, objective, progress, result, config))
             if last or stops or lates or _due(progress.step, config.checkpoint.every_steps):
+                records.renew_directory()
                 verification.before_save(progress, last)
                 saver.start(engine, progress)
                 saved_at = time.monotonic()
@@ -103,6 +112,11 @@ def run_steps(session: Session, validate: Validate, records: Records, objective:
             if stops and not last:
                 return progress, stop.reason or "another rank received a signal"
     return progress, ""
+
+
+def step_seed(run_seed: int, step: int) -> int:
+    """The seed of one step's dropout, step counted from 0: no two runs share a step's masks, as they would with a sum."""
+    return int.from_bytes(hashlib.sha256(f"dropout {run_seed} {step}".encode()).digest()[:7], "little")
 
 
 def _due(step: int, every: int) -> bool:
@@ -130,7 +144,7 @@ def _diagnosis(
     config: RunConfig,
 ) -> str:
     """Why the run is given up: the module and the batch where numbers first go wrong; a collective call."""
-    found = find_not_finite(engine, batches, objective, seed=config.run.seed + progress.step - 1)
+    found = find_not_finite(engine, batches, objective, seed=step_seed(config.run.seed, progress.step - 1))
     origins: list[list[Any]] = engine.world.gather([str(batch.origin) for batch in batches])
     if found is None:
         where = "each micro-batch is finite by itself: their sum over micro-batches and ranks is not"

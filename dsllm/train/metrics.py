@@ -1,9 +1,11 @@
 """Writes what a run measures: metrics.jsonl, TensorBoard, and lines for the terminal. Rank 0 only."""
 
+import errno
 import json
 import math
 import os
 import statistics
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +21,8 @@ from dsllm.run_directory import LAYER_STATISTICS_FILE, METRICS_FILE, TENSORBOARD
 from dsllm.session.progress import Progress
 
 _RECENT_STEPS = 50
+_MOST_WAITING_BYTES = 2**26
+"""Rows that wait for a full disk: 64 MiB are more than 100,000 steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +38,13 @@ class Speed:
 
 
 class RowFile:
-    """Appends rows to a file, as lines of JSON. If rows cannot be written, that is reported once, and the run continues."""
+    """Appends rows to a file, as lines of JSON. Rows that cannot be written wait in memory, and the run continues."""
 
     def __init__(self, path: Path, report: Callable[[str], None]):
         self.path, self._report = path, report
         self._file: IO[bytes] | None = None
-        self._cut = False
-        self._failed = False
+        self._waiting = bytearray()
+        self._failing = False
 
     def open(self) -> None:
         """Start appending.
@@ -48,30 +52,60 @@ class RowFile:
         Raises:
             OSError: the file cannot be written.
         """
-        self._cut = _is_cut(self.path)  # by a kill
-        self._file = self.path.open("ab", buffering=0)  # nothing waits in memory for a disk that is full
+        if self.path.exists() and not self.path.is_file():  # a pipe would wait for a reader
+            code = errno.EISDIR if self.path.is_dir() else errno.EINVAL
+            raise OSError(code, os.strerror(code), str(self.path))
+        if _is_cut(self.path):  # by a kill
+            self._waiting[:0] = b"\n"
+        self._file = self.path.open(
+            "ab", buffering=0
+        )  # what the disk refuses waits here, not in a buffer of the library
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write each row as a line of its own."""
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        left = ("\n" if self._cut else "").encode() + lines.encode()
+        """Write each row as a line of its own, after those that still wait."""
+        self._waiting += "".join(json.dumps(row) + "\n" for row in rows).encode()
         try:
-            if self._file is None:
-                self.open()
-            assert self._file is not None
-            while left:
-                left = left[self._file.write(left) :]
-            self._cut = False
+            self._write()
         except OSError as error:
-            self._cut = True  # perhaps in the middle of a line
-            if not self._failed:  # once is enough
-                self._failed = True
-                self._report(f"{self.path}: rows are missing: {error.strerror or error}")
+            if not self._failing:  # once is enough
+                self._failing = True
+                self._report(f"{self.path}: cannot be written, its rows wait in memory: {error.strerror or error}")
+            self._drop_oldest()
+            return
+        if self._failing:
+            self._failing = False
+            self._report(f"{self.path}: can be written again")
 
-    def close(self) -> None:
-        """Close the file, if it is open."""
+    def reopen(self) -> None:
+        """Continue in a new file after somebody has removed the old one."""
         if self._file is not None:
             self._file.close()
+        self._file = None
+        self.append([])
+
+    def close(self) -> None:
+        """Write what still waits, if that is possible now, and close the file."""
+        try:
+            if self._waiting:
+                self._write()
+        except OSError:
+            lost = self._waiting.count(b"\n")
+            self._report(f"{self.path}: {lost} rows are missing, because the disk did not take them until the end")
+        if self._file is not None:
+            self._file.close()
+
+    def _write(self) -> None:
+        if self._file is None:
+            self.open()
+        assert self._file is not None
+        while self._waiting:  # a disk may take a part of a line: the next attempt continues behind it
+            del self._waiting[: self._file.write(self._waiting)]
+
+    def _drop_oldest(self) -> None:
+        """Bound the memory of a disk that stays full for weeks."""
+        if len(self._waiting) > _MOST_WAITING_BYTES:
+            del self._waiting[: self._waiting.index(b"\n", len(self._waiting) - _MOST_WAITING_BYTES // 2) + 1]
+            self._waiting[:0] = b"\n"  # perhaps the file ends in the middle of a dropped line
 
 
 @dataclass
@@ -86,6 +120,7 @@ class Metrics:
     rows: RowFile = field(init=False)
     layers: RowFile = field(init=False)
     board: SummaryWriter | None = field(init=False, default=None)
+    _hook: Callable[[threading.ExceptHookArgs], object] | None = field(init=False, default=None)
     recent_seconds: deque[float] = field(init=False, default_factory=lambda: deque(maxlen=_RECENT_STEPS))
 
     def __post_init__(self) -> None:
@@ -100,11 +135,16 @@ class Metrics:
         """
         self.rows.open()
         if self.config.log.tensorboard:
+            self._hook, threading.excepthook = threading.excepthook, self._thread_failed
             try:
                 # steps count from 1: the last finished step keeps its point
                 self.board = SummaryWriter(str(self.directory / TENSORBOARD), purge_step=steps_done + 1)
             except OSError as error:
                 self._switch_board_off(error)
+
+    def reopen(self) -> None:
+        """Continue in new files after somebody has removed the directory."""
+        self.rows.reopen()
 
     def close(self) -> None:
         """Flush and close everything."""
@@ -115,6 +155,8 @@ class Metrics:
                 self.board.close()
             except OSError as error:
                 self._switch_board_off(error)
+        if self._hook is not None:
+            threading.excepthook, self._hook = self._hook, None
 
     def row(
         self, result: StepResult, progress: Progress, learning_rate: float, seconds: float, memory_gib: float
@@ -166,6 +208,12 @@ class Metrics:
                     self.board.add_scalar(key, value, step)
         except OSError as error:
             self._switch_board_off(error)
+
+    def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
+        """TensorBoard's own thread prints a traceback on a full disk; the same error then reaches `_show`, in words."""
+        if not (isinstance(failure.exc_value, OSError) and type(failure.thread).__module__.startswith("tensorboard.")):
+            assert self._hook is not None, "it is there while the board is open"
+            self._hook(failure)
 
     def _switch_board_off(self, error: OSError) -> None:
         self.board = None

@@ -1,10 +1,12 @@
 """Draws a run's loss curve from its metrics.jsonl."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 
 from dsllm.errors import require
+from dsllm.files import write_atomically
 from dsllm.run_directory import LOSS_PICTURE, read_metrics
 
 _TRAINING, _VALIDATION = "#4c78a8", "#e45756"
@@ -12,7 +14,7 @@ _TRAINING, _VALIDATION = "#4c78a8", "#e45756"
 
 def draw_loss_curve(directory: Path) -> Path:
     """Write RUN/loss.png: training loss, its running mean, and the held-out loss over tokens."""
-    rows = [row for row in read_metrics(directory) if row["loss"] is not None]
+    rows = [row for row in read_metrics(directory) if None not in (row.get("loss"), row.get("tokens"))]
     tokens, losses = [row["tokens"] for row in rows], [row["loss"] for row in rows]
     # matplotlib is needed at the end of a run only, and takes half a second to import
     figure = require("matplotlib.figure").Figure(figsize=(8, 4.5), layout="constrained")
@@ -29,8 +31,9 @@ def draw_loss_curve(directory: Path) -> Path:
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    path = directory / LOSS_PICTURE
-    require("matplotlib.backends.backend_agg").FigureCanvasAgg(figure).print_png(str(path))
+    path, content = directory / LOSS_PICTURE, io.BytesIO()
+    require("matplotlib.backends.backend_agg").FigureCanvasAgg(figure).print_png(content)
+    write_atomically(path, content.getvalue())
     return path
 
 

@@ -82,6 +82,23 @@ class Records:
         if self.metrics is not None:
             self.metrics.record_layers(step, rows)
 
+    def renew_directory(self) -> None:
+        """Before a save: make sure that the directory is still this run's, and describe the run anew if it was removed.
+
+        A collective call.
+
+        Raises:
+            RunError: on all ranks: another run has taken the directory.
+        """
+        session = self.session
+
+        def renew() -> None:
+            if session.directory.renew() and self.metrics is not None:
+                _write_facts(session)
+                self.metrics.reopen()
+
+        on_rank_0(session.world, renew)
+
     def write_saved(self, checkpoint: Path | None, progress: Progress) -> None:
         """Report a checkpoint that was published, in words and in status.json."""
         if checkpoint is not None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from dsllm.checkpoint.find import checkpoint_name, list_checkpoints, obsolete, remove_checkpoints
+from dsllm.checkpoint.find import checkpoint_name, list_checkpoints, looks_sound, obsolete, remove_checkpoints
 from dsllm.checkpoint.manifest import CheckpointManifest, ModelRecord, ParameterRecord, PartRecord
 from dsllm.checkpoint.write import (
     discard_checkpoint,
@@ -42,6 +42,7 @@ class Saver:
         self._record, self._report, self._damaged = record, report, damaged
         self._keep = record.config.checkpoint
         self._published: Path | None = None
+        self._warned: set[str] = set()
 
     def start(self, engine: Engine, progress: Progress) -> None:
         """Save the run's state as step-N. Old checkpoints are removed once the new one is published.
@@ -79,14 +80,17 @@ class Saver:
             try:
                 if problems:
                     raise CheckpointError("; ".join(problems))
-                publish_checkpoint(aside, final, self._manifest(engine, progress, [w for w, _ in answers]))
+                manifest = self._manifest(engine, progress, [w for w, _ in answers])
+                warnings = publish_checkpoint(aside, final, manifest)
             except CheckpointError:
                 discard_checkpoint(aside)
                 raise
-            return self._remove_obsolete(final)
+            return warnings + self._remove_obsolete(final)
 
         for warning in on_rank_0(world, publish, "the run's state could not be saved"):
-            self._report(warning)
+            if warning not in self._warned:  # what cannot be removed is in the way at every save
+                self._report(warning)
+                self._warned.add(warning)
         return final
 
     def _remove_obsolete(self, newest: Path) -> list[str]:
@@ -98,7 +102,8 @@ class Saver:
                 f"{self._checkpoints}: cannot be listed, so no older checkpoint is removed: {error.strerror or error}"
             ]
         keep = self._keep
-        return remove_checkpoints(obsolete(listed, newest, self._damaged, keep.keep_last, keep.keep_every_steps))
+        every, last = keep.keep_every_steps, keep.keep_last
+        return remove_checkpoints(obsolete(listed, newest, self._damaged, last, every, looks_sound))
 
     def _manifest(
         self,

@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ def start_job(
     file_size_limit: int = 0,
     command: str = "train",
     only_rank: int | None = None,
+    planted: Mapping[int, Callable[[], None]] | None = None,
 ) -> Job:
     """Start `dsllm train ARGUMENTS` in `folder` on so many ranks.
 
@@ -69,6 +70,7 @@ def start_job(
         file_size_limit: bytes beyond which no rank can write a file; 0: none.
         command: another command than train.
         only_rank: the only rank to start; None (default): all ranks.
+        planted: by rank, what its process calls before the command; a function at the top of a module.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -87,7 +89,8 @@ def start_job(
             "OMP_NUM_THREADS": "1",
         }
         process = context.Process(
-            target=_rank_main, args=(folder, log, environment, [command, *arguments], file_size_limit)
+            target=_rank_main,
+            args=(folder, log, environment, [command, *arguments], file_size_limit, (planted or {}).get(rank)),
         )
         process.start()
         processes.append(process)
@@ -100,7 +103,14 @@ def train(folder: Path, world_size: int, arguments: Sequence[str]) -> tuple[list
     return job.wait(), job.output()
 
 
-def _rank_main(folder: Path, log: Path, environment: dict[str, str], words: list[str], limit: int) -> None:
+def _rank_main(
+    folder: Path,
+    log: Path,
+    environment: dict[str, str],
+    words: list[str],
+    limit: int,
+    planted: Callable[[], None] | None,
+) -> None:
     import torch
 
     from dsllm.cli import run_command
@@ -113,5 +123,7 @@ def _rank_main(folder: Path, log: Path, environment: dict[str, str], words: list
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     with log.open("a", buffering=1, encoding="utf-8") as file:
         sys.stdout = sys.stderr = file
+        if planted is not None:
+            planted()
         code = run_command(words[0], words[1:])
     sys.exit(code)

@@ -69,6 +69,7 @@ REFUSED: dict[str, tuple[list[str], int, str]] = {
     "half a DeepSpeed JSON": (["deepspeed=cut.json"], 2, "cut.json"),
     "an unknown optimizer": (["train.optimizer.kind=muon"], 2, "train.optimizer.kind"),
     "tensor parallelism": (["parallel.tensor=2"], 2, "parallel.tensor: 2"),
+    "kernels that are not here": (["train.kernels=liger"], 2, "train.kernels: liger, but this device (cpu)"),
     "no fp16 here": (["train.precision=fp16"], 2, "has no fp16"),
     "steps to profile that are over": (["--profile", "2:3"], 1, "takes the steps 5 to 24"),
     "data that differs": (["data.directory=data/changed"], 1, "data/changed: is not the data that"),

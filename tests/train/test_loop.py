@@ -9,7 +9,7 @@ import pytest
 from dsllm.checkpoint.find import list_checkpoints
 from dsllm.config.load import load_run
 from dsllm.run_directory import LAYER_STATISTICS_FILE, read_metrics
-from dsllm.train.loop import _due
+from dsllm.train.loop import _due, step_seed
 from dsllm.train.schedule import learning_rate_at
 from tests.helpers.jobs import train
 from tests.helpers.tiny_job import NUM_STEPS, TOKENS_PER_STEP, budget
@@ -23,6 +23,12 @@ WORDS = [
 def test_what_is_due():
     assert [step for step in range(1, 11) if _due(step, 3)] == [3, 6, 9]
     assert not any(_due(step, every) for step in range(1, 11) for every in (0, -1)), "never"
+
+
+def test_runs_of_neighbouring_seeds_share_no_steps_dropout():
+    seeds = [step_seed(run, step) for run in range(1234, 1244) for step in range(200)]
+    assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**63 for seed in seeds)
+    assert step_seed(11, 0) == 42773730833367481, "a resumed run needs the same masks on every machine and version"
 
 
 @pytest.fixture(scope="module")

@@ -115,14 +115,46 @@ def on_a_full_disk(world: World, directory: Path) -> tuple[list[str], list[str]]
     return lines, [str(row["step"]) for row in read_metrics(directory)]
 
 
-def test_a_full_disk_costs_rows_and_nothing_else(tmp_path):
+def test_rows_wait_in_memory_while_the_disk_is_full(tmp_path):
     ((lines, steps),) = run_ranks(1, on_a_full_disk, tmp_path)
-    (line,) = lines
-    assert line == f"{tmp_path / METRICS_FILE}: rows are missing: File too large"
-    written = [int(step) for step in steps]
-    first_gap = next(step for step in range(1, 201) if step not in written)
-    assert 10 < first_gap < 150
-    assert written == [*range(1, first_gap), *range(151, 201)]
+    path = tmp_path / METRICS_FILE
+    assert lines == [
+        f"{path}: cannot be written, its rows wait in memory: File too large", f"{path}: can be written again",
+    ]  # fmt: skip
+    assert steps == [str(step) for step in range(1, 201)]
+    assert path.read_text().count("\n") == 200, "no line was begun twice"
+
+
+def on_a_disk_that_stays_full(world: World, directory: Path) -> tuple[list[str], int]:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, resource.RLIM_INFINITY))
+    file = RowFile(directory / METRICS_FILE, (lines := []).append)
+    for step in range(1, 201):
+        file.append([{"step": step, "loss": 1.0}])
+    file.close()
+    return lines, len(read_metrics(directory))
+
+
+def test_rows_that_never_fit_are_counted_at_the_end(tmp_path):
+    ((lines, written),) = run_ranks(1, on_a_disk_that_stays_full, tmp_path)
+    assert lines[0] == f"{tmp_path / METRICS_FILE}: cannot be written, its rows wait in memory: File too large"
+    assert 10 < written < 150
+    assert lines[1:] == [
+        f"{tmp_path / METRICS_FILE}: {200 - written} rows are missing, because the disk did not take them until the end"
+    ]
+
+
+def test_waiting_rows_do_not_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("dsllm.train.metrics._MOST_WAITING_BYTES", 1000)
+    (tmp_path / METRICS_FILE).mkdir()
+    file = RowFile(tmp_path / METRICS_FILE, [].append)
+    for step in range(1, 1001):
+        file.append([{"step": step, "loss": 1.0}])
+    (tmp_path / METRICS_FILE).rmdir()
+    file.append([{"step": 1001, "loss": 1.0}])
+    file.close()
+    steps = [row["step"] for row in read_metrics(tmp_path)]
+    assert 10 < len(steps) < 50 and steps == list(range(1002 - len(steps), 1002)), "the newest ones"
 
 
 def boards_on_a_full_disk(world: World, directory: Path) -> list[str]:
@@ -139,9 +171,8 @@ def boards_on_a_full_disk(world: World, directory: Path) -> list[str]:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_tensorboard_on_a_full_disk_is_switched_off(tmp_path):
     (lines,) = run_ranks(1, boards_on_a_full_disk, tmp_path)
-    assert sorted(line.partition(": ")[0] for line in lines) == [
-        f"{tmp_path / METRICS_FILE}", "TensorBoard is switched off",
-    ]  # fmt: skip
+    rows = str(tmp_path / METRICS_FILE)  # one line at the beginning, one at the end
+    assert sorted(line.partition(": ")[0] for line in lines) == [rows, rows, "TensorBoard is switched off"]
 
 
 def test_a_file_of_rows_that_cannot_be_opened(tmp_path):
@@ -151,8 +182,9 @@ def test_a_file_of_rows_that_cannot_be_opened(tmp_path):
         file.open()
     file.append([{"step": 1}])
     file.append([{"step": 2}])
-    assert lines == [f"{tmp_path / 'rows'}: rows are missing: Is a directory"]
+    assert lines == [f"{tmp_path / 'rows'}: cannot be written, its rows wait in memory: Is a directory"]
     file.close()
+    assert lines[1:] == [f"{tmp_path / 'rows'}: 2 rows are missing, because the disk did not take them until the end"]
 
 
 def test_the_line_on_the_terminal(tmp_path):

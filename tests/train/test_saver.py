@@ -166,11 +166,13 @@ def test_a_save_removes_what_was_damaged_and_survives_what_it_cannot_remove(save
     checkpoints = tmp_path / CHECKPOINTS
     for step in (1, 2, 9):
         shutil.copytree(folder, checkpoints / checkpoint_name(step))
+        if step == 9:
+            (checkpoints / checkpoint_name(step) / "manifest.json").write_text("{")
     damaged = [checkpoints / checkpoint_name(9), checkpoints / checkpoint_name(2)]
     in_the_way = checkpoints / f".{checkpoint_name(2)}.removing"
-    in_the_way.write_text("a file, so that no folder can be renamed to it")
+    in_the_way.write_text("a file")
     (lines,) = run_ranks(1, save_over, tiny_run(), tmp_path, damaged)
-    assert len(lines) == 1 and "step-00000002: could not be removed: Not a directory" in lines[0]
+    assert len(lines) == 1 and "step-00000002: is not removed: it is a copy of step" in lines[0]
     names = [checkpoint_name(step) for step in (STEPS_BEFORE, 2, 1)]
     assert [p.name for p in list_checkpoints(checkpoints)] == names
     assert damage_in(checkpoints / names[0]) is None

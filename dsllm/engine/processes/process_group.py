@@ -2,7 +2,8 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from torch.distributed import distributed_c10d
 
 from dsllm.engine.deepspeed_library import deepspeed
 from dsllm.engine.processes.device import gpu_identity
-from dsllm.engine.processes.ranks import Ranks
+from dsllm.engine.processes.ranks import Ranks, is_loopback
 from dsllm.engine.processes.rendezvous import meet
 from dsllm.errors import LaunchError
 from dsllm.mesh import AXES, Axis, Mesh
@@ -95,21 +96,29 @@ class World:
 
 @contextlib.contextmanager
 def process_group(
-    ranks: Ranks, device: torch.device, mesh: Mesh | None = None, timeout: timedelta = TIMEOUT
+    ranks: Ranks,
+    device: torch.device,
+    mesh: Mesh | None = None,
+    timeout: timedelta = TIMEOUT,
+    why_stop: Callable[[], str] = lambda: "",
 ) -> Iterator[World]:
     """The process group for the duration of a run.
 
     Args:
         mesh: None (default): every rank is data-parallel
+        why_stop: why this rank was asked to stop, asked while the ranks meet; empty: it was not
 
     Raises:
         LaunchError: the other ranks did not come within the time-out, or have another mesh.
+        Interrupted: a rank was asked to stop before all had met.
     """
     mesh = mesh or Mesh(data=ranks.world_size)
     assert mesh.world_size == ranks.world_size, f"a mesh of {mesh.world_size} ranks in a world of {ranks.world_size}"
     os.environ |= variables_for_deepspeed(ranks, device, os.environ)
+    if is_loopback(ranks.master_address) and "lo" in (name for _, name in socket.if_nameindex()):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gloo would listen on the host's address
     backend = "gloo" if device.type == "cpu" else "nccl"
-    store = meet(ranks, mesh, timeout, gpu_identity(device))
+    store = meet(ranks, mesh, timeout, gpu_identity(device), why_stop)
     try:
         dist.init_process_group(
             backend,
@@ -128,10 +137,27 @@ def process_group(
     groups = _make_groups(mesh, ranks.rank, timeout)
     world = World(ranks=ranks, device=device, mesh=mesh, timeout=timeout, groups=groups)
     try:
-        yield world
-        world.barrier()  # no rank closes its sockets while another one still talks
+        with _default_timeout(timeout):
+            yield world
+        # no rank closes its sockets while another one still talks; a rank that is lost here changes nothing any more
+        with contextlib.suppress(RuntimeError):
+            world.barrier()
     finally:
         dist.destroy_process_group()  # without this a rank can crash at interpreter exit after a successful run
+
+
+@contextlib.contextmanager
+def _default_timeout(timeout: timedelta) -> Iterator[None]:
+    """Bound the groups that DeepSpeed makes, too: a rank that is lost while one is made would be waited for half an hour."""
+    names = ("default_pg_timeout", "default_pg_nccl_timeout")
+    before = {name: getattr(distributed_c10d, name) for name in names}
+    for name in names:
+        setattr(distributed_c10d, name, timeout)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(distributed_c10d, name, value)
 
 
 def variables_for_deepspeed(ranks: Ranks, device: torch.device, environment: Mapping[str, str]) -> dict[str, str]:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import os
+import time
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,11 +17,13 @@ from dsllm.engine.processes.process_group import (
     bound_all_groups,
     lost_ranks_named,
     own_groups,
+    process_group,
     variables_for_deepspeed,
 )
 from dsllm.engine.processes.ranks import Ranks
 from dsllm.mesh import Mesh
-from tests.helpers.ranks import run_ranks
+from dsllm.processes import free_port
+from tests.helpers.ranks import context, run_ranks
 
 
 def collectives(world: World) -> tuple[list[float], list[int], object, tuple[int, int, bool]]:
@@ -94,6 +98,23 @@ def test_groups_made_by_others_are_bound_too():
     assert min(run_ranks(2, all_groups)) >= 2
 
 
+def leave_before_the_last_barrier(folder: Path, rank: int, port: int, answers) -> None:
+    local = Ranks(rank=rank, local_rank=rank, world_size=2, local_size=2, launcher="test",
+                  master_address="127.0.0.1", master_port=port)  # fmt: skip
+    with process_group(local, torch.device("cpu")) as world:
+        world.barrier()
+        if rank == 1:
+            os._exit(9)
+    answers.put("ended well")
+
+
+def test_a_rank_that_is_lost_after_all_is_done_changes_nothing(tmp_path):
+    answers, port = context.Queue(), free_port()
+    for rank in range(2):
+        context.Process(target=leave_before_the_last_barrier, args=(tmp_path, rank, port, answers)).start()
+    assert answers.get(timeout=60) == "ended well"
+
+
 @pytest.mark.parametrize(
     ("device", "local_rank"),
     [(torch.device("cpu"), "3"), (torch.device("cuda", 3), "3"), (torch.device("cuda", 0), "0")],
@@ -107,3 +128,29 @@ def test_deepspeed_finds_the_gpu_of_a_rank_that_sees_only_its_own(device, local_
     assert variables["LOCAL_RANK"] == variables["OMPI_COMM_WORLD_LOCAL_RANK"] == local_rank
     assert "OMPI_COMM_WORLD_LOCAL_RANK" not in variables_for_deepspeed(ranks, device, {})
     assert (variables["RANK"], variables["WORLD_SIZE"], variables["MASTER_PORT"]) == ("7", "8", "29500")
+
+
+def make_a_group_with_a_rank_that_does_not_come(world: World) -> float:
+    """As DeepSpeed makes groups: without a time-out."""
+    if world.rank == 1:
+        time.sleep(8)
+        os._exit(0)
+    began = time.monotonic()
+    with pytest.raises((RuntimeError, dist.DistError)):
+        dist.all_reduce(torch.zeros(1), group=dist.new_group([0, 1]))
+    return time.monotonic() - began
+
+
+def bounded(rank: int, port: int, answers) -> None:
+    local = Ranks(rank=rank, local_rank=rank, world_size=2, local_size=2, launcher="test",
+                  master_address="127.0.0.1", master_port=port)  # fmt: skip
+    with process_group(local, torch.device("cpu"), timeout=timedelta(seconds=3)) as world:
+        answers.put(make_a_group_with_a_rank_that_does_not_come(world))
+
+
+@pytest.mark.slow
+def test_a_group_without_a_time_out_gets_that_of_the_run():
+    answers, port = context.Queue(), free_port()
+    for rank in range(2):
+        context.Process(target=bounded, args=(rank, port, answers)).start()
+    assert answers.get(timeout=60) < 7

@@ -1,19 +1,22 @@
 """The ranks meet, or say who is missing, twice there, or told another world size."""
 
 import os
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
 
+import psutil
 import pytest
 
+from dsllm.engine.processes.process_group import World
 from dsllm.engine.processes.ranks import Ranks
 from dsllm.engine.processes.rendezvous import meet
-from dsllm.errors import LaunchError
+from dsllm.errors import Interrupted, LaunchError
 from dsllm.mesh import Mesh
 from dsllm.processes import free_port
-from tests.helpers.ranks import context
+from tests.helpers.ranks import context, run_ranks
 
 
 def ranks_of(world_size: int, port: int) -> list[Ranks]:
@@ -108,3 +111,45 @@ def test_an_unreachable_master():
 @pytest.fixture(autouse=True)
 def no_torchrun(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
+
+
+def listening(world: World) -> list[str]:
+    """Addresses at which this process listens."""
+    connections = psutil.Process().net_connections("tcp")
+    return sorted({c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN})
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_the_ranks_of_one_machine_listen_on_the_loopback_alone(world_size):
+    found = run_ranks(world_size, listening)
+    assert set(found[0]) <= {"127.0.0.1"} and found[0], "rank 0 has the store"
+    assert {address for addresses in found for address in addresses} <= {"127.0.0.1"}
+
+
+def test_a_port_that_dsllm_chose_and_another_process_took_is_chosen_again():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        (ranks,) = ranks_of(1, other.getsockname()[1])
+        assert [text for text, _ in outcomes([replace(ranks, launcher="python")], 5)] == ["met"]
+        ((text, _),) = outcomes([replace(ranks, launcher="environment")], 5)
+        assert "is the port taken, by another job" in text and "Set another MASTER_PORT" in text
+
+
+def stop_while_meeting(ranks: Ranks, reason: str, answers) -> None:
+    began = time.monotonic()
+    try:
+        meet(ranks, Mesh(data=ranks.world_size), timedelta(seconds=60), why_stop=lambda: reason)
+    except Interrupted as error:
+        answers.put((ranks.rank, str(error), time.monotonic() - began))
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_rank_that_is_asked_to_stop_while_the_ranks_meet_takes_the_others_with_it(stopped):
+    answers = context.Queue()
+    for ranks in ranks_of(3, free_port()):
+        reason = "SIGTERM" if ranks.rank == stopped else ""
+        context.Process(target=stop_while_meeting, args=(ranks, reason, answers)).start()
+    found = sorted(answers.get(timeout=50) for _ in range(3))
+    expected = ["SIGTERM" if rank == stopped else "another rank was asked to stop" for rank in range(3)]
+    assert [text for _, text, _ in found] == expected
