@@ -10,12 +10,11 @@ from functools import partial
 from pathlib import Path
 
 from dsllm.checkpoint.manifest import MANIFEST_FILE
+from dsllm.checkpoint.read_manifest import UnavailableCheckpointError, read_manifest
 from dsllm.checkpoint.verify import damage_in
 from dsllm.errors import CheckpointError
 from dsllm.run_directory import CHECKPOINTS
-from dsllm.untrusted_files import UntrustedFileError, check_regular, inside, read_json
-
-MOST_MANIFEST_BYTES = 2**30
+from dsllm.untrusted_files import check_regular
 
 Report = Callable[[str], None]
 """Shows a line to the user."""
@@ -51,18 +50,13 @@ def _is_stray(folder: Path) -> bool:
 
 
 def looks_sound(folder: Path) -> bool:
-    """Whether a checkpoint has the manifest of its step, and all files in their sizes. Reads the manifest alone."""
+    """Whether a checkpoint has the sound manifest of its step, and all files in their sizes. Reads the manifest alone."""
     try:
-        manifest = read_json(folder / MANIFEST_FILE, MOST_MANIFEST_BYTES)
-        parts = [part[kind] for part in manifest.get("parts", []) for kind in ("weights", "optimizer") if part[kind]]
-        files = [*parts, *manifest.get("files", [])]  # format 1 has them in a list of their own
-        sizes = {file["name"]: file["num_bytes"] for file in files}
-        return (
-            bool(sizes)
-            and manifest["progress"]["step"] == step_of(folder)
-            and all(check_regular(inside(folder, name)) == size for name, size in sizes.items())
+        manifest = read_manifest(folder)
+        return manifest.progress["step"] == step_of(folder) and all(
+            check_regular(folder / file.name) == file.num_bytes for file in manifest.files("all")
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # ValueError: not JSON, or a name without a step
+    except (OSError, CheckpointError, ValueError):  # ValueError: not a regular file, or the folder's name has no step
         return False
 
 
@@ -174,8 +168,10 @@ def _not_ours(folder: Path) -> str:
     if _is_stray(folder):
         return "it is no checkpoint"
     try:
-        step = read_json(folder / MANIFEST_FILE, MOST_MANIFEST_BYTES)["progress"]["step"]
-    except (OSError, UntrustedFileError, KeyError, TypeError):
+        step = read_manifest(folder).progress["step"]
+    except UnavailableCheckpointError as error:
+        return f"it may be sound: {error}"
+    except CheckpointError:
         return ""  # damaged, or gone already
     return "" if step == step_of(folder) else f"it is a copy of step {step}"
 

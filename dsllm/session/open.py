@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,30 +102,30 @@ def open_session(
     run = run_on_machine(config, given, ranks)
     directory, timeout = Path(config.run.directory), timedelta(minutes=config.train.timeout_minutes)
     with process_group(ranks, run.device, run.layout.mesh, timeout, why_stop) as world, lost_ranks_named(world):
-        stop_together(world, why_stop)
+        stop_if_asked = partial(stop_together, world, why_stop)
+        stop_if_asked()
         final = run.final_config(world)
         state = free_directory_state(directory, world, report)
-        data = Path(config.data.directory or "")
-        on_every_rank(world, lambda: check_shards(data, manifest, world.rank, world.size))
+        on_every_rank(world, lambda: check_shards(Path(config.data.directory or ""), manifest, world.rank, world.size))
         start = find_start(config, run.layout.precision, world, report)
         if start.precision != run.layout.precision:  # the run began on another device
             run, final = in_saved_precision(run, start, world, report)
         config, precision = run.config, run.layout.precision
         caller.preflight(start.progress)
-        stop_together(world, why_stop)
+        stop_if_asked()
         if start.progress.step >= config.num_steps:
             yield _finished(directory, start.progress, state, world, report)
             return
         on_every_rank(world, lambda: check_nvme(final, _num_parameters(config), precision, ranks))
         batches = _training_batches(config, manifest, world)
         check_delivery(start.progress, batches, world)
-        verification = open_verification(directory, batches, start.progress, world, report)
+        verification = open_verification(directory, batches, start.progress, world, report, stop_if_asked)
         with (
             held_directory(directory, world, report, step=start.progress.step, tokens=start.progress.tokens) as held,
             swap_files(final, ranks),
             lost_ranks_named(world),  # inside, so that status.json gets its message too
         ):
-            stop_together(world, why_stop)
+            stop_if_asked()
             clean_up(directory, world)
             engine = ready_engine(config, final, precision, world, start.state)
             load_loss_scaler_state(engine, start.loss_scaler)
