@@ -151,10 +151,10 @@ def _run(job: "Job", cluster: ClusterConfig, launch: "Launch") -> "Outcome":
     from dsllm.launch.exit_code import has_ended, outcome_of
     from dsllm.launch.follow import StopRequest, Waits, follow, stop_signals
     from dsllm.launch.remaining import Remaining
-    from dsllm.run_directory import read_status
+    from dsllm.run_directory import read_status, status_or_nothing
 
     waits = Waits(save=cluster.timeouts.save_seconds, end=cluster.timeouts.end_seconds)
-    before = read_status(job.run_directory)
+    before = status_or_nothing(job.run_directory, _note)
 
     def run_has_ended() -> bool:
         return has_ended(before, partial(read_status, job.run_directory))

@@ -15,19 +15,12 @@ from dsllm.data.manifest import (
     wait_for_manifest,
 )
 from dsllm.engine.processes.ranks import Ranks
-from dsllm.errors import EXIT_INTERRUPTED, ConfigError, DataError
+from dsllm.errors import ConfigError, DataError
 from dsllm.prepare.document import shown
-from dsllm.prepare.interrupt import interrupted_by_signals
 from dsllm.prepare.settings import EMBEDDED_CORPUS, other_settings, reads_default_corpus
 
 PREPARE_SECONDS = 7 * 24 * 3600
 """How long the other ranks wait for rank 0 to prepare the data; a launcher ends them sooner if it fails."""
-
-
-class PreparationInterrupted(DataError):
-    """A signal ended the preparation; nothing is lost."""
-
-    exit_code = EXIT_INTERRUPTED
 
 
 def is_prepared(config: RunConfig) -> bool:
@@ -52,7 +45,6 @@ def prepared_data(config: RunConfig, ranks: Ranks) -> Manifest:
 
     Raises:
         DataError: prepared from other settings, or with another tokenizer.
-        PreparationInterrupted: a signal came.
     """
     directory, settings = Path(config.data.directory or ""), settings_of(config)
     report = Terminal(speaks=ranks.rank == 0)
@@ -66,13 +58,7 @@ def prepared_data(config: RunConfig, ranks: Ranks) -> Manifest:
         from dsllm.prepare.pipeline import prepare
 
         report(f"{directory} is not prepared yet: preparing it now")
-        try:
-            with interrupted_by_signals():
-                manifest = prepare(config, directory, report)
-        except KeyboardInterrupt:
-            raise PreparationInterrupted(
-                f"{directory}: preparing was interrupted: start the same command again to continue"
-            ) from None
+        manifest = prepare(config, directory, report)
     else:
         manifest = wait_for_manifest(directory, settings, PREPARE_SECONDS)
     check_tokenizer(directory, manifest)

@@ -94,6 +94,7 @@ def resume(world: World, stages: list[int]) -> int:
     return num_compared
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_it_resumes_with_exactly_its_tensors(world_size: int):
     reader, stages = CheckpointReader(FOLDER), [1, 3]

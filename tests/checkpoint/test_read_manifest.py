@@ -278,9 +278,9 @@ def test_stored_checkpoints_of_later_formats_open(folder: Path, tokenizer: str |
         (lambda raw: raw["parts"][1]["weights"].update(name="weights-00000.safetensors"), "two records of weights-0"),
         (lambda raw: raw["parameters"]["norm.weight"]["scalars"].update(step=8.0), "differ in their optimizer state"),
         (lambda raw: raw["model"]["config"].update(num_layers=3), "parameters are not those of its config"),
-        (lambda raw: raw["model"]["config"].update(num_layers=10**8), "100,000,000 layers"),
-        (lambda raw: raw["model"]["config"].update(hidden_size=2**20), "parameters are not those of its config"),
-        (lambda raw: raw["model"]["config"].update(vocab_size=10**12), "parameters are not those of its config"),
+        (lambda raw: raw["model"]["config"].update(num_layers=10**8), "num_layers: must be at most"),
+        (lambda raw: raw["model"]["config"].update(hidden_size=2**20), "hidden_size: must be at most"),
+        (lambda raw: raw["model"]["config"].update(vocab_size=10**12), "vocab_size: must be at most"),
         (lambda raw: raw.update(config_version=[9, 0]), "update dsllm"),
     ],
 )

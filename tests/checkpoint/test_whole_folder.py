@@ -74,6 +74,7 @@ def make_old_twice(folder: Path) -> None:
     shutil.copytree(folder, folder.with_name(f".{folder.name}.replaced"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [make_new, make_empty, make_old, make_old_twice])
 def test_a_kill_at_any_operation_loses_nothing_and_does_not_block_the_next(before, tmp_path: Path):
     number = 0

@@ -1,13 +1,11 @@
 """Training uses prepared data as it is, prepares what is not there, and says in few words what differs."""
 
 import dataclasses
-import os
-import signal
 from pathlib import Path
 
 import pytest
 
-from dsllm.cli.prepared_data import PreparationInterrupted, is_prepared, prepared_data
+from dsllm.cli.prepared_data import is_prepared, prepared_data
 from dsllm.config.data import DataConfig
 from dsllm.config.run import RunConfig
 from dsllm.data.manifest import hash_of, settings_of, write_manifest
@@ -34,18 +32,6 @@ def test_changed_settings_are_listed_one_per_line(tmp_path: Path):
         prepared_data(with_tokenizer(golden_in(tmp_path), vocab_size=321), discover_ranks({}))
     assert "\n  tokenizer.vocab_size: was 320, now 321\n" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 3
-
-
-def test_a_signal_while_it_prepares_is_code_75_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def end_job(text: str) -> None:
-        if text.startswith("tokenizer: training"):
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr("dsllm.cli.prepared_data.Terminal", lambda speaks: end_job)
-    with pytest.raises(PreparationInterrupted, match="start the same command again to continue") as caught:
-        prepared_data(golden_in(tmp_path), discover_ranks({}))
-    assert caught.value.exit_code == 75
-    assert list(tmp_path.iterdir()) == [], "there was nothing to continue from"
 
 
 def test_a_run_without_sources_says_which_corpus_it_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

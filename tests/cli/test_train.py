@@ -92,6 +92,7 @@ def test_killed_at_a_random_step_it_continues_to_the_last_bit(uninterrupted, fol
     assert curve(folder) == uninterrupted(stage), f"killed at step {step}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_rank_ends_the_others_in_words(folder, rank):
     job = start_job(folder, 2, ["tiny.yaml", f"train.total_tokens={5000 * 8 * 32}"])

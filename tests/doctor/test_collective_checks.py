@@ -44,6 +44,7 @@ def surely(findings: list[Finding]) -> list[Finding]:
     return [finding for finding in findings if finding.check not in MEASURED]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_ranks_of_one_machine_agree(world_size, tmp_path):
     every = run_ranks(world_size, examined, str(tmp_path))
@@ -76,6 +77,7 @@ def examined_on_two_hosts(world, folder: str) -> Examination:
     return examine(world, facts, Request(folders=(Folder(role="run", path=folder),), test_bytes=SMALL), ignore)
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_shared_is_not_blamed(tmp_path):
     found = run_ranks(2, examined_on_two_hosts, str(tmp_path))[0]
     assert len(found.folders) == 2 and not [f for f in found.findings if "another disk" in f.problem]

@@ -115,6 +115,7 @@ def weighted_steps(world: World, weights: torch.Tensor) -> list[tuple[float, flo
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens_of_rank_0", [4, 0])
 def test_masked_tokens_are_normalised_over_the_global_batch(tokens_of_rank_0):
     """The first of two ranks has far fewer counted targets than the second, or none at all."""

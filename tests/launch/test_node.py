@@ -99,6 +99,7 @@ def test_ranks_that_outlive_their_launcher_save_and_are_ended(job, tmp_path):
     assert (tmp_path / "0.saved").is_file() and (tmp_path / "1.saved").is_file() and not processes_of(job)
 
 
+@pytest.mark.slow
 def test_a_rank_that_does_not_exit_in_time_is_killed(job, tmp_path):
     (tmp_path / "rank.sh").write_text("trap '' TERM; echo $$ > $RANK.started; while :; do sleep 0.05; done")
     began = time.monotonic()
@@ -110,6 +111,7 @@ def test_a_rank_that_does_not_exit_in_time_is_killed(job, tmp_path):
     assert not processes_of(job) and time.monotonic() - began < 15
 
 
+@pytest.mark.slow
 def test_the_end_of_the_others_bounds_a_hanging_host(job, tmp_path):
     with watch(job, tmp_path, end=1) as process:
         wait_for(tmp_path / "0.started", tmp_path / "1.started")

@@ -48,6 +48,7 @@ def start(directory: Path, seconds: float, **variables: str) -> subprocess.Popen
     return rank
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["here", "elsewhere"])
 def test_ranks_that_save_are_waited_for(tmp_path, job, host):
     """On this machine they are found by their variable, on another host by the lock that rank 0 holds."""

@@ -129,6 +129,7 @@ def two_steps(world: World, config: RunConfig) -> dict[int, list[float]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_tied_head_with_biases_and_learned_positions_trains_under_zero_3(precision: str):
     # ZeRO-3 divides each module's parameters when it has been constructed, and gathers them when it runs

@@ -73,6 +73,7 @@ def test_a_damaged_beginning_of_a_further_member_is_damage(compression: str, pla
         read(one + one[:1], compression)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compression", COMPRESS)
 def test_little_is_in_memory_however_much_is_compressed(compression: str):
     bomb = io.BytesIO(COMPRESS[compression](bytes(50_000_000)))

@@ -88,6 +88,7 @@ def test_the_shards_contain_what_was_read(tmp_path: Path):
     check_tokenizer(tmp_path / "data", manifest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pretrained", [False, True])
 def test_the_number_of_workers_does_not_change_a_byte(pretrained: bool, tmp_path: Path):
     """Also where shards are written while the sources are still being read, as with a loaded tokenizer."""
@@ -102,6 +103,7 @@ def test_the_number_of_workers_does_not_change_a_byte(pretrained: bool, tmp_path
     assert len(contents(tmp_path / "1")) > 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sentencepiece_unigram", "sentencepiece_bpe"])
 def test_sentencepiece_shards_hold_the_same_documents(kind: str, tmp_path: Path):
     _, card, _ = prepared(with_tokenizer(golden_run(), kind=kind, vocab_size=400), tmp_path / "a")
@@ -199,6 +201,7 @@ def interrupt_writing(what: str, done: float, total: float | None) -> None:
         raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["replaced", "damaged", "removed"])
 def test_the_tokenizer_of_an_interrupted_preparation_is_used_only_if_it_is_unchanged(damage: str, tmp_path: Path):
     prepare(golden_run(), tmp_path / "fresh", lambda line: None)

@@ -107,6 +107,7 @@ def find_damage(world: World, folder: Path, manifest: Manifest, verify: str, mom
     return str(refusal.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prefix", "verify", "moment", "words"),
     [

@@ -55,6 +55,7 @@ def test_odd_lines_in_the_metrics_are_skipped(folder):
     assert [row["step"] for row in read_metrics(run)] == [1, 2]
 
 
+@pytest.mark.slow
 def test_the_status_is_written_before_the_picture(folder):
     """A pipe in the picture's place, which would wait for a reader, is replaced."""
     run = folder / "runs" / "tiny"

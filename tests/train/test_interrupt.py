@@ -113,16 +113,19 @@ def test_the_first_ctrl_c_is_answered_at_once_and_the_second_ends_the_process():
     ]
 
 
+@pytest.mark.slow
 def test_one_ctrl_c_that_arrives_twice_is_one():
     code, lines = heard(IN_A_LONG_CALL, signal.SIGINT, signal.SIGINT, pause=0.01)
     assert code == 0 and lines[-1] == "SIGINT" and len(lines) == 2
 
 
+@pytest.mark.slow
 def test_other_signals_force_nothing():
     code, lines = heard(IN_A_LONG_CALL, signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1, pause=0.3)
     assert code == 0 and lines == ["SIGTERM: the run stops after this step and saves", "SIGTERM"]
 
 
+@pytest.mark.slow
 def test_before_the_first_step_a_signal_raises_where_it_may():
     body = """
     try:

@@ -76,6 +76,7 @@ def test_the_terminal_shows_some_steps_and_what_is_about_to_run(job):
     assert sum(line.startswith("part of a step") for line in lines) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [METRICS_FILE, DEEPSPEED_FILE, TOKENIZER])
 def test_a_directory_that_cannot_be_written_is_an_error_in_words_on_all_ranks(folder, name):
     """What stands in the way of a file is a folder, and of a folder a file: root may write everything else."""

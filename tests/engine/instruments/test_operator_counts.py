@@ -103,6 +103,7 @@ def regathering_step(world: World) -> dict[str, int]:
     return dict(counting.communication_bytes)
 
 
+@pytest.mark.slow
 def test_zero_3_gathers_twice_what_it_may_not_keep():
     sizes = [row.num_elements for row in parameter_table(MODEL, SEQUENCE_LENGTH)]
     twice = 2 * sum(size for size in sizes if size > PERSISTENT)

@@ -40,6 +40,7 @@ def go_wrong(world: World, how: str) -> Iterator[int]:
     yield 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "message"),
     [

@@ -62,6 +62,7 @@ def test_all_meet():
     assert [text for text, _ in outcomes(ranks_of(3, free_port()), 20)] == ["met"] * 3
 
 
+@pytest.mark.slow
 def test_two_processes_with_one_number():
     first, second = ranks_of(2, free_port())
     texts = sorted(text for text, _ in outcomes([first, second, second], 20))
@@ -69,6 +70,7 @@ def test_two_processes_with_one_number():
     assert "rank 1 of 2 joined twice" in texts[2] and texts[2].count("process ") >= 2
 
 
+@pytest.mark.slow
 def test_two_ranks_with_one_gpu():
     """CUDA_VISIBLE_DEVICES=0 for two ranks; with GPUs of their own the same ranks meet."""
     ranks = ranks_of(2, free_port())
@@ -126,6 +128,7 @@ def test_the_ranks_of_one_machine_listen_on_the_loopback_alone(world_size):
     assert {address for addresses in found for address in addresses} <= {"127.0.0.1"}
 
 
+@pytest.mark.slow
 def test_a_port_that_dsllm_chose_and_another_process_took_is_chosen_again():
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
