@@ -128,6 +128,7 @@ def process_group(
             timeout=timeout,
             device_id=device if device.type == "cuda" else None,
         )
+        dist.barrier()  # a rank that fails at once would close its sockets while others still connect to it
     except (RuntimeError, ValueError, dist.DistError) as error:
         raise LaunchError(
             f"rank {ranks.rank} of {ranks.world_size} cannot join the others at {ranks.master_address}:{ranks.master_port} "
