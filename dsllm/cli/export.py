@@ -97,5 +97,5 @@ def _show(result: dict[str, Any]) -> None:
     others = [file["name"] for file in result["files"] if file not in weights]
     size = sum(file["bytes"] for file in weights)
     print(f"{result['model']} (step {result['step']:,}) exported to {result['folder']}:")
-    print(f"  {size / 1e6:,.1f} MB of {result['dtype']} weights in {len(weights)} files")
+    print(f"  {size / 1e6:,.1f} MB of {result['dtype']} weights in {len(weights)} file{'s' * (len(weights) != 1)}")
     print(f"  {', '.join(others)}")
