@@ -17,6 +17,7 @@ Problem = tuple[str, str]
 """(dotted field, what is wrong with it and what to do)"""
 
 LARGEST_NUMBER = 10**18
+LARGEST_SEED = 10**30
 """Of any field: what is computed from it still fits into 64 bits or a float."""
 
 PARALLEL_SIZES = ("tensor", "pipeline", "sequence", "expert")
@@ -97,8 +98,10 @@ def _check_finite(field: str, value: object) -> Iterator[Problem]:
     """Find numbers that are NaN or infinite (NaN passes every comparison with a limit below), or too large to count with."""
     if isinstance(value, float) and not math.isfinite(value):
         yield field, f"must be a finite number, but it is {value}"
-    elif isinstance(value, int | float) and abs(value) > LARGEST_NUMBER and field != "run.seed":
-        yield field, f"must be at most {LARGEST_NUMBER:g}, but it is {_shown(value)}"
+    elif isinstance(value, int | float):
+        largest = LARGEST_SEED if field == "run.seed" else LARGEST_NUMBER
+        if abs(value) > largest:
+            yield field, f"must be at most {largest:g}, but it is {_shown(value)}"
     elif isinstance(value, tuple):
         for i, item in enumerate(value):
             yield from _check_finite(f"{field}.{i}", item)
