@@ -17,8 +17,8 @@ Problem = tuple[str, str]
 """(dotted field, what is wrong with it and what to do)"""
 
 LARGEST_NUMBER = 10**18
+"""Of any field but the seed: what is computed from it still fits into 64 bits or a float."""
 LARGEST_SEED = 10**30
-"""Of any field: what is computed from it still fits into 64 bits or a float."""
 
 PARALLEL_SIZES = ("tensor", "pipeline", "sequence", "expert")
 
