@@ -3,7 +3,7 @@
 #   make setup       the virtual environment .venv with the pinned dependencies; the other targets call it
 #   make pretrain    set up, then train, evaluate, sample and export the embedded corpus: on all GPUs, or on 2 CPU ranks
 #   make test        make check, and the tests that take seconds each or start launchers
-#   make test-slow   what takes minutes each: parity's whole table, clusters, NVMe, compiled layers, the image's steps
+#   make test-slow   what takes minutes each: parity's whole table, clusters, NVMe, compiled layers, the image's steps, many more damaged inputs
 #   make test-matrix the quick tests on each version of Python (3.11 to 3.13) and torch (2.13 to the newest) that can be had here
 #   make check       lint, types, import contracts, quick tests
 #   make bench       throughput compared with other training loops, into bench/RESULTS.md: half an hour on a quiet machine

@@ -97,7 +97,7 @@ def test_no_combination_of_rotary_fields_is_read_as_something_else(kind: str, tm
     assert 4 <= sum(read) < 20
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", BASES)
 def test_no_combination_of_300_is_read_as_something_else(kind: str, tmp_path: Path):
     choice = random.Random(f"{kind} 2")

@@ -118,7 +118,7 @@ def test_damaged_files(models, tmp_path: Path):
     assert try_damages(models, tmp_path, seed=1, num_inputs=100) < 70
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_many_damaged_files(models, tmp_path: Path):
     """3,000 inputs."""
     try_damages(models, tmp_path, seed=2, num_inputs=3000)
@@ -166,7 +166,7 @@ def test_odd_fields(models, tmp_path: Path):
     assert 10 < try_fields(models, tmp_path, random.Random(3), 150) < 100
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_many_odd_fields(models, tmp_path: Path):
     """5,000 inputs."""
     try_fields(models, tmp_path, random.Random(4), 5000)

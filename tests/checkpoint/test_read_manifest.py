@@ -150,7 +150,7 @@ def content_of(folder: Path) -> CheckpointManifest | None:
         return None
 
 
-@pytest.mark.parametrize("count", [400, pytest.param(8000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [400, pytest.param(8000, marks=pytest.mark.long)])
 def test_no_flipped_bit_changes_what_is_read(tmp_path: Path, count: int):
     """Single bits of a manifest, at random places: none is accepted, and the older checkpoint is used instead."""
     older, newer = save(tmp_path, 4), save(tmp_path, 8)
@@ -168,7 +168,7 @@ def test_no_flipped_bit_changes_what_is_read(tmp_path: Path, count: int):
 
 
 @pytest.mark.parametrize("source", [FORMAT_1, FORMAT_2], ids=["format 1", "format 2"])
-@pytest.mark.parametrize("count", [150, pytest.param(6000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [150, pytest.param(6000, marks=pytest.mark.long)])
 def test_a_flipped_bit_in_an_old_format_is_damage_or_is_read(tmp_path: Path, source: Path, count: int):
     """These have no checksum: a name, a shape or a record that changed is found, a counter is not."""
     folder, generator = copy_of(source, tmp_path / "step-00000003"), random.Random(13)
@@ -188,7 +188,7 @@ def test_a_flipped_bit_in_an_old_format_is_damage_or_is_read(tmp_path: Path, sou
                 assert str(folder) in str(error)
 
 
-@pytest.mark.parametrize("count", [150, pytest.param(3000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [150, pytest.param(3000, marks=pytest.mark.long)])
 def test_random_edits_of_a_resealed_manifest_are_refused_or_read(folder: Path, count: int):
     """Somebody who knows the format writes a wrong value of another type, or removes a member, anywhere."""
     path, generator = folder / "manifest.json", random.Random(17)

@@ -79,7 +79,7 @@ def _at(tree: Any, path: tuple[Any, ...]) -> Any:
 
 
 def counts(quick: int, slow: int) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("count", [quick, pytest.param(slow, marks=pytest.mark.slow)])
+    return pytest.mark.parametrize("count", [quick, pytest.param(slow, marks=pytest.mark.long)])
 
 
 @counts(300, 10_000)

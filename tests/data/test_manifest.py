@@ -99,7 +99,7 @@ def test_a_damaged_manifest_is_refused(prepared: Path, change: Callable[[str], s
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("count", [400, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [400, pytest.param(10_000, marks=pytest.mark.long)])
 def test_no_flipped_bit_of_a_manifest_changes_what_is_read(prepared: Path, count: int) -> None:
     """Single bits at random places, in the manifest and in its checksum: every one is refused."""
     source = random.Random(9)
@@ -117,7 +117,7 @@ def test_no_flipped_bit_of_a_manifest_changes_what_is_read(prepared: Path, count
     load_manifest(prepared)
 
 
-@pytest.mark.parametrize("count", [300, pytest.param(5000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [300, pytest.param(5000, marks=pytest.mark.long)])
 def test_any_wrong_value_is_a_named_error_or_is_read(prepared: Path, count: int) -> None:
     """Somebody writes values of other types, or removes members, with the right checksum; the checks of a start follow."""
     source, original = random.Random(10), (prepared / FILE_NAME).read_text()

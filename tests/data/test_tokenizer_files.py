@@ -297,7 +297,7 @@ def test_damaged_files_are_an_error_or_do_no_harm(kind: str, tmp_path: Path):
         assert load_tokenizer(folder).end_of_text == END
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_damaged_files_are_an_error_or_do_no_harm(kind: str, tmp_path: Path):
     """1,000 inputs per file, 9,000 in all."""

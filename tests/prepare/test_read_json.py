@@ -207,7 +207,7 @@ def test_damaged_json_is_reported_and_never_raises(form: str, tmp_path: Path):
     check_damage(form, 200, tmp_path / "a.json")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("form", FORMS)
 def test_much_damaged_json_is_reported_and_never_raises(form: str, tmp_path: Path):
     check_damage(form, 5000, tmp_path / "a.json")

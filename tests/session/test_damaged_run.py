@@ -164,7 +164,7 @@ def attempts(world: World, folder: Path, cases: list[tuple[str, tuple[str, str]]
 ALL = list(itertools.product(("tiny", "unsaved"), CASES))
 
 
-@pytest.mark.parametrize("num_cases", [40, pytest.param(308, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_cases", [40, pytest.param(308, marks=pytest.mark.long)])
 def test_every_damage_of_every_file_ends_in_words_or_in_a_right_attempt(folder, num_cases):
     cases = random.Random(7).sample(ALL, num_cases)
     assert run_ranks(1, attempts, folder, cases, timeout_seconds=280) == [[]]

@@ -30,7 +30,7 @@ LAYOUTS = [
 ALL_KEYS = [path.split(".") for path in TABLE]
 
 
-@pytest.mark.parametrize("count", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [1_000, pytest.param(10_000, marks=pytest.mark.long)])
 def test_damaged_files(tmp_path: Path, count: int):
     rng, file, read = random.Random(4), tmp_path / "ds.json", 0
     for _ in range(count):
@@ -45,7 +45,7 @@ def test_damaged_files(tmp_path: Path, count: int):
     assert 0 < read < count
 
 
-@pytest.mark.parametrize("count", [2_000, pytest.param(30_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [2_000, pytest.param(30_000, marks=pytest.mark.long)])
 def test_changed_objects(count: int):
     rng, accepted = random.Random(5), 0
     for _ in range(count):
