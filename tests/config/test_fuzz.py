@@ -1,6 +1,7 @@
 """Damaged, random and hostile run files and overrides: each is refused by name, or loads as a run that can be saved.
 
-Quick: 300 files with damaged bytes, 2,500 changed trees, 50 of them as files, and 1,500 lists of overrides; slow: 63,000.
+Quick: 300 files with damaged bytes, 2,500 changed trees, 200 of them as files, and 1,500 lists of overrides; with the
+long tests: 63,000.
 """
 
 import json
@@ -78,8 +79,8 @@ def _at(tree: Any, path: tuple[Any, ...]) -> Any:
     return tree
 
 
-def counts(quick: int, slow: int) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("count", [quick, pytest.param(slow, marks=pytest.mark.long)])
+def counts(quick: int, long: int) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("count", [quick, pytest.param(long, marks=pytest.mark.long)])
 
 
 @counts(300, 10_000)
