@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from dsllm.engine.processes.ranks import Ranks
 from dsllm.engine.settings.final_config import final_config
 from dsllm.engine.settings.layout import Layout, ranks_by_node
 from dsllm.engine.settings.offload import offload_devices
-from dsllm.errors import ConfigError, LaunchError
+from dsllm.errors import CheckpointError, ConfigError, LaunchError
 from dsllm.mesh import make_mesh
 from dsllm.model.kernels import load_kernels
 
@@ -102,3 +102,24 @@ def _check_device(requested: DeviceType, found: torch.device) -> None:
             "train.device: cpu, but torch and DeepSpeed have already seen a GPU in this process: set CUDA_VISIBLE_DEVICES= "
             "before it starts"
         )
+
+
+def in_saved_precision(
+    run: RunOnMachine, precision: Precision, world: World, report: Callable[[str], None]
+) -> tuple[RunOnMachine, dict[str, Any]]:
+    """The run in the precision that it began in, although its auto means another one on this device.
+
+    Raises:
+        CheckpointError: this device cannot train in it.
+    """
+    saved, here = run.in_precision(precision), run.layout.precision
+    try:
+        final = saved.final_config(world)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"run.directory {run.config.run.directory}: began in {precision}, in which it cannot continue here: {error}\n"
+            f"Continue it where {precision} works, or start a new run from its weights here: set train.precision={here}, "
+            f"another run.directory, and model.init_from={run.config.run.directory}"
+        ) from error
+    report(f"train.precision auto: continuing in {precision}, as the run began; a new run here would use {here}")
+    return saved, final

@@ -19,15 +19,14 @@ from dsllm.engine.processes.device import set_up_process
 from dsllm.engine.processes.process_group import World, lost_ranks_named, process_group
 from dsllm.engine.processes.ranks import Ranks
 from dsllm.engine.state import load_loss_scaler_state
-from dsllm.errors import CheckpointError, ConfigError
 from dsllm.session.agreement import on_every_rank, stop_together
 from dsllm.session.assembly import ready_engine
 from dsllm.session.directory import HeldDirectory, free_directory_state, held_directory
-from dsllm.session.machine import RunOnMachine, run_on_machine
+from dsllm.session.machine import in_saved_precision, run_on_machine
 from dsllm.session.progress import Progress
 from dsllm.session.record import RunRecord
 from dsllm.session.resume import Report, check_delivery, clean_up
-from dsllm.session.start import Start, find_start
+from dsllm.session.start import find_start
 from dsllm.session.verification import Verification, open_verification
 
 
@@ -109,7 +108,7 @@ def open_session(
         on_every_rank(world, lambda: check_shards(Path(config.data.directory or ""), manifest, world.rank, world.size))
         start = find_start(config, run.layout.precision, world, report)
         if start.precision != run.layout.precision:  # the run began on another device
-            run, final = in_saved_precision(run, start, world, report)
+            run, final = in_saved_precision(run, start.precision, world, report)
         config, precision = run.config, run.layout.precision
         caller.preflight(start.progress)
         stop_if_asked()
@@ -156,27 +155,6 @@ def _training_batches(config: RunConfig, manifest: Manifest, world: World) -> Tr
         data_rank=world.data_rank,
         data_size=world.data_size,
     )
-
-
-def in_saved_precision(
-    run: RunOnMachine, start: Start, world: World, report: Report
-) -> tuple[RunOnMachine, dict[str, Any]]:
-    """The run in the precision that it began in, although its auto means another one on this device.
-
-    Raises:
-        CheckpointError: this device cannot train in it.
-    """
-    saved, here = run.in_precision(start.precision), run.layout.precision
-    try:
-        final = saved.final_config(world)
-    except ConfigError as error:
-        raise CheckpointError(
-            f"run.directory {run.config.run.directory}: began in {start.precision}, in which it cannot continue here: {error}\n"
-            f"Continue it where {start.precision} works, or start a new run from its weights here: set train.precision={here}, "
-            f"another run.directory, and model.init_from={run.config.run.directory}"
-        ) from error
-    report(f"train.precision auto: continuing in {start.precision}, as the run began; a new run here would use {here}")
-    return saved, final
 
 
 def _num_parameters(config: RunConfig) -> int:

@@ -92,6 +92,7 @@ def test_a_signal_to_a_run_that_resumes_leaves_its_state_and_a_true_status(folde
         assert status["reason"] == "SIGHUP, before the first step" and tree(run / CHECKPOINTS) == before
 
 
+@pytest.mark.slow
 def test_a_signal_while_the_data_is_prepared(folder):
     shutil.rmtree(folder / "data")
     planted = {0: partial(signal_at, "dsllm.prepare.pipeline", "write_shards", signal.SIGTERM)}

@@ -70,6 +70,7 @@ def bytes_of_construction_and_loading(world: World) -> dict[tuple[Precision, int
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_no_second_copy_of_the_model_is_made(world_size):
     for of_rank in run_ranks(world_size, bytes_of_construction_and_loading):

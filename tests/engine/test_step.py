@@ -148,6 +148,7 @@ def nothing_counts(world: World, stage: int) -> tuple[str, bool, bool]:
     return str(caught.value), untouched, tiny_step(engine, config, 1).applied
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_step_in_which_nothing_counts_is_an_error_in_words_on_all_ranks(stage):
     for text, untouched, good in run_ranks(2, nothing_counts, stage):
@@ -174,6 +175,7 @@ def halves(world: World, stage: int, precision: str) -> bool:
     return all(torch.equal(weights, seen[name]) for name, weights in whole_weights(halved).items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_step_is_its_two_halves(stage, precision):

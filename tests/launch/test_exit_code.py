@@ -77,6 +77,7 @@ def test_the_last_status_is_waited_for(tmp_path):
     assert has_ended({}, lambda: read_status(tmp_path))
 
 
+@pytest.mark.slow
 def test_patience_has_an_end(tmp_path):
     (tmp_path / "status.json").write_text(json.dumps({"format_version": -1}))
     began = time.monotonic()

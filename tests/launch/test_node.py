@@ -65,6 +65,7 @@ def test_the_watcher_returns_the_launchers_code(job, tmp_path, script, code):
         assert process.wait(20) == code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_by", ["word", "end of input", "SIGTERM", "SIGHUP"])
 def test_a_stop_reaches_every_rank_at_once_and_lets_it_save(job, tmp_path, stop_by):
     with watch(job, tmp_path) as process:

@@ -262,6 +262,7 @@ def prepare_with_a_break(config: RunConfig, directory: Path, reached: Event, res
     prepare(config, directory, lambda line: None, progress)
 
 
+@pytest.mark.slow
 def test_a_second_preparation_is_refused_and_the_first_one_finishes_unharmed(tmp_path: Path):
     """Some texts of the first one still wait in spool/ when the second one starts."""
     spawn = multiprocessing.get_context("spawn")

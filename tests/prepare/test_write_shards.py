@@ -150,6 +150,7 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
             return content + b"x"
 
 
+@pytest.mark.slow
 def test_a_damaged_record_or_shard_is_written_again(tmp_path: Path):
     """Tries 200 damages of the record, of the .bin and of the .idx."""
     (unit, *_), destination = units_and_destination(tmp_path)

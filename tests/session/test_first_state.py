@@ -73,6 +73,7 @@ OTHERS: dict[str, ModelConfig | dict] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", OTHERS)
 def test_another_model_is_refused_by_its_fields(tmp_path, field):
     directory, _ = save_run(run_of(tmp_path / "run"))

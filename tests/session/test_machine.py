@@ -7,8 +7,8 @@ import pytest
 from dsllm.config.parallel import ParallelConfig
 from dsllm.engine.processes.process_group import World
 from dsllm.engine.processes.ranks import Ranks
-from dsllm.errors import ConfigError, LaunchError
-from dsllm.session.machine import run_on_machine
+from dsllm.errors import CheckpointError, ConfigError, LaunchError
+from dsllm.session.machine import in_saved_precision, run_on_machine
 from tests.helpers.ranks import run_ranks
 from tests.helpers.tiny import tiny_run
 
@@ -81,3 +81,16 @@ def test_a_gpu_is_demanded_only_by_name():
     assert run_on_machine(tiny_run(device="cpu"), {}, TWO).device.type == "cpu"
     with pytest.raises(LaunchError, match=r"train\.device: cuda, but torch sees no GPU here"):
         run_on_machine(tiny_run(device="cuda"), {}, TWO)
+
+
+def continued_in_fp16(world: World) -> str:
+    run = run_on_machine(tiny_run(precision="auto"), {}, world.ranks)
+    with pytest.raises(CheckpointError) as caught:
+        in_saved_precision(run, "fp16", world, print)
+    return str(caught.value)
+
+
+def test_a_precision_that_this_device_has_not_is_refused_with_what_to_do():
+    (text,) = run_ranks(1, continued_in_fp16)
+    assert text.startswith("run.directory runs/tiny: began in fp16, in which it cannot continue here: ")
+    assert "train.precision=fp32_compute_bf16, another run.directory, and model.init_from=runs/tiny" in text

@@ -8,16 +8,8 @@ import pytest
 
 from dsllm.checkpoint.find import list_checkpoints
 from dsllm.config.yaml_file import read_yaml
-from dsllm.engine.processes.process_group import World
-from dsllm.errors import CheckpointError
 from dsllm.run_directory import LOCK_FILE, RUN_FILE, STATUS_FILE, lock_run, read_status, write_status
-from dsllm.session.machine import run_on_machine
-from dsllm.session.open import in_saved_precision
-from dsllm.session.progress import Progress
-from dsllm.session.start import Start
 from tests.helpers.jobs import train
-from tests.helpers.ranks import run_ranks
-from tests.helpers.tiny import first_state, tiny_run
 from tests.helpers.tiny_job import TOKENS_PER_STEP, budget, prepare_folder, tree
 
 STEPS = 4
@@ -145,20 +137,6 @@ def test_auto_continues_in_the_precision_that_the_run_began_in(folder):
     assert codes == [0, 0] and "train.precision auto: continuing in bf16, as the run began" in output, output
     record = read_yaml(folder / "runs" / "bf16" / RUN_FILE)[0]
     assert record["train"]["precision"] == "bf16"
-
-
-def continued_in_fp16(world: World) -> str:
-    run = run_on_machine(tiny_run(precision="auto"), {}, world.ranks)
-    start = Start(state=first_state(tiny_run()), loss_scaler={}, progress=Progress(step=4), precision="fp16")
-    with pytest.raises(CheckpointError) as caught:
-        in_saved_precision(run, start, world, print)
-    return str(caught.value)
-
-
-def test_a_precision_that_this_device_has_not_is_refused_with_what_to_do():
-    (text,) = run_ranks(1, continued_in_fp16)
-    assert text.startswith("run.directory runs/tiny: began in fp16, in which it cannot continue here: ")
-    assert "train.precision=fp32_compute_bf16, another run.directory, and model.init_from=runs/tiny" in text
 
 
 @pytest.mark.slow

@@ -67,6 +67,7 @@ def test_the_status_is_written_before_the_picture(folder):
     assert (run / STATUS_FILE).stat().st_mtime_ns <= (run / LOSS_PICTURE).stat().st_mtime_ns
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_says_by_what_and_where_it_stopped(folder):
     job = start_job(folder, 2, ["tiny.yaml", budget(5000), "checkpoint.every_steps=0", "train.validate_every_steps=0"])
     run = folder / "runs" / "tiny"

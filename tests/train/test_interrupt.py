@@ -103,6 +103,7 @@ IN_A_LONG_CALL = """
 """The main thread is in C code, as in a collective: Python's handlers wait for it."""
 
 
+@pytest.mark.slow
 def test_the_first_ctrl_c_is_answered_at_once_and_the_second_ends_the_process():
     code, lines = heard(IN_A_LONG_CALL, signal.SIGINT, signal.SIGINT)
     assert code == EXIT_FORCED

@@ -45,6 +45,7 @@ def rows_of(folder: Path) -> list[dict]:
     return read_metrics(folder / "runs" / "tiny")
 
 
+@pytest.mark.slow
 def test_each_step_has_the_schedules_rate_and_the_next_tokens(job):
     folder, _ = job
     config = load_run(str(folder / "tiny.yaml"), [])

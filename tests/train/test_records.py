@@ -38,6 +38,7 @@ def job(prepared, tmp_path_factory) -> tuple[Path, str]:
     return folder, output
 
 
+@pytest.mark.slow
 def test_the_directory_says_what_was_run_and_on_what(job):
     folder, _ = job
     run, data = folder / "runs" / "tiny", folder / "data" / "tiny"

@@ -157,6 +157,7 @@ def poisoned(world: World) -> Rows:
     return layers.rows()
 
 
+@pytest.mark.slow
 def test_a_nan_shows_in_the_layer_where_it_begins():
     rows = run_ranks(2, poisoned)[0]
     finite = {row["layer"]: math.isfinite(row["activation_max"]) for row in rows if row["activation_max"] is not None}

@@ -58,6 +58,7 @@ def outcomes(processes: list[Ranks], seconds: float, gpus: Sequence[str | None] 
     return heard
 
 
+@pytest.mark.slow
 def test_all_meet():
     assert [text for text, _ in outcomes(ranks_of(3, free_port()), 20)] == ["met"] * 3
 

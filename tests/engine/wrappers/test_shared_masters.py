@@ -28,6 +28,7 @@ def shared(world: World) -> list[bool]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_masters_are_the_weights(world_size):
     assert all(all(of_rank) for of_rank in run_ranks(world_size, shared))

@@ -48,6 +48,7 @@ def check_pieces(world: World, precision: str, stage: int) -> None:
     assert all(set(wrapper.tensors(piece)) == {WEIGHTS} for piece in wrapper.pieces())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
