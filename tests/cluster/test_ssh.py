@@ -32,10 +32,11 @@ def test_a_host_that_is_cut_off_ends_the_job(hosts, folder):
     job.wait_for_step(5)
     hosts.cut("n2")
     try:
-        # ssh gives the host up after 15 s, the ranks each other after their time-out; launchers look once a second
-        assert job.wait(seconds + 15) != 0
+        # ssh gives the host up after 15 s, the ranks each other after their time-out; launchers look once a second, and a
+        # busy machine takes its time
+        assert job.wait(seconds + 45) != 0
         assert "error: rank 0 of 2 lost another rank" in job.output() and "Timed out waiting" in job.output()
         assert "n2: ssh exited with exit code 255" in job.output() and status(folder)["state"] == "failed"
-        seconds_until_gone(folder, 15)  # on the lost host, too
+        seconds_until_gone(folder, 30)  # on the lost host, too
     finally:
         hosts.join("n2")
