@@ -6,7 +6,7 @@ from typing import Any
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
-EXIT_FORCED = 130  # a second Ctrl-C: ended at once, nothing saved
+EXIT_FORCED = 130  # Ctrl-C, in a run the second one: ended at once, nothing saved
 EXIT_INTERRUPTED = 75  # "saved, start me again" (EX_TEMPFAIL of sysexits.h)
 
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from dsllm.errors import EXIT_USAGE, DsllmError
+from dsllm.errors import EXIT_FORCED, EXIT_USAGE, DsllmError
 from dsllm.version import __version__
 
 COMMANDS = {
@@ -51,12 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_command(name: str, arguments: Sequence[str]) -> int:
-    """Run a command; returns its exit code. An error that the user can solve becomes one message on standard error."""
+    """Run a command; returns its exit code. An error that the user can solve, or Ctrl-C, is one message on standard error."""
     try:
         return _command(name)(list(arguments))
     except DsllmError as error:
         print(f"dsllm {name}: error: {error}", file=sys.stderr, flush=True)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return EXIT_FORCED
 
 
 def _command(name: str) -> Callable[[list[str]], int]:

@@ -3,7 +3,6 @@
 import argparse
 import math
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsllm.cli.output import Report, add_json_option, check_writable, json_report, write_json
-from dsllm.cli.terminal import EXIT_CTRL_C, Output, status_line
+from dsllm.cli.terminal import Output, status_line
 from dsllm.config.train import PRECISIONS, Precision
 from dsllm.errors import CheckpointError, DataError, OutputError
 from dsllm.files import sha256_of_file
@@ -37,12 +36,8 @@ def main(arguments: list[str]) -> int:
         DsllmError: there is no such model or data, or they do not belong together.
     """
     options = _parse(arguments)
-    try:
-        with json_report(options.json) as report:
-            return _run(options, report)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return EXIT_CTRL_C
+    with json_report(options.json) as report:
+        return _run(options, report)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsllm.cli.output import Report, add_json_option, json_report
-from dsllm.cli.terminal import EXIT_CTRL_C, Output, status_line
+from dsllm.cli.terminal import Output, status_line
 from dsllm.config.train import PRECISIONS, Precision
 from dsllm.errors import CheckpointError
 
@@ -27,12 +27,8 @@ def main(arguments: list[str]) -> int:
         DsllmError: there is no such model or tokenizer, or the prompt leaves no room in the context.
     """
     options = _parse(arguments)
-    try:
-        with json_report(options.json) as report:
-            return _run(options, report)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return EXIT_CTRL_C
+    with json_report(options.json) as report:
+        return _run(options, report)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

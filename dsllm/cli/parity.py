@@ -7,8 +7,7 @@ import time
 from pathlib import Path
 
 from dsllm.cli.output import Report, add_json_option, check_writable, json_report, write_text
-from dsllm.cli.terminal import EXIT_CTRL_C
-from dsllm.errors import EXIT_FAILED, EXIT_USAGE
+from dsllm.errors import EXIT_FAILED, EXIT_FORCED, EXIT_USAGE
 
 
 def main(arguments: list[str]) -> int:
@@ -76,7 +75,7 @@ def _run(options: argparse.Namespace, command: str, report: Report) -> int:
         rows = run_with_progress(selection, options.seed, console)
     except KeyboardInterrupt:
         console.print("interrupted; no rank is left running")
-        return EXIT_CTRL_C
+        return EXIT_FORCED
     seconds = time.monotonic() - start
     found = ParityReport(selection=selection, rows=tuple(rows), command=command, seconds=seconds, seed=options.seed)
     show(found, console)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from dsllm.errors import OutputError
 
-EXIT_CTRL_C = 130
 SECONDS_BETWEEN_STATUS = 0.2
 
 

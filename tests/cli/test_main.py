@@ -86,3 +86,15 @@ def test_dry_run_refuses_what_a_run_would_refuse(capsys):
     assert main(["train", "--dry-run", "--world-size", "3", "train.precision=fp16"]) == EXIT_USAGE
     err = capsys.readouterr().err
     assert "is not divisible by" in err and "no fp16" in err
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("prepare", "train", "parity")])
+def test_ctrl_c_ends_a_command_in_a_word(command, monkeypatch, capsys):
+    """prepare, train and parity say more: whether anything is saved, and that no rank is left."""
+
+    def interrupted(arguments: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"dsllm.cli.{command}.main", interrupted)
+    assert main([command]) == 130
+    assert capsys.readouterr().err == "\ninterrupted\n"
