@@ -7,6 +7,8 @@ import stat
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+GIT_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How a file begins that stands for another one until `git lfs pull` puts that in its place."""
 MOST_JSON_BYTES = 2**26
 """64 MiB: more than any tokenizer, config or index of a published model, and parsed within a second or two."""
 

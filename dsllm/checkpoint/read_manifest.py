@@ -21,6 +21,7 @@ from dsllm.checkpoint.manifest import (
     incomplete,
 )
 from dsllm.checkpoint.seal import Seal, seal_of
+from dsllm.config.fields import UNKNOWN_KEY
 from dsllm.config.migrate import SavedConfig, read_model
 from dsllm.config.model import ModelConfig
 from dsllm.errors import CheckpointError
@@ -33,9 +34,6 @@ MOST_BYTES = 2**30
 
 _DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO)
 """Errors that mean a missing or unreadable file, wherever it is read from."""
-
-_UNKNOWN_FIELD = ("extra_forbidden", "unexpected_keyword_argument")
-"""Types of pydantic's errors about a field that a record does not have."""
 
 
 class UnavailableCheckpointError(CheckpointError):
@@ -110,7 +108,7 @@ def _validated(path: Path, raw: dict[str, Any], version: int, seal: Seal) -> Che
         return MANIFEST.validate_python(format_1.converted(raw) if version == format_1.FORMAT_VERSION else raw)
     except ValidationError as error:
         problems = error.errors(include_url=False)
-        unknown = [".".join(map(str, item["loc"])) for item in problems if item["type"] in _UNKNOWN_FIELD]
+        unknown = [".".join(map(str, item["loc"])) for item in problems if item["type"] in UNKNOWN_KEY]
         if unknown and seal == "sound":
             raise UnavailableCheckpointError(
                 f"{path}: contains {', '.join(unknown[:3])}, which this dsllm does not know: update dsllm, or use the one "

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from dsllm.config.check import problems_in_model
+from dsllm.config.fields import UNKNOWN_KEY
 from dsllm.config.load import run_from_dict
 from dsllm.config.model import ModelConfig
 from dsllm.config.run import RunConfig
@@ -32,9 +33,6 @@ CONFIG_VERSION: ConfigVersion = (1, 2)
 MIGRATIONS: tuple[tuple[ConfigVersion, Migration], ...] = ()
 """In order: a version, and a pure function that turns a config of the version before into one of this version. It must
 accept a config that has the section `model` only."""
-
-_UNKNOWN_FIELD = ("extra_forbidden", "unexpected_keyword_argument")
-"""Types of pydantic's errors about a field that the config does not have."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,7 +118,7 @@ def _unknown_fields(tree: Tree) -> list[tuple[str | int, ...]]:
     try:
         TypeAdapter(RunConfig).validate_python(tree)
     except ValidationError as error:
-        locations = [item["loc"] for item in error.errors() if item["type"] in _UNKNOWN_FIELD]
+        locations = [item["loc"] for item in error.errors() if item["type"] in UNKNOWN_KEY]
         return [path for location in locations if (path := _path_in(tree, location))]
     return []
 

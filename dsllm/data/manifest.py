@@ -166,7 +166,7 @@ def load_manifest(directory: Path) -> Manifest:
         )
     _check_checksum(path, content)
     try:
-        manifest = _ADAPTER.validate_json(content)
+        manifest = _ADAPTER.validate_python(tree)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

@@ -22,7 +22,7 @@ from dsllm.data.tokenizer import (
     byte_level_tokenizer,
 )
 from dsllm.errors import DataError
-from dsllm.untrusted_files import UntrustedFileError, parse_json, read_bounded, read_json
+from dsllm.untrusted_files import GIT_LFS_POINTER, UntrustedFileError, parse_json, read_bounded, read_json
 
 VOCAB_FILE = "vocab.json"
 ADDED_FILE = "added_tokens.json"
@@ -206,7 +206,7 @@ def _refuse_known_others(file: Path, content: bytes) -> None:
     """Name files that are often taken for a SentencePiece model."""
     first = content[:1000].split(b"\n", 1)[0].strip()
     kind = None
-    if first.startswith(b"version https://git-lfs"):
+    if first.startswith(GIT_LFS_POINTER):
         raise DataError(
             f"tokenizer {file}: is a pointer of Git LFS, not the file itself: run `git lfs pull` in its folder"
         )

@@ -13,7 +13,6 @@ from dsllm.data.shards import bin_path
 from dsllm.errors import DataError
 from dsllm.untrusted_files import UntrustedFileError, check_regular
 
-MEGABYTE = 10**6
 _PART_BYTES = 2**23
 """Read at once. Between two parts the thread needs the interpreter's lock, so they are large."""
 _NICE = 10

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
+from dsllm.byte_units import MEGABYTE
 from dsllm.data.manifest import Manifest, check_shards, check_tokenizer
 from dsllm.data.shards import Shard
-from dsllm.data.verify import MEGABYTE, check_content, hashed_shards
+from dsllm.data.verify import check_content, hashed_shards
 from dsllm.errors import DataError
 from dsllm.prepare.reading import Progress
 

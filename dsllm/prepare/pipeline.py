@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from dsllm import files
+from dsllm.byte_units import MEGABYTE
 from dsllm.config.data import SourceConfig
 from dsllm.config.run import RunConfig
 from dsllm.data import manifest as manifests
@@ -25,7 +26,7 @@ from dsllm.prepare.adopt_shards import adopt_shards
 from dsllm.prepare.baselines import measure_baselines
 from dsllm.prepare.card import make_card
 from dsllm.prepare.check_prepared import check_prepared
-from dsllm.prepare.reading import MEGABYTE, Progress, Reading, TrainingSample
+from dsllm.prepare.reading import Progress, Reading, TrainingSample
 from dsllm.prepare.settings import EMBEDDED_CORPUS, reads_default_corpus
 from dsllm.prepare.train_tokenizer import train_tokenizer
 from dsllm.prepare.units import Unit, spool_path
@@ -34,6 +35,7 @@ from dsllm.prepare.workspace import (
     MANIFEST_FILES,
     Workspace,
     check_replaceable,
+    content_of,
     not_written,
     open_workspace,
     prepared_before,
@@ -41,7 +43,6 @@ from dsllm.prepare.workspace import (
 )
 from dsllm.prepare.write_shards import Destination, UnitRecord, finished_record, write_shards
 from dsllm.processes import num_cores
-from dsllm.untrusted_files import UntrustedFileError, read_json
 
 T = TypeVar("T")
 Report = Callable[[str], None]
@@ -199,7 +200,7 @@ class _Preparation:
         if record.is_file() and self.workspace.tokenizer.is_dir():
             destination = self._destination()
             # The checksum too: another preparation may have put its own tokenizer here, and been interrupted.
-            if _content_of(record) == inputs | {"sha256": destination.tokenizer_sha256}:
+            if content_of(record) == inputs | {"sha256": destination.tokenizer_sha256}:
                 self.report("tokenizer: kept from the interrupted preparation")
                 return load_tokenizer(self.workspace.tokenizer), destination
         self.report(
@@ -268,14 +269,6 @@ class _Preparation:
         started = time.monotonic()
         yield
         self.seconds[what] = time.monotonic() - started
-
-
-def _content_of(record: Path) -> Any:
-    """The content of a JSON file of an interrupted preparation; None if it is damaged."""
-    try:
-        return read_json(record)
-    except (OSError, UntrustedFileError):
-        return None
 
 
 def _megatron(config: RunConfig) -> list[SourceConfig]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dsllm.byte_units import MEGABYTE
 from dsllm.config.data import DataConfig, SourceConfig
 from dsllm.errors import DataError
 from dsllm.prepare.document import BadInput, Document, Item, Remark, shown
@@ -18,7 +19,6 @@ from dsllm.prepare.text_lines import Position
 from dsllm.prepare.units import Unit, UnitCutter
 
 SPLITS = ("train", "validation")
-MEGABYTE = 1_000_000
 HASH_RANGE = 2**64
 _NUM_EXAMPLES = 5  # bad inputs listed per reason, and files per remark
 

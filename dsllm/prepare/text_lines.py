@@ -16,6 +16,7 @@ from dsllm.prepare.file_kinds import (
     kind_by_name,
     looks_like_text,
 )
+from dsllm.untrusted_files import GIT_LFS_POINTER
 
 MOST_BYTES = 2**30
 """The longest document that is read, in bytes: it is in memory as a whole."""
@@ -23,7 +24,6 @@ DAMAGED = "cannot be read to its end: truncated or damaged"
 TOO_LONG = f"longer than {MOST_BYTES >> 20:,} MiB"
 _READ_BYTES = 2**18
 Reader: TypeAlias = "io.BufferedReader[Any]"
-_GIT_LFS = b"version https://git-lfs.github.com/spec/"
 
 
 @dataclass
@@ -149,7 +149,7 @@ def _checked(file: OpenFile) -> OpenFile | BadInput:
         head = file.stream.peek(HEAD_BYTES)[:HEAD_BYTES]
     except DAMAGE as error:
         return BadInput(f"{file.path}, after line 0", DAMAGED, first_line(error))
-    if head.startswith(_GIT_LFS):
+    if head.startswith(GIT_LFS_POINTER):
         return BadInput(str(file.path), "a Git LFS pointer instead of the file", "run `git lfs pull` in its repository")
     if head.startswith((b"\xff\xfe", b"\xfe\xff")) and file.encoding == "utf-8":
         return BadInput(

@@ -18,6 +18,7 @@ from dsllm.data.manifest import Manifest
 from dsllm.errors import DataError
 from dsllm.prepare.document import shown
 from dsllm.prepare.settings import other_settings
+from dsllm.untrusted_files import UntrustedFileError, read_json
 
 CARD_FILE = "data_card.json"
 MANIFEST_FILES = (manifests.FILE_NAME, manifests.CHECKSUM_FILE)
@@ -266,6 +267,14 @@ def _no_link(path: str, flags: int) -> int:
         os.close(descriptor)
         raise OSError(errno.EINVAL, "it is a pipe or a device", path)
     return descriptor
+
+
+def content_of(record: Path) -> Any:
+    """The content of a JSON file of an interrupted preparation; None if it is damaged."""
+    try:
+        return read_json(record)
+    except (OSError, UntrustedFileError):
+        return None
 
 
 def not_written(directory: Path, error: OSError, verb: str = "written") -> DataError:

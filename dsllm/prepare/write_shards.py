@@ -22,7 +22,7 @@ from dsllm.data.tokenizer_files import load_tokenizer
 from dsllm.errors import DataError
 from dsllm.prepare.units import Unit, changed, spooled_documents, unit_name
 from dsllm.processes import end_with_parent
-from dsllm.untrusted_files import read_bounded, read_json
+from dsllm.untrusted_files import parse_json, read_bounded
 
 BATCH_CHARACTERS = 1_000_000
 """Text handed to the tokenizer at once; with 30 MB it would need 1 GB of memory."""
@@ -164,9 +164,10 @@ def finished_record(unit: Unit, destination: Destination) -> UnitRecord | None:
     """
     path, shard = destination.records / f"{unit.name}.json", destination.shards / unit.name
     try:
-        raw = read_json(path)
+        content = read_bounded(path)
+        raw = parse_json(content)
         record = UnitRecord(**{**raw["record"], "byte_counts": tuple(raw["record"]["byte_counts"])})
-        if read_bounded(path).decode() != _record_text(record):
+        if content.decode() != _record_text(record):
             return None
         found = (files.sha256_of_file(bin_path(shard)), bin_path(shard).stat().st_size, idx_path(shard).stat().st_size)
         num_documents = Shard(shard).num_documents

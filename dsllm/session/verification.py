@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dsllm.byte_units import MEGABYTE
 from dsllm.data.training import TrainingBatches
-from dsllm.data.verify import MEGABYTE, REPAIR, BackgroundVerification, HashedShard, hashed_shards, num_without_hash
+from dsllm.data.verify import REPAIR, BackgroundVerification, HashedShard, hashed_shards, num_without_hash
 from dsllm.engine.processes.process_group import World
 from dsllm.errors import DataError
 from dsllm.files import write_atomically

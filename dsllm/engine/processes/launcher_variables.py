@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dsllm.errors import LaunchError
 
@@ -238,9 +238,7 @@ def _checked(claim: Claim, launcher: str) -> Claim:
             f"local rank {local_rank} is not within the {size if local_size is None else local_size} processes of this "
             f"host; {launcher} set both"
         )
-    return Claim(
-        launcher=launcher, rank=rank, size=size, local_rank=local_rank, local_size=local_size, names=claim.names
-    )
+    return replace(claim, launcher=launcher)
 
 
 def _tasks_of_this_node(env: Mapping[str, str], size: int) -> int | None:
