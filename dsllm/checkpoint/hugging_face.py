@@ -166,10 +166,8 @@ class HuggingFaceReader:
         wrong = []
         for tensor in tensors:
             parts = [torch.empty(real_shape(self._parameters[name]), device="meta") for name in tensor.parts]
-            found, wanted = (
-                list(self._stored(self._names_in_files[tensor.name]).get_shape()),
-                list(tensor.layout.join(parts).shape),
-            )
+            found = list(self._stored(self._names_in_files[tensor.name]).get_shape())
+            wanted = list(tensor.layout.join(parts).shape)
             if found != wanted:
                 wrong.append(f"{tensor.name} is {found}, not {wanted}")
         if wrong:

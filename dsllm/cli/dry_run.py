@@ -10,7 +10,13 @@ from typing import Any, Literal
 from dsllm import counts
 from dsllm.byte_units import GIB
 from dsllm.checkpoint.find import list_checkpoints
-from dsllm.cli.preflight import check_before_start, notes_before_start, saved_run_in, vocabulary_of
+from dsllm.cli.preflight import (
+    check_before_start,
+    notes_before_start,
+    prepared_data_of,
+    saved_run_in,
+    vocabulary_of,
+)
 from dsllm.config.advice import advice_on
 from dsllm.config.data import DataConfig
 from dsllm.config.load import run_to_dict
@@ -18,6 +24,7 @@ from dsllm.config.precision import resolve_precision
 from dsllm.config.run import RunConfig
 from dsllm.config.train import Precision
 from dsllm.config.yaml_file import write_yaml
+from dsllm.data.manifest import Manifest
 from dsllm.engine.settings.final_config import final_config
 from dsllm.engine.settings.layout import Layout
 from dsllm.engine.settings.offload import offload_devices, offloaded_bytes
@@ -58,11 +65,12 @@ def show(config: RunConfig, given: Mapping[str, Any], world_size: int, brief: bo
     precision = resolve_precision(_requested_precision(config, saved), device)
     layout = Layout(mesh=make_mesh(config.parallel, world_size), device=device, precision=precision)
     final = final_config(config, given, layout)
-    config, vocabulary = with_some_vocabulary(config)
+    manifest = prepared_data_of(config)
+    config, vocabulary = _with_vocabulary(config, manifest)
     train = dataclasses.replace(config.train, precision=precision)
-    check_before_start(dataclasses.replace(config, train=train), saved, device)
+    check_before_start(dataclasses.replace(config, train=train), saved, manifest, device)
     expected = _expected(config, final, layout)
-    warnings = [*advice_on(config), *notes_before_start(config)]
+    warnings = [*advice_on(config), *notes_before_start(config, manifest)]
     if not brief:
         print("# run\n" + write_yaml(run_to_dict(config)))
         print("# final DeepSpeed config\n" + json.dumps(final, indent=2) + "\n")
@@ -162,7 +170,11 @@ def with_some_vocabulary(config: RunConfig) -> tuple[RunConfig, str]:
         ConfigError: the tokenizer has more ids than the model.
         DataError: the tokenizer is not there, or the prepared data cannot be used.
     """
-    size, origin = vocabulary_of(config)
+    return _with_vocabulary(config, prepared_data_of(config))
+
+
+def _with_vocabulary(config: RunConfig, manifest: Manifest | None) -> tuple[RunConfig, str]:
+    size, origin = vocabulary_of(config, manifest)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=size)), origin
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from dsllm.checkpoint.find import list_checkpoints
 from dsllm.config.check import kernels_problem
-from dsllm.config.compare import differences, refusal
+from dsllm.config.compare import belongs_to_another_run, differences, refusal
 from dsllm.config.load import run_from_dict
 from dsllm.config.run import RunConfig
 from dsllm.config.yaml_file import read_yaml
-from dsllm.data.manifest import settings_of
+from dsllm.data.manifest import Manifest, settings_of
 from dsllm.data.tokenizer_files import load_tokenizer
 from dsllm.errors import CheckpointError, ConfigError, RunError
 from dsllm.prepare.workspace import check_replaceable, prepared_before
@@ -21,21 +21,29 @@ _NO_PLACE_FOR_FILES = ("/proc", "/sys")
 """Trees that root may write into, and in which nobody can create a folder."""
 
 
-def vocabulary_of(config: RunConfig) -> tuple[int, str]:
+def prepared_data_of(config: RunConfig) -> Manifest | None:
+    """The manifest of the run's data; None: it is not prepared yet.
+
+    Raises:
+        DataError: it was prepared with other settings, or its manifest is damaged.
+    """
+    return prepared_before(Path(config.data.directory or ""), settings_of(config))
+
+
+def vocabulary_of(config: RunConfig, manifest: Manifest | None) -> tuple[int, str]:
     """The size of the vocabulary that the run will have, and where it is known from.
+
+    Args:
+        manifest: of the run's data (`prepared_data_of`)
 
     Raises:
         ConfigError: the tokenizer has more ids than the model.
-        DataError: the tokenizer is not there, or the prepared data cannot be used.
+        DataError: the tokenizer is not there.
     """
-    directory, tokenizer, given = Path(config.data.directory or ""), config.tokenizer, config.model.vocab_size
-    manifest = prepared_before(directory, settings_of(config))
+    directory, tokenizer, given = config.data.directory, config.tokenizer, config.model.vocab_size
     if manifest is not None:
-        needed, of, origin = (
-            manifest.tokenizer.vocab_size,
-            f"the tokenizer in {directory}",
-            f"vocabulary of {directory}",
-        )
+        needed, of = manifest.tokenizer.vocab_size, f"the tokenizer in {directory}"
+        origin = f"vocabulary of {directory}"
     elif tokenizer.kind == "pretrained":
         needed = load_tokenizer(tokenizer.path or "", tokenizer.end_of_text).vocab_size
         of, origin = str(tokenizer.path), f"vocabulary of {tokenizer.path}"
@@ -66,12 +74,13 @@ def saved_run_in(directory: Path) -> RunConfig | None:
         return None
 
 
-def check_before_start(config: RunConfig, saved: RunConfig | None, device: str) -> None:
+def check_before_start(config: RunConfig, saved: RunConfig | None, manifest: Manifest | None, device: str) -> None:
     """Refuse what the run would be refused for.
 
     Args:
         config: precision and vocabulary resolved
         saved: the run that has trained in its directory
+        manifest: of the run's data (`prepared_data_of`)
         device: "cpu" or "cuda"
 
     Raises:
@@ -79,7 +88,7 @@ def check_before_start(config: RunConfig, saved: RunConfig | None, device: str) 
     """
     if problem := kernels_problem(config.train.kernels, device):
         raise ConfigError(problem)
-    if prepared_before(Path(config.data.directory or ""), settings_of(config)) is None:
+    if manifest is None:
         check_replaceable(Path(config.data.directory or ""))
         _check_place("data.directory", Path(config.data.directory or ""))
     directory = Path(config.run.directory)
@@ -108,17 +117,19 @@ def _check_saved(config: RunConfig, saved: RunConfig, directory: Path) -> None:
     found = list_checkpoints(directory / CHECKPOINTS)
     if not found:
         if saved.run.name != config.run.name:
-            raise RunError(
-                f"{directory}: belongs to the run '{saved.run.name}', not to '{config.run.name}': set another run.directory"
-            )
+            raise RunError(belongs_to_another_run(directory, saved.run.name, config.run.name))
         return
     refused = [difference for difference in differences(saved, config) if not difference.changeable]
     if refused:
         raise CheckpointError(refusal(refused, found[0]))
 
 
-def notes_before_start(config: RunConfig) -> Iterator[str]:
-    """What may have changed by the time the run starts, or be different where it starts."""
+def notes_before_start(config: RunConfig, manifest: Manifest | None) -> Iterator[str]:
+    """What may have changed by the time the run starts, or be different where it starts.
+
+    Args:
+        manifest: of the run's data (`prepared_data_of`)
+    """
     directory = Path(config.run.directory)
     try:
         refuse_live_run(directory)
@@ -129,7 +140,7 @@ def notes_before_start(config: RunConfig) -> Iterator[str]:
     step = status.get("step")
     if status.get("state") == "finished" and isinstance(step, int) and step >= config.num_steps:
         yield f"{directory} has a finished run of {status.get('tokens', 0)} tokens: raise train.total_tokens to continue it"
-    if prepared_before(Path(config.data.directory or ""), settings_of(config)) is not None:
+    if manifest is not None:
         return
     size, trained = config.model.vocab_size, config.tokenizer.kind != "pretrained"
     if trained and size is not None and size < config.tokenizer.vocab_size:

@@ -77,10 +77,8 @@ def record_problems(config: RunConfig, file: Path) -> list[Problem]:
     directory = Path(config.run.directory)
     if "\0" in config.run.directory or os.path.realpath(file) != os.path.realpath(directory / "run.yaml"):
         return []
-    if any(
-        os.path.exists(directory / name) for name in ("status.json", "checkpoints")
-    ):  # the record of a run, which continues
-        return []
+    if any(os.path.exists(directory / name) for name in ("status.json", "checkpoints")):
+        return []  # it is the record of a run, which continues
     return [
         (
             "run.directory",

@@ -28,6 +28,16 @@ def differences(saved: RunConfig, current: RunConfig) -> list[Difference]:
     return _compare(saved, current, "", False)
 
 
+def belongs_to_another_run(directory: Path, owner: object, name: str) -> str:
+    """The message for a run directory that another run has begun.
+
+    Args:
+        owner: the name of the run that has begun it
+        name: of the run that wants it
+    """
+    return f"{directory}: belongs to the run '{owner}', not to '{name}': set another run.directory"
+
+
 def refusal(refused: Sequence[Difference], where: Path) -> str:
     """Why a run may not continue from a checkpoint: what differs and may not, and how to start a new run from it."""
     return (

@@ -19,12 +19,8 @@ SAME_FILE = "second name of a file"
 WRITTEN_BY_DSLLM = "folder of dsllm"
 """How folders of prepared data and of runs are counted."""
 _DATASET_CARD = "readme.md"
-_DESCRIPTIONS = (
-    "dataset_infos.json",
-    "dataset_info.json",
-    "dataset_dict.json",
-    "state.json",
-)  # of the library datasets
+_DESCRIPTIONS = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
+"""JSON files that the library datasets writes about its data."""
 
 
 def find_files(source: SourceConfig) -> tuple[list[Path], Counter[str]]:

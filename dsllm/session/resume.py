@@ -9,7 +9,7 @@ from dsllm.checkpoint.manifest import What
 from dsllm.checkpoint.read import CheckpointReader
 from dsllm.checkpoint.read_manifest import UnavailableCheckpointError
 from dsllm.checkpoint.verify import damage_in
-from dsllm.config.compare import differences, refusal
+from dsllm.config.compare import belongs_to_another_run, differences, refusal
 from dsllm.config.run import RunConfig
 from dsllm.config.yaml_file import read_yaml
 from dsllm.data import fingerprint
@@ -108,19 +108,21 @@ def check_unsaved_run(directory: Path, config: RunConfig, report: Report) -> Non
     Raises:
         RunError: it does.
     """
-    saved, advice = directory / RUN_FILE, "set another run.directory"
+    saved = directory / RUN_FILE
     if not saved.is_file():
         return
     try:
         if check_regular(saved) > MOST_RUN_BYTES:
             raise UntrustedFileError(f"is larger than {MOST_RUN_BYTES:,} bytes")
         tree = read_yaml(saved)[0]
-    except (OSError, UntrustedFileError, RecursionError) as error:
-        raise RunError(f"{saved}: cannot be read, so nobody knows which run this is: {error}; {advice}") from error
+    except (OSError, UntrustedFileError) as error:
+        raise RunError(
+            f"{saved}: cannot be read, so nobody knows which run this is: {error}; set another run.directory"
+        ) from error
     section = tree.get("run") if isinstance(tree, dict) else None
     name = section.get("name") if isinstance(section, dict) else None
     if name != config.run.name:
-        raise RunError(f"{directory}: belongs to the run '{name}', not to '{config.run.name}': {advice}")
+        raise RunError(belongs_to_another_run(directory, name, config.run.name))
     report(f"{directory} has no checkpoint yet: starting over")
 
 

@@ -19,15 +19,12 @@ def other_tokenizer(source: Path, data_directory: Path) -> str | None:
         own = _tokens(data_directory / load_manifest(data_directory).tokenizer.directory)
     except DataError:
         return None
-    for folder in (
-        source / TOKENIZER,
-        source.parent.parent / TOKENIZER,
-        source,
-    ):  # a run, its checkpoint, a Hugging Face folder
-        theirs = _tokens(folder)
-        if own and theirs:
-            common = own.keys() & theirs.keys()
-            num_other = sum(own[index] != theirs[index] for index in common)
+    # a run, its checkpoint, a Hugging Face folder
+    for folder in (source / TOKENIZER, source.parent.parent / TOKENIZER, source):
+        models = _tokens(folder)
+        if own and models:
+            common = own.keys() & models.keys()
+            num_other = sum(own[index] != models[index] for index in common)
             if not num_other:
                 return None
             return (

@@ -68,10 +68,8 @@ class Stop:
         """The signal handler proper, which Python calls between two steps of the main thread."""
         self.reason = self.reason or signal.Signals(number).name
         if self._at_once:
-            self._at_once, self._raised = (
-                False,
-                True,
-            )  # launchers send signals twice: the second must not disturb the end
+            # launchers send signals twice: the second must not disturb the end
+            self._at_once, self._raised = False, True
             raise Interrupted(self.reason)
 
     def hear(self, number: int) -> None:

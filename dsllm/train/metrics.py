@@ -57,9 +57,8 @@ class RowFile:
             raise OSError(code, os.strerror(code), str(self.path))
         if _is_cut(self.path):  # by a kill
             self._waiting[:0] = b"\n"
-        self._file = self.path.open(
-            "ab", buffering=0
-        )  # what the disk refuses waits here, not in a buffer of the library
+        # unbuffered: what the disk refuses waits here, not in a buffer of the library
+        self._file = self.path.open("ab", buffering=0)
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write each row as a line of its own, after those that still wait."""

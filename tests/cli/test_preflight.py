@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from dsllm.cli import run_command
-from dsllm.cli.preflight import saved_run_in, vocabulary_of
+from dsllm.cli.preflight import prepared_data_of, saved_run_in, vocabulary_of
 from dsllm.config.load import load_run, run_to_dict
 from dsllm.config.yaml_file import write_yaml
 from dsllm.run_directory import RUN_FILE, lock_run, write_status
@@ -120,5 +120,6 @@ def test_a_pretrained_tokenizer_counts_with_its_own_vocabulary(tmp_path):
     tokenizer.add_special_tokens(["<|endoftext|>"])
     tokenizer.save(str(file))
     overrides = [f"data.directory={tmp_path}/new", f"tokenizer={{kind: pretrained, path: {file}}}"]
-    assert vocabulary_of(load_run(None, overrides)) == (5001, f"vocabulary of {file}")
-    assert vocabulary_of(load_run(None, [*overrides, "model.vocab_size=6000"])) == (6000, "vocabulary as given")
+    runs = [load_run(None, overrides), load_run(None, [*overrides, "model.vocab_size=6000"])]
+    found = [vocabulary_of(run, prepared_data_of(run)) for run in runs]
+    assert found == [(5001, f"vocabulary of {file}"), (6000, "vocabulary as given")]
