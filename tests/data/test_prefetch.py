@@ -201,7 +201,8 @@ class Slow:
 INTERRUPTED = """
 with Prefetch(Slow()) as ahead:
     ahead.step(Position(0), Position(1))
-    time.sleep(60)
+    while True:  # a signal that comes just before one long sleep would be handled after it
+        time.sleep(0.05)
 """
 FORKED = """
 with Prefetch(Slow()) as ahead:
