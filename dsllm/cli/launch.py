@@ -206,7 +206,7 @@ class _Output:
                 self.log.write(data)
             except OSError as error:
                 self.log = None
-                _note(f"{OUTPUT_FILE} ends here, the job goes on: {error.strerror or error}")
+                _note(f"{OUTPUT_FILE} ends here, the job continues: {error.strerror or error}")
         try:
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()

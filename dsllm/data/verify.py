@@ -116,7 +116,7 @@ def difference(directory: Path, shard: HashedShard, pace: Callable[[int], None])
         return f"{path}: {error}"
     with path.open("rb", buffering=0) as file:
         while part := file.read(_PART_BYTES):
-            digest.update(part)  # without the interpreter's lock, so that training goes on
+            digest.update(part)  # without the interpreter's lock, so that training continues
             pace(len(part))
     if digest.hexdigest() == shard.sha256:
         return ""

@@ -36,14 +36,14 @@ class Remaining:
         Raises:
             RunError, OSError: status.json cannot be read.
         """
-        began, told = time.monotonic(), False
+        began, reported = time.monotonic(), False
         read = partial(read_patiently, partial(read_status, self.run_directory))
         while (most := self._wait_for(read(), waits)) and time.monotonic() - began < most:
-            if not told:
+            if not reported:
                 report(
                     f"a program that watched the ranks has ended before them: waiting at most {most:g} s while they save"
                 )
-                told = True
+                reported = True
             time.sleep(_LOOK_AGAIN_SECONDS)
         for name in jobs_on_this_machine(self.job):
             end_processes(name, 0)

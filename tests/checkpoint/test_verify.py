@@ -13,6 +13,7 @@ from dsllm.checkpoint.read_manifest import UnavailableCheckpointError
 from dsllm.checkpoint.verify import damage_in
 from dsllm.slices import WEIGHTS, ParameterSlice, Region, whole
 from tests.helpers.checkpoints import save_slices
+from tests.helpers.damage import NO_FILES, put_in_place
 
 
 def save(directory: Path, num_ranks: int = 3) -> Path:
@@ -92,17 +93,11 @@ def test_a_checkpoint_under_the_name_of_another_step_is_found(tmp_path: Path):
         assert (damage_in(folder) is None) == sound
 
 
-@pytest.mark.parametrize("kind", ["fifo", "/dev/zero", "folder", "loop"])
+@pytest.mark.parametrize("kind", NO_FILES)
 def test_what_is_no_file_is_damage_and_is_not_opened(tmp_path: Path, kind: str):
     folder = save(tmp_path)
     file = folder / "weights-00000.safetensors"
-    file.unlink()
-    if kind == "fifo":
-        os.mkfifo(file)
-    elif kind == "folder":
-        file.mkdir()
-    else:
-        file.symlink_to(file if kind == "loop" else kind)
+    put_in_place(file, kind)
     assert str(file) in (damage_in(folder) or "")
 
 

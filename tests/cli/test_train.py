@@ -17,24 +17,9 @@ from dsllm.checkpoint.find import list_checkpoints
 from dsllm.errors import EXIT_INTERRUPTED
 from dsllm.train.picture import read_metrics
 from tests.helpers.jobs import start_job, train
-from tests.helpers.tiny_job import NUM_STEPS, prepare_folder
+from tests.helpers.tiny_job import NUM_STEPS
 
 """ZeRO stages: the hardest one in the everyday tests, all of them in `make test`."""
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory) -> Path:
-    """A folder with the run's YAML and its data, prepared by the first rank of a run while the second one waited."""
-    folder = prepare_folder(tmp_path_factory.mktemp("prepared"))
-    shutil.rmtree(folder / "runs")
-    return folder
-
-
-@pytest.fixture
-def folder(prepared, tmp_path) -> Path:
-    """A fresh folder with that YAML and that data."""
-    shutil.copytree(prepared, tmp_path / "job")
-    return tmp_path / "job"
 
 
 def metrics(folder: Path) -> list[dict]:

@@ -17,22 +17,9 @@ from dsllm.checkpoint.find import list_checkpoints, looks_sound
 from dsllm.errors import EXIT_FORCED, EXIT_INTERRUPTED
 from dsllm.run_directory import CHECKPOINTS, METRICS_FILE, STATUS_FILE, read_metrics, read_status, write_status
 from tests.helpers.jobs import start_job, train
-from tests.helpers.tiny_job import budget, prepare_folder, tree
+from tests.helpers.tiny_job import budget, tree
 
 ENDLESS = [budget(5000), "train.validate_every_steps=0", "train.schedule.shape=constant"]
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory) -> Path:
-    folder = prepare_folder(tmp_path_factory.mktemp("prepared"))
-    shutil.rmtree(folder / "runs")
-    return folder
-
-
-@pytest.fixture
-def folder(prepared, tmp_path) -> Path:
-    """A fresh folder with the run's YAML and its data."""
-    return shutil.copytree(prepared, tmp_path / "job")
 
 
 def at(module: str, name: str, act: Callable[[], object]) -> None:

@@ -1,8 +1,6 @@
 """Damaged prepared data is a named error for every reader, or read as it was: each file in every way, seeded."""
 
-import os
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from dsllm.data.training import TrainingBatches
 from dsllm.data.validation import ValidationBatches
 from dsllm.data.verify import check_content, hashed_shards
 from dsllm.errors import DsllmError
+from tests.helpers.damage import DAMAGE
 from tests.helpers.prepared import counting_documents, write_prepared
 from tests.helpers.training_data import T, at_step, data, training
 
@@ -20,34 +19,6 @@ FILES = [
     *("manifest.json", "manifest.json.sha256", "train-a-00000.bin", "train-a-00001.idx", "validation-a-00000.bin"),
     "tokenizer/tokenizer.json",
 ]
-
-
-def other(path: Path, make: Callable[[Path], object]) -> None:
-    path.unlink()
-    make(path)
-
-
-def flip(path: Path, source: random.Random) -> None:
-    content, bit = bytearray(path.read_bytes()), source.randrange(8 * path.stat().st_size)
-    content[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(content)
-
-
-DAMAGE: dict[str, Callable[[Path, random.Random], object]] = {
-    "truncated": lambda path, source: os.truncate(path, source.randrange(path.stat().st_size)),
-    "flipped": flip,
-    "empty": lambda path, source: path.write_bytes(b""),
-    "wrong type": lambda path, source: path.write_text("[1, 2, 3]"),
-    "noise": lambda path, source: path.write_bytes(source.randbytes(path.stat().st_size)),
-    "absent": lambda path, source: path.unlink(),
-    "folder": lambda path, source: other(path, Path.mkdir),
-    "fifo": lambda path, source: other(path, os.mkfifo),
-    "device": lambda path, source: other(path, lambda p: p.symlink_to("/dev/zero")),
-    "link to itself": lambda path, source: other(path, lambda p: p.symlink_to(p)),
-    "longer": lambda path, source: path.write_bytes(path.read_bytes() + source.randbytes(8)),
-    "huge": lambda path, source: os.truncate(path, 2**41),
-    "deep": lambda path, source: path.write_text("[" * 200_000),
-}
 
 
 def prepare(directory: Path) -> None:

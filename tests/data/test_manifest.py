@@ -29,6 +29,7 @@ from dsllm.data.manifest import (
 )
 from dsllm.data.verify import check_content, hashed_shards
 from dsllm.errors import DataError
+from tests.helpers.damage import NO_FILES, put_in_place
 from tests.helpers.prepared import counting_documents, write_prepared, write_shard
 
 SHARD = "train-a-00000"
@@ -166,16 +167,10 @@ def test_any_wrong_value_is_a_named_error_or_is_read(prepared: Path, count: int)
 
 
 @pytest.mark.parametrize("name", [FILE_NAME, CHECKSUM_FILE])
-@pytest.mark.parametrize("kind", ["fifo", "/dev/zero", "folder", "loop"])
+@pytest.mark.parametrize("kind", NO_FILES)
 def test_what_is_no_file_is_refused_and_not_opened(prepared: Path, name: str, kind: str) -> None:
     path = prepared / name
-    path.unlink()
-    if kind == "fifo":
-        os.mkfifo(path)
-    elif kind == "folder":
-        path.mkdir()
-    else:
-        path.symlink_to(path if kind == "loop" else kind)
+    put_in_place(path, kind)
     with pytest.raises(DataError, match=r"manifest\.json"):
         load_manifest(prepared)
 

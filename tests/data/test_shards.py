@@ -15,6 +15,7 @@ import pytest
 
 from dsllm.data.shards import HEADER, Shard, ShardWriter, bin_path, idx_path, shard_dtype
 from dsllm.errors import DataError
+from tests.helpers.damage import NO_FILES, put_in_place
 
 DOCUMENTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9], [10, 11]]
 DATA = os.environ.get("DSLLM_TEST_DATA")
@@ -236,17 +237,11 @@ def test_we_read_the_golden_files_of_megatron(name: str) -> None:
 
 
 @pytest.mark.parametrize("path_of", [bin_path, idx_path])
-@pytest.mark.parametrize("kind", ["fifo", "/dev/zero", "folder", "loop"])
+@pytest.mark.parametrize("kind", NO_FILES)
 def test_what_is_no_file_is_refused_and_not_opened(tmp_path: Path, path_of: type, kind: str) -> None:
     written(tmp_path / "s")
     path = path_of(tmp_path / "s")
-    path.unlink()
-    if kind == "fifo":
-        os.mkfifo(path)
-    elif kind == "folder":
-        path.mkdir()
-    else:
-        path.symlink_to(path if kind == "loop" else kind)
+    put_in_place(path, kind)
     with pytest.raises(DataError, match=path.name):
         Shard(tmp_path / "s")
 

@@ -1,7 +1,6 @@
 """Changed content of a shard is found by its recorded hash, at once or slowly in a thread that ends with its block."""
 
 import dataclasses
-import os
 import random
 import threading
 import time
@@ -12,6 +11,7 @@ import pytest
 from dsllm.data.manifest import Manifest, check_shards
 from dsllm.data.verify import BackgroundVerification, check_content, check_held_out, hashed_shards, num_without_hash
 from dsllm.errors import DataError
+from tests.helpers.damage import DAMAGE
 from tests.helpers.prepared import counting_documents, write_prepared
 
 
@@ -64,16 +64,10 @@ def test_any_flipped_bit_of_any_shard_is_found(tmp_path: Path, manifest: Manifes
     check_content(tmp_path, shards)
 
 
-@pytest.mark.parametrize("kind", ["absent", "fifo", "folder", "/dev/zero"])
+@pytest.mark.parametrize("kind", ["absent", "fifo", "folder", "device"])
 def test_what_is_no_file_is_named_and_not_opened(tmp_path: Path, manifest: Manifest, kind: str):
     path = tmp_path / "train-b-00000.bin"
-    path.unlink()
-    if kind == "fifo":
-        os.mkfifo(path)
-    elif kind == "folder":
-        path.mkdir()
-    elif kind != "absent":
-        path.symlink_to(kind)
+    DAMAGE[kind](path, random.Random(0))
     with pytest.raises(DataError, match=str(path)):
         check_content(tmp_path, hashed_shards(manifest))
 

@@ -1,10 +1,8 @@
 """A damaged checkpoint or run directory is opened as the next sound one, or refused in words: by every reader of models."""
 
 import dataclasses
-import os
 import random
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from dsllm.evaluate.load import load_model, open_saved
 from dsllm.evaluate.model_tokenizer import find_tokenizer
 from dsllm.files import sha256_of_folder
 from tests.helpers.checkpoints import RUN, edit_manifest
+from tests.helpers.damage import DAMAGE
 from tests.helpers.saved_run import STEP, save_run
 
 MODEL = ModelConfig(num_layers=1, hidden_size=16, num_heads=2, mlp_size=24, vocab_size=100)
@@ -55,37 +54,6 @@ def read(directory: Path, to: Path) -> tuple[int | None, torch.Tensor]:
     export_hugging_face(saved.reader, export, to)
     assert names_and_times(directory) == before
     return saved.step, weight
-
-
-def truncate(path: Path, source: random.Random) -> None:
-    path.write_bytes(path.read_bytes()[: source.randrange(path.stat().st_size)])
-
-
-def flip(path: Path, source: random.Random) -> None:
-    content, bit = bytearray(path.read_bytes()), source.randrange(8 * path.stat().st_size)
-    content[bit // 8] ^= 1 << bit % 8
-    path.write_bytes(content)
-
-
-def other(path: Path, make: Callable[[Path], object]) -> None:
-    path.unlink()
-    make(path)
-
-
-DAMAGE: dict[str, Callable[[Path, random.Random], object]] = {
-    "truncated": truncate,
-    "flipped": flip,
-    "empty": lambda path, source: path.write_bytes(b""),
-    "wrong type": lambda path, source: path.write_text("[1, 2, 3]"),
-    "noise": lambda path, source: path.write_bytes(source.randbytes(path.stat().st_size)),
-    "absent": lambda path, source: path.unlink(),
-    "folder": lambda path, source: other(path, Path.mkdir),
-    "fifo": lambda path, source: other(path, os.mkfifo),
-    "device": lambda path, source: other(path, lambda p: p.symlink_to("/dev/zero")),
-    "link to itself": lambda path, source: other(path, lambda p: p.symlink_to(p)),
-    "huge": lambda path, source: os.truncate(path, 2**40),
-    "deep": lambda path, source: path.write_text("[" * 200_000),
-}
 
 
 @pytest.mark.parametrize("kind", DAMAGE)

@@ -89,22 +89,15 @@ def template(single: str, begin: int = 0, end: int = 1) -> Any:
 
 
 @cache
-def sentencepiece_model(kind: str = "bpe", **more: Any) -> bytes:
-    """A SentencePiece model that ends texts with END."""
+def sentencepiece_model(kind: str = "bpe", text: str = TEXT, **more: Any) -> bytes:
+    """A SentencePiece model that ends texts with END.
+
+    Args:
+        more: settings of SentencePiece's trainer, in place of those here
+    """
     model = io.BytesIO()
-    settings = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False, "byte_fallback": True} | more
-    sentencepiece.SentencePieceTrainer.Train(
-        sentence_iterator=iter(TEXT.splitlines()),
-        model_writer=model,
-        model_type=kind,
-        vocab_size=500,
-        unk_id=0,
-        eos_id=1,
-        eos_piece=END,
-        bos_id=2,
-        bos_piece=BEGIN,
-        pad_id=-1,
-        minloglevel=2,
-        **settings,
-    )
+    exact = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False, "byte_fallback": True}
+    tokens = {"unk_id": 0, "eos_id": 1, "eos_piece": END, "bos_id": 2, "bos_piece": BEGIN, "pad_id": -1}
+    settings = {"model_type": kind, "vocab_size": 500, "minloglevel": 2} | exact | tokens | more
+    sentencepiece.SentencePieceTrainer.Train(sentence_iterator=iter(text.splitlines()), model_writer=model, **settings)
     return model.getvalue()

@@ -203,7 +203,7 @@ def _claim(env: Mapping[str, str], family: Family) -> Claim | None:
     if rank is None or size is None:
         present = {family.rank: rank, family.size: size, **local}
         sizes = (family.size, *family.local_size)
-        # a size of 1 by itself is no contradiction: whoever sets it means this process
+        # a size of 1 by itself contradicts nothing: it means this process
         found = [name for name, value in present.items() if value is not None and not (name in sizes and value == 1)]
         if not found:
             return None

@@ -1,0 +1,5 @@
+"""The folders in which tests of commands start whole jobs."""
+
+from tests.helpers.job_folder import folder, prepared
+
+__all__ = ["folder", "prepared"]
