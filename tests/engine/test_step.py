@@ -95,6 +95,7 @@ def poisoned_step(world: World, config: RunConfig, stage: int) -> tuple[bool, fl
     return result.applied, result.gradient_norm, untouched, good
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_not_finite_changes_nothing():
     for of_rank in run_ranks(2, poisoned_steps):
         for case, (applied, norm, untouched, good) in of_rank.items():
@@ -215,6 +216,7 @@ def balanced_step(world: World, stage: int) -> StepResult:
     return take_step(engine, batches, WithBalance(), seed=0, also_sum=(world.rank + 1, 0.25))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("stage", STAGES)
 def test_measures_and_auxiliary_losses_are_those_of_the_global_batch(stage, world_size):

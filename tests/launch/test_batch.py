@@ -43,6 +43,7 @@ def follow(folder: Path, *states: str) -> tuple[batch.JobState, str]:
     return state, b"".join(written).decode()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(20)  # a state that is not known as an end would be waited on forever
 @pytest.mark.parametrize("state", ENDS)
 def test_every_end_is_known_as_one(slurm, state):

@@ -21,6 +21,7 @@ def failures(rows: list[Row]) -> list[str]:
     return [f"{row.combination.name}: {row.ratio:.2f} of its bound {row.problem}" for row in rows if not row.passed]
 
 
+@pytest.mark.slow
 def test_every_stage_and_precision_agrees_with_plain_pytorch():
     rows = list(run_table(everyday(), "cpu", SEEDS[0]))
     assert len(rows) == 15 and not failures(rows)

@@ -80,6 +80,7 @@ def test_each_shard_is_verified_once_by_one_rank_over_all_attempts(tmp_path: Pat
     assert all(verified == set(range(5)) and not numbers for verified, numbers, _ in again)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content", ["", "{", "null", "[]", '{"format_version": 9}', '{"format_version": 1, "data_sha256": "hash", "shards": 5}',
                 '{"format_version": 1, "data_sha256": "other", "shards": 5, "verified": [[0, 5]], "damaged": []}',

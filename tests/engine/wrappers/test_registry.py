@@ -64,6 +64,7 @@ def incomplete(world: World, stage: int, precision: str, names: list[str]) -> st
     return str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "stage"), [case for case, kind in KNOWN.items() if kind is not NoWrapper])
 def test_every_private_attribute_that_is_missing_is_named(precision, stage):
     kind = KNOWN[precision, stage]

@@ -20,6 +20,7 @@ def parts(world: World, precision: str) -> tuple[dict[str, tuple[int, int]], int
     return {p.name: (p.start, p.start + p.count) for p in pieces}, len({id(p.owner) for p in pieces})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_each_rank_has_its_part_of_every_parameter(world_size, precision):

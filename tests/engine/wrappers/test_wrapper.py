@@ -68,6 +68,7 @@ def check_refresh(world: World, precision: str, stage: int) -> None:
         assert torch.equal(weights.view(-1), state.whole(name, WEIGHTS).to(weights.dtype)), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_refresh_shows_the_masters_to_the_layers(precision, stage):
